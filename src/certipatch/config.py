@@ -1,0 +1,62 @@
+"""What a run was asked to do: frozen, validated, written into its manifest, and compared before it is resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSpec(Frozen):
+    """Everything but the weights that makes a file of images into labels.
+
+    ``image_size`` is (height, width) of the tensor the model sees; ``crop_pct``, ``crop_mode`` and
+    ``interpolation`` are those of timm's evaluation transform; ``mean`` and ``std`` live inside the model.
+    """
+
+    arch: str
+    num_classes: int = Field(ge=2)
+    classes: tuple[str, ...]
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+
+
+class TrainConfig(Frozen):
+    """The fine-tuning recipe; the defaults are the Greedy Cutout paper's (``lr`` 0.001 for ViT and ConvNeXt).
+
+    The learning rate is multiplied by ``lr_decay`` after half of the epochs. ``clean_fraction`` of each batch
+    is left unmasked (our addition; the paper's value is 0).
+    """
+
+    strategy: str
+    patch_size: tuple[int, int]
+    masks_per_axis: int
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lr: float = Field(default=0.01, gt=0)
+    lr_decay: float = Field(default=0.1, gt=0, le=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clean_fraction: float = Field(default=0.0, ge=0, le=1)
+    seed: int = 0
+
+
+def differences(found: Any, expected: Any, at: str = "") -> list[str]:
+    """Where two JSON values differ: ``["train.lr: 0.1 there, 0.01 here", ...]``."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = [*found, *(key for key in expected if key not in found)]
+        return [line for key in keys for line in differences(found.get(key), expected.get(key), f"{at}.{key}".lstrip("."))]
+    return [] if found == expected else [f"{at}: {_short(found)} there, {_short(expected)} here"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

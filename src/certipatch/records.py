@@ -1,0 +1,242 @@
+"""Records: what was found, one JSON line an image, beside a manifest of how.
+
+A folder holds ``manifest.json`` (written once at the start, once more when everything is there) and an append-only
+JSON Lines file. ``manifest["experiment"]`` is everything that can change a result; a folder is continued only by
+the very same experiment. Nothing here loads torch, so records can be read anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import Field, ValidationError
+
+from .config import Frozen, differences
+from .errors import RecordsError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+T = TypeVar("T")
+
+
+class Record(Frozen):
+    """One image: :class:`certipatch.defense.Verdict` with the image's place, name and hash.
+
+    ``pixels`` is the sha256 of the (3, H, W) uint8 tensor the model saw. An unreadable image has an ``error``,
+    no labels of ours, and counts as not certified, not correct.
+    """
+
+    index: int = Field(ge=0)
+    name: str
+    label: int = Field(ge=0)
+    pixels: str | None
+    vanilla_label: int | None
+    defended_label: int | None
+    case: Literal["agreed", "disagreer", "majority"] | None
+    certified: bool
+    failing_pair: tuple[int, int] | None
+    margin: float | None
+    passes: int = Field(ge=0)
+    error: str | None = None
+
+
+class Store:
+    """The one writer of a folder: manifest, append-only lines, lock, resume.
+
+    Use as a context manager. Each :meth:`append` is on disk when it returns; a line torn by a kill is dropped on
+    resume. Raises RecordsError when the folder is of another experiment, in use, damaged or not writable.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], lines: str, *, resume: bool = False) -> None:
+        self.folder, self.manifest, self.path = folder, manifest, folder / lines
+        self._resume = resume
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.folder / ".lock", timeout=0)
+            self._lock.acquire()
+        except Timeout:
+            raise RecordsError(f"out {self.folder}: another process is writing there; wait for it or choose another --out") from None
+        except OSError as error:
+            raise RecordsError(
+                f"out {self.folder}: not a folder that can be written ({error.strerror or error}); choose another --out"
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _open(self) -> None:
+        if (self.folder / MANIFEST).exists():
+            there = read_manifest(self.folder)
+            differing = differences(there["experiment"], self.manifest["experiment"])
+            if differing:
+                raise RecordsError(
+                    f"out {self.folder}: holds another experiment ({'; '.join(differing[:3])}); choose another --out or the same options"
+                )
+            if not self._resume:
+                raise RecordsError(f"out {self.folder}: holds this experiment already; continue it with --resume or choose another --out")
+            self.manifest = there
+            self.lines = read_lines(self.path, repair=True)
+        elif self.path.exists():
+            raise RecordsError(f"out {self.folder}: has {self.path.name} but no {MANIFEST}; choose another --out")
+        else:
+            self.lines = []
+            self.write_manifest()
+        self._file = _guard(self.folder, lambda: open(self.path, "ab"))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        self._lock.release()
+
+    def append(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Write lines and force them to disk."""
+        new = list(lines)
+        data = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in new).encode()
+
+        def write() -> None:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+        _guard(self.folder, write)
+        self.lines += new
+
+    def finish(self, **facts: Any) -> None:
+        """Mark the folder as complete: number of lines and their hash, besides ``facts``."""
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        finished = {"at": now(), "lines": len(self.lines), "sha256": digest, **facts}
+        self.manifest = {**self.manifest, "finished": finished}
+        self.write_manifest()
+
+    def write_manifest(self) -> None:
+        write_atomically(self.folder / MANIFEST, json.dumps(self.manifest, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[str, Any]:
+    """A manifest of this moment: the experiment, and where and with what it is run."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "experiment": json.loads(json.dumps(experiment)),  # tuples become lists, as they will when read back
+        "environment": {
+            "versions": {name: metadata.version(name) for name in ("certipatch", "torch", "timm", "numpy")},
+            "python": platform.python_version(),
+            "commit": _commit(),
+            "command": " ".join(["certipatch", *sys.argv[1:]]),
+            **environment,
+        },
+        "started": now(),
+        "finished": None,
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder. Raises RecordsError if there is none, it is damaged, or of a newer format."""
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not isinstance(found["experiment"], dict) or not isinstance(found["kind"], str):
+            raise ValueError("not a manifest")
+        if found["format"] != FORMAT:
+            raise RecordsError(f"{path}: expected format {FORMAT}, found {found['format']}; use the version of certipatch that wrote it")
+    except FileNotFoundError:
+        raise RecordsError(f"{folder}: expected a folder with {MANIFEST}, found none") from None
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise RecordsError(
+            f"{path}: damaged ({' '.join(str(error).split())[:100]}); restore it or start again in another folder"
+        ) from error
+    return found
+
+
+def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
+    """The complete lines of a JSON Lines file; with ``repair`` a last line without its end is cut off the file.
+
+    Raises RecordsError naming the first line that is damaged.
+    """
+    if not path.exists():
+        return []
+    data = _guard(path.parent, path.read_bytes)
+    complete = data.rfind(b"\n") + 1
+    if repair and complete < len(data):
+        _guard(path.parent, lambda: os.truncate(path, complete))
+    lines = []
+    for number, line in enumerate(data[:complete].split(b"\n")[:-1], start=1):
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError) as error:
+            raise RecordsError(
+                f"{path}, line {number}: damaged ({' '.join(str(error).split())[:80]}); restore the file or start again in another folder"
+            ) from error
+        lines.append(value)
+    return lines
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records of a certification, in the order of their index.
+
+    Raises RecordsError for a damaged line or an image that occurs twice.
+    """
+    records: dict[int, Record] = {}
+    for path in sorted(folder.glob("records*.jsonl")):
+        for number, line in enumerate(read_lines(path), start=1):
+            try:
+                record = Record.model_validate_json(json.dumps(line))
+            except ValidationError as error:
+                problem = error.errors()[0]
+                raise RecordsError(f"{path}, line {number}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+            if record.index in records:
+                raise RecordsError(f"{path}, line {number}: image {record.index} occurs twice; keep one of the lines")
+            records[record.index] = record
+    return [records[index] for index in sorted(records)]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step, so that a kill leaves the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def write() -> None:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    _guard(path.parent, write)
+
+
+def _guard(folder: Path, action: Callable[[], T]) -> T:
+    """Turn a full disk and the like into one line that says what is safe."""
+    try:
+        return action()
+    except OSError as error:
+        raise RecordsError(
+            f"{folder}: {error.strerror or error}; lines written before are kept, free some space and use --resume"
+        ) from error
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package is run from, if it is one."""
+    answer = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None

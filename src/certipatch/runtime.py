@@ -1,0 +1,71 @@
+"""Devices, precision, seeds and progress: where a run takes place."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .errors import ConfigError
+
+stderr = Console(stderr=True, highlight=False)
+
+
+def fabric(*, device: str = "auto", precision: str = "32-true", **options: Any) -> Fabric:
+    """Lightning Fabric on ``device`` ("auto", "cpu", "cuda", "mps") with Fabric's name of a precision."""
+    try:
+        return Fabric(accelerator=device, devices=options.pop("devices", 1), precision=precision, **options)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"device {device!r}, precision {precision!r}: {' '.join(str(error).split())[:160]}") from error
+
+
+def environment(fab: Fabric) -> dict[str, Any]:
+    """What a manifest says about the machine; no host name."""
+    gpu = torch.cuda.get_device_name(fab.device) if fab.device.type == "cuda" else None
+    return {"device": gpu or fab.device.type, "machine": platform.machine(), "threads": torch.get_num_threads()}
+
+
+def precision(fab: Fabric) -> str:
+    """Fabric's name of the precision in use, as --precision takes it."""
+    return str(fab._precision.precision)
+
+
+def derived_seed(*parts: int) -> int:
+    """A seed for one step out of (seed, epoch, step ...), so that a resumed run draws what it would have drawn."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])
+
+
+@contextmanager
+def progress_bar(total: int, what: str) -> Iterator[Any]:
+    """Yield ``advance(n, note)``: a bar with an ETA on stderr, or now and then a plain line if stderr is no terminal."""
+    if not stderr.is_terminal:
+        shown = done = 0
+
+        def line(n: int, note: str = "") -> None:
+            nonlocal shown, done
+            done += n
+            if done == total or done - shown >= max(1, total // 10):
+                shown = done
+                stderr.print(f"{what} {done}/{total} {note}".rstrip(), markup=False, soft_wrap=True)
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    with Progress(*columns, console=stderr) as progress:
+        task = progress.add_task(what, total=total, note="")
+        yield lambda n, note="": progress.update(task, advance=n, note=note)

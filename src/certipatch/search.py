@@ -1,0 +1,161 @@
+"""The masking strategies: which pixels to hide from each training image.
+
+Source: Greedy Cutout (the paper's Table 3 compares them). Each strategy is one function
+
+    strategy(model, images, labels, masks, *, fill, generator) -> list of (N, H, W) bool, True = visible,
+
+one entry for each masked copy of the batch to train on. ``masks`` is the fine set; the coarse set is its 2x2
+union. Searches run the current weights in evaluation mode without gradient, maximise the cross-entropy with the
+true label, and break ties by the lowest index. Only ``random-*`` draw from ``generator``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .masks import MaskSet
+from .views import frozen, losses, mask_images, visible, window_tensor
+
+Strategy = Callable[..., list[Tensor]]
+
+
+def vanilla(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, **_: object) -> list[Tensor]:
+    """No mask at all: ordinary fine-tuning. 0 extra passes."""
+    n, _c, height, width = images.shape
+    return [torch.ones(n, height, width, dtype=torch.bool, device=images.device)]
+
+
+def random_cutout(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, **_: object
+) -> list[Tensor]:
+    """Two squares of 128/224 of the image side, centres uniform over the pixels, so they may leave the image.
+
+    Source: PatchCleanser's Cutout training ("PC-Cutout"). 0 extra passes.
+    """
+    n, _c, height, width = images.shape
+    h, w = round(height * 128 / 224), round(width * 128 / 224)
+    # Two squares for each image, as windows that may begin outside the image.
+    top = torch.randint(height, (n, 2), generator=generator) - h // 2
+    left = torch.randint(width, (n, 2), generator=generator) - w // 2
+    windows = torch.stack([top, left, top + h, left + w], dim=2).to(images.device)
+    return [visible(windows, (height, width))]
+
+
+def _random_pair(images: Tensor, masks: MaskSet, generator: torch.Generator) -> Tensor:
+    """Two masks drawn independently and uniformly from the set (they may coincide)."""
+    pair = torch.randint(len(masks), (len(images), 2), generator=generator).to(images.device)
+    return _keep(masks, pair, images)
+
+
+def random_coarse(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, **_: object
+) -> list[Tensor]:
+    """Two masks of the coarse set at random ("rand 3x3"). 0 extra passes."""
+    return [_random_pair(images, masks.coarsen()[0], generator)]
+
+
+def random_fine(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, **_: object
+) -> list[Tensor]:
+    """Two masks of the fine set at random ("rand 6x6"). 0 extra passes."""
+    return [_random_pair(images, masks, generator)]
+
+
+def random_both(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, **_: object
+) -> list[Tensor]:
+    """One copy with two coarse and one with two fine masks ("rand"). 0 extra passes; the gradient batch doubles."""
+    return [_random_pair(images, masks.coarsen()[0], generator), _random_pair(images, masks, generator)]
+
+
+def greedy_coarse(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+    """Greedy Cutout with the coarse set ("greedy 3x3"): 2K-1 = 17 extra passes."""
+    return [_greedy(model, images, labels, masks.coarsen()[0], fill)]
+
+
+def greedy_fine(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+    """Greedy Cutout with the fine set ("greedy 6x6"): 2K-1 = 71 extra passes."""
+    return [_greedy(model, images, labels, masks, fill)]
+
+
+def _greedy(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor) -> Tensor:
+    """Round 1: the worst single mask m1. Round 2: the worst m2 != m1 on x.m1."""
+    everything = torch.arange(len(masks), device=images.device)[None]
+    m1 = _worst(model, images, labels, masks, everything, fill)
+    masked = mask_images(images, _keep(masks, m1[:, None], images), fill)
+    # Each row lists all masks but its own m1: indices from m1 on move up by one.
+    others = everything[:, :-1] + (everything[:, :-1] >= m1[:, None])
+    m2 = _worst(model, masked, labels, masks, others, fill) if len(masks) > 1 else m1
+    return _keep(masks, torch.stack([m1, m2], dim=1), images)
+
+
+def greedy_multisize(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object
+) -> list[Tensor]:
+    """Multi-size Greedy Cutout ("greedy (ours)"): 9+4+9+4 = 26 extra passes; the gradient batch doubles.
+
+    Round 1: M1 = the worst coarse mask on x, M11 = the worst of M1's fine masks on the *clean* x.
+    Round 2: m3 = the worst coarse mask on x.M11, m6 = the worst of m3's fine masks on x.M11.
+    Train on both x.M1.m3 and x.M11.m6.
+    """
+    coarse, children = masks.coarsen()
+    everything = torch.arange(len(coarse), device=images.device)[None]
+    child = torch.tensor(children, device=images.device)
+
+    M1 = _worst(model, images, labels, coarse, everything, fill)
+    M11 = _worst(model, images, labels, masks, child[M1], fill)
+    masked = mask_images(images, _keep(masks, M11[:, None], images), fill)
+    m3 = _worst(model, masked, labels, coarse, everything, fill)
+    m6 = _worst(model, masked, labels, masks, child[m3], fill)
+    return [
+        _keep(coarse, torch.stack([M1, m3], dim=1), images),
+        _keep(masks, torch.stack([M11, m6], dim=1), images),
+    ]
+
+
+def grid_coarse(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+    """The worst of all pairs of the coarse set ("grid 3x3"): K(K+1)/2 = 45 extra passes."""
+    return [_grid(model, images, labels, masks.coarsen()[0], fill)]
+
+
+def grid_fine(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+    """The worst of all pairs of the fine set ("grid 6x6"): K(K+1)/2 = 666 extra passes."""
+    return [_grid(model, images, labels, masks, fill)]
+
+
+def _grid(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor) -> Tensor:
+    pairs = torch.triu_indices(len(masks), len(masks), device=images.device).T
+    windows = window_tensor(masks, images.device)[pairs].flatten(1, 2)
+    with frozen(model):
+        worst = losses(model, images, labels, windows[None], fill=fill).argmax(dim=1)
+    return _keep(masks, pairs[worst], images)
+
+
+def _worst(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, candidates: Tensor, fill: float | Tensor) -> Tensor:
+    """(N,) index of the mask with the highest loss, out of ``candidates`` (N or 1, C); one pass for each."""
+    windows = window_tensor(masks, images.device)[candidates]
+    with frozen(model):
+        worst = losses(model, images, labels, windows, fill=fill).argmax(dim=1, keepdim=True)
+    return candidates.expand(len(images), -1).gather(1, worst)[:, 0]
+
+
+def _keep(masks: MaskSet, chosen: Tensor, images: Tensor) -> Tensor:
+    """The union (N, H, W) of the chosen masks (N, masks each) of every image, True = visible."""
+    return visible(window_tensor(masks, images.device)[chosen].flatten(1, 2), masks.image_size)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "vanilla": vanilla,
+    "random-cutout": random_cutout,
+    "random-coarse": random_coarse,
+    "random-fine": random_fine,
+    "random-both": random_both,
+    "greedy-coarse": greedy_coarse,
+    "greedy-fine": greedy_fine,
+    "greedy-multisize": greedy_multisize,
+    "grid-coarse": grid_coarse,
+    "grid-fine": grid_fine,
+}
