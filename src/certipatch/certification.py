@@ -113,7 +113,7 @@ def _record(item: Item, verdict: Verdict | None) -> Record:
     if verdict is None or item.pixels is None:
         return Record(
             index=item.index, name=item.name, label=item.label, pixels=None, vanilla_label=None, defended_label=None,
-            case=None, certified=False, failing_pair=None, margin=None, passes=0, error=item.error,
+            case=None, certified=False, failing_pair=None, failing_label=None, margin=None, passes=0, error=item.error,
         )  # fmt: skip
     return Record(
         index=item.index,
@@ -125,6 +125,7 @@ def _record(item: Item, verdict: Verdict | None) -> Record:
         case=verdict.case,
         certified=bool(verdict.certified),
         failing_pair=verdict.failing_pair,
+        failing_label=verdict.failing_label,
         margin=verdict.margin,
         passes=verdict.passes,
     )

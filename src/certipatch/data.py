@@ -164,6 +164,8 @@ def load_source(data: str, *, split: str | None = None, class_map: str | None = 
         )
     if not len(source):
         raise DataError(f"data {data}: expected images, found none")
+    if len(source.classes) < 2:
+        raise DataError(f"data {data}: expected at least 2 classes, found {len(source.classes)} ({', '.join(source.classes)})")
     return source
 
 
@@ -276,9 +278,7 @@ def _held_in_memory(data: str, split: str, stream: Any) -> Source:
 
 
 def check_training_classes(train: Source, validation: Source) -> None:
-    """Refuse what cannot be trained or judged: one class only, or classes without an image on either side."""
-    if len(train.classes) < 2:
-        raise DataError(f"training data: expected at least 2 classes, found {len(train.classes)} ({', '.join(train.classes)})")
+    """Refuse what cannot be trained or judged: classes without an image on either side."""
     for what, source in (("training", train), ("validation", validation)):
         empty = [name for label, name in enumerate(train.classes) if label not in set(source.labels)]
         if empty:

@@ -31,6 +31,7 @@ class Verdict:
         case: which case of Algorithm 1 decided: agreed, disagreer, majority.
         certified: Algorithm 2 for the true label; None if no label was given.
         failing_pair: indices (i <= j) of the first wrong pair of masks, one-mask views (i = j) before others; else None.
+        failing_label: the label under that pair, else None.
         margin: the smallest best-minus-second-best logit over the masked views that were computed.
         passes: forward passes spent on this image.
     """
@@ -41,6 +42,7 @@ class Verdict:
     case: Case
     certified: bool | None
     failing_pair: tuple[int, int] | None
+    failing_label: int | None
     margin: float
     passes: int
 
@@ -160,7 +162,7 @@ class PatchCleanser:
     @staticmethod
     def _verdict(label: int | None, vanilla: int, table: np.ndarray, margin: np.ndarray, order: np.ndarray) -> Verdict:
         defended, case = double_masking(table.diagonal().tolist(), lambda i: table[i].tolist())
-        certified, failing = None, None
+        certified, failing, failing_label = None, None, None
         if label is not None:
             certified = two_mask_correct(table, label)
             wrong = np.argwhere(np.diag(table.diagonal() != label))
@@ -169,8 +171,9 @@ class PatchCleanser:
             if len(wrong):
                 first = order[wrong[:, 0], wrong[:, 1]].argmin()
                 failing = (int(wrong[first, 0]), int(wrong[first, 1]))
+                failing_label = int(table[failing])
         passes = 1 + int(np.isfinite(margin).sum())
-        return Verdict(label, vanilla, defended, case, certified, failing, float(margin.min()), passes)
+        return Verdict(label, vanilla, defended, case, certified, failing, failing_label, float(margin.min()), passes)
 
     def _check(self, images: Tensor, labels: Tensor | None) -> None:
         """The premises on the model and the images. Refuse, do not warn."""

@@ -138,7 +138,7 @@ def build(
             if not hasattr(network, "reset_classifier"):
                 raise ModelError(f"model {spec.arch}: weights of {there} classes cannot be fine-tuned to {spec.num_classes}")
             network.reset_classifier(spec.num_classes)  # type: ignore[operator]
-    return nn.Sequential(Normalize(spec.mean, spec.std), network).eval()
+    return nn.Sequential(Normalize(spec.mean, spec.std), network.to(memory_format=torch.channels_last)).eval()  # type: ignore[call-overload]
 
 
 def load_run(folder: Path) -> tuple[ModelSpec, nn.Sequential, dict[str, Any]]:

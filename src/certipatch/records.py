@@ -47,6 +47,7 @@ class Record(Frozen):
     case: Literal["agreed", "disagreer", "majority"] | None
     certified: bool
     failing_pair: tuple[int, int] | None
+    failing_label: int | None
     margin: float | None
     passes: int = Field(ge=0)
     error: str | None = None

@@ -1,0 +1,120 @@
+"""The demo: what Greedy Cutout does to certified robust accuracy, on scikit-learn's handwritten digits.
+
+One small network, fine-tuned in four ways, certified against every 5x5 patch in 32x32 pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from . import certification, models, runtime, training
+from .config import TrainConfig
+from .data import Images, load_source
+from .masks import MaskSet
+from .records import Record, read_records
+from .report.pictures import failing_masks
+from .report.summary import Summary, summarize, training_cost
+
+PATCH = (5, 5)
+EPOCHS = 10
+# An image costs greedy-multisize 26 passes of search and two copies of 1 forward + 2 backward each, 32 in all, and
+# random-cutout 3: this many epochs of random-cutout cost what 10 of greedy-multisize do.
+EQUAL_COMPUTE_EPOCHS = round(EPOCHS * 32 / 3)
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    strategy: str
+    epochs: int
+
+
+ROWS = (
+    Row("vanilla", "vanilla", EPOCHS),
+    Row("random-cutout", "random-cutout", EPOCHS),
+    Row("random-cutout, equal compute", "random-cutout", EQUAL_COMPUTE_EPOCHS),
+    Row("greedy-multisize", "greedy-multisize", EPOCHS),
+)
+
+
+def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
+    """Train, certify and compare into the folder ``out``; what is there from an earlier run is not done again."""
+    train_digits, test_digits = load_source("digits", split="train"), load_source("digits", split="test")
+    fabric = runtime.fabric(device="cpu")
+    spec = models.describe(models.SMALL_CNN, classes=train_digits.classes, num_classes=10)
+
+    def fine_tune(name: str, start: str | None, strategy: str, epochs: int, lr: float) -> None:
+        network = models.load_run(out / start)[1] if start else models.build(spec, seed=seed)
+        config = TrainConfig(strategy=strategy, patch_size=PATCH, masks_per_axis=6, epochs=epochs, batch_size=32, lr=lr, seed=seed)
+        runtime.stderr.print(f"{name}: {epochs} epochs", markup=False)
+        training.train(network, spec, train_digits, test_digits, config, out / name, fabric=fabric, data="digits", resume=True)
+
+    fine_tune("base", None, "vanilla", 10, 0.05)
+    results: list[tuple[Row, float, dict[int, Summary]]] = []
+    for row in ROWS:
+        folder = row.name.replace(", ", "-").replace(" ", "-")
+        fine_tune(folder, "base", row.strategy, row.epochs, 0.03)
+        network, manifest = models.load_run(out / folder)[1:]
+        certified = {}
+        for k in (3, 6):
+            masks = MaskSet.covering(image_size=spec.image_size, patch_size=PATCH, masks_per_axis=k)
+            to = out / f"{folder}-k{k}"
+            certification.certify(
+                network, spec, test_digits, masks, to,
+                fabric=fabric, data="digits", trained=manifest["experiment"]["train"], resume=True,
+            )  # fmt: skip
+            certified[k] = summarize(to)
+        results.append((row, training_cost(out / folder), certified))
+
+    picture = out / "failing-masks.png"
+    folders = {row.name: Path(summaries[6].folder) for row, _, summaries in results}
+    shown = _telling_images([read_records(folder) for folder in folders.values()])
+    images = Images(test_digits, spec)
+    failing_masks(picture, {i: images[i].pixels.numpy() for i in shown}, folders)  # type: ignore[union-attr]
+
+    if as_json:
+        rows = [
+            {"row": row.name, "forward_equivalents_per_image": cost, **{f"k{k}": s.to_json() for k, s in c.items()}}
+            for row, cost, c in results
+        ]
+        print(json.dumps(rows))
+    else:
+        Console(highlight=False).print(_table(results), f"picture: {picture}")
+
+
+def _table(results: list[tuple[Row, float, dict[int, Summary]]]) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption_justify="left",
+        caption="500 held-out digits, any 5x5 patch in 32x32 pixels (2.4 %); %, fraction, 95 % interval. vanilla: the "
+        "undefended model is right; clean: the defended model is right (k=6); certified robust: it stays right under every "
+        "patch, proven. cost: forward passes worth of fine-tuning for one image, over all epochs, a backward pass counted "
+        "as two.\nOn a set this easy greedy wins by epoch; given its compute, plain random cutout draws level. "
+        "On photographs it need not: see the README.",
+    )
+    table.add_column("fine-tuned with", overflow="fold")
+    for heading in ("epochs", "cost", "vanilla", "clean", "certified\nrobust k=3", "certified\nrobust k=6"):
+        table.add_column(heading, justify="right")
+    for row, cost, certified in results:
+        shares = (
+            certified[6].vanilla_accuracy,
+            certified[6].clean_accuracy,
+            certified[3].certified_robust_accuracy,
+            certified[6].certified_robust_accuracy,
+        )
+        table.add_row(row.name, str(row.epochs), f"{cost:.0f}", *(share.stacked() for share in shares))
+    return table
+
+
+def _telling_images(records: list[list[Record]]) -> list[int]:
+    """Six images: the first one of each of the commonest patterns of which model is certified on it."""
+    patterns: dict[tuple[bool, ...], list[int]] = {}
+    for i, of_image in enumerate(zip(*records, strict=True)):
+        patterns.setdefault(tuple(record.certified for record in of_image), []).append(i)
+    return [images[0] for images in sorted(patterns.values(), key=len, reverse=True)[:6]]

@@ -1,0 +1,238 @@
+"""Bad input gets one clear line on stderr and exit code 2; nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from certipatch.records import read_lines, read_records
+from conftest import write_photos
+
+
+def refused(outcome, *words: str) -> None:
+    """One line, exit code 2, no traceback, and the words a user needs."""
+    lines = [line for line in outcome.err.strip().splitlines() if line.startswith("certipatch:")]
+    assert outcome.code == 2, outcome
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in lines[0]
+
+
+def train_options(photos: Path, out: Path, **changed: object) -> list[object]:
+    options = {"model": "small-cnn", "data": photos, "val-data": photos, "strategy": "vanilla", "patch": 5, "epochs": 1,
+               "batch-size": 8, "out": out} | {key.replace("_", "-"): value for key, value in changed.items()}  # fmt: skip
+    return ["train", *(word for key, value in options.items() for word in (f"--{key}", value))]
+
+
+def certify_options(model: Path, photos: Path, out: Path, **changed: object) -> list[object]:
+    options = {"model": model, "data": photos, "patch": 5, "masks-per-axis": 2, "out": out}
+    options |= {key.replace("_", "-"): value for key, value in changed.items()}
+    return ["certify", *(word for key, value in options.items() for word in (f"--{key}", value))]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": "resnt18"}, ["unknown model", "resnt18"]),
+        ({"strategy": "greedy"}, ["unknown strategy", "greedy-multisize"]),
+        ({"data": "no/such/folder"}, ["unknown data set"]),
+        ({"data": "torch/nothing"}, ["torch/nothing"]),
+        ({"split": "nosuch"}, ["split", "nosuch"]),
+        ({"data": "digits", "split": "middle"}, ["split", "train and test"]),
+        ({"patch": "300%"}, ["300%", "smaller"]),
+        ({"patch": "0"}, ["at least 1 pixel"]),
+        ({"patch": "-3"}, ["at least 1 pixel"]),
+        ({"patch": "40"}, ["40x40", "32x32"]),
+        ({"patch": "big"}, ["big", "3%"]),
+        ({"masks_per_axis": 0}, ["masks per axis 0"]),
+        ({"masks_per_axis": 29}, ["masks per axis 29", "28"]),
+        ({"lr": -1}, ["lr"]),
+        ({"image_size": "0"}, ["image size"]),
+        ({"precision": "half"}, ["half"]),
+        ({"device": "abacus"}, ["abacus"]),
+        ({"model": "resnet18", "image_size": 32, "weights": "no.pth"}, ["no.pth"]),
+    ],
+)
+def test_options(cli, photos: Path, tmp_path: Path, changed: dict[str, object], words: list[str]):
+    refused(cli(*train_options(photos, tmp_path / "run", **changed)), *words)
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_pretrained_without_a_network(cli, photos: Path, tmp_path: Path):
+    arguments = [*train_options(photos, tmp_path / "run", model="resnet18", image_size=32), "--pretrained"]
+    refused(cli(*arguments), "pretrained weights cannot be loaded", "--weights")
+
+
+def test_random_weights_are_not_certified(cli, photos: Path, tmp_path: Path):
+    refused(cli(*certify_options("resnet18", photos, tmp_path / "c")), "--pretrained")
+
+
+class TestData:
+    def test_no_images(self, cli, tmp_path: Path):
+        (tmp_path / "empty" / "cat").mkdir(parents=True)
+        refused(cli(*train_options(tmp_path / "empty", tmp_path / "run")), "no images")
+
+    def test_one_class(self, cli, tmp_path: Path):
+        data = write_photos(tmp_path / "one", classes=("cat",))
+        refused(cli(*train_options(data, tmp_path / "run")), "2 classes", "cat")
+
+    def test_class_missing_in_validation(self, cli, photos: Path, tmp_path: Path):
+        validation = write_photos(tmp_path / "val", classes=("blue", "red"))
+        refused(cli(*train_options(photos, tmp_path / "run", val_data=validation)), "validation", "green")
+
+    def test_unknown_class_in_validation(self, cli, photos: Path, tmp_path: Path):
+        validation = write_photos(tmp_path / "val", classes=("blue", "green", "pink"))
+        refused(cli(*train_options(photos, tmp_path / "run", val_data=validation)), "pink")
+
+    def test_fewer_classes_keep_their_labels_in_certify(self, cli, trained: Path, tmp_path: Path):
+        """Folder names, not their positions, say what a label means."""
+        data = write_photos(tmp_path / "some", classes=("red",))
+        done = cli(*certify_options(trained, data, tmp_path / "c"))
+        assert done.code == 0, done.err
+        assert {record.label for record in read_records(tmp_path / "c")} == {2}
+
+    @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+    def test_unreadable_image(self, cli, trained: Path, photos: Path, tmp_path: Path, damage: str):
+        """Named and not certified in certify; refused in train; never replaced by its neighbour."""
+        data = tmp_path / "data"
+        shutil.copytree(photos, data)
+        bad = data / "green" / "3.png"
+        content = bad.read_bytes()
+        bad.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"not an image"}[damage])
+
+        done = cli(*certify_options(trained, data, tmp_path / "c"))
+        assert done.code == 0, done.err
+        assert "1 unreadable" in done.out
+        records = read_records(tmp_path / "c")
+        assert len(records) == 24
+        (record,) = (record for record in records if record.error)
+        assert record.name == "green/3.png"
+        assert not record.certified
+        assert record.defended_label is None
+
+        refused(cli(*train_options(data, tmp_path / "run", val_data=photos)), "green/3.png", "remove or replace")
+        done = cli("predict", bad, photos / "red" / "0.png", "--model", trained, "--patch", 5, "--masks-per-axis", 2)
+        refused(done, "1 of 2 images")
+        assert len(done.out.splitlines()) == 2
+
+    def test_decompression_bomb(self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # 32 x 32 is now more than the limit that Pillow warns at
+        done = cli(*certify_options(trained, photos, tmp_path / "c"))
+        assert done.code == 0, done.err
+        assert all("DecompressionBomb" in record.error for record in read_records(tmp_path / "c"))
+
+    def test_truncated_tar(self, cli, tmp_path: Path):
+        (tmp_path / "bad.tar").write_bytes(b"\x00" * 100)
+        refused(cli(*train_options(tmp_path / "bad.tar", tmp_path / "run")), "bad.tar")
+
+
+class TestWeights:
+    def write(self, path: Path, trained: Path, **changed: torch.Tensor) -> Path:
+        state = safetensors.torch.load_file(trained / "model.safetensors") | changed
+        safetensors.torch.save_file(state, path)
+        return path
+
+    def refuse(self, cli, photos: Path, tmp_path: Path, weights: Path, *words: str, model: str = "small-cnn") -> None:
+        out = tmp_path / "c"
+        refused(cli(*certify_options(model, photos, out, weights=weights)), *words)
+        assert not out.exists()
+
+    def test_good_ones_load(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        done = cli(*certify_options("small-cnn", photos, tmp_path / "c", weights=trained / "model.safetensors"))
+        assert done.code == 0, done.err
+
+    def test_other_architecture(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        self.refuse(cli, photos, tmp_path, trained / "model.safetensors", "another architecture", model="test_efficientnet")
+
+    def test_other_class_count(self, cli, trained: Path, tmp_path: Path):
+        data = write_photos(tmp_path / "two", classes=("blue", "green"))
+        self.refuse(cli, data, tmp_path, trained / "model.safetensors", "3 classes", "2")
+
+    def test_truncated(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        whole = (trained / "model.safetensors").read_bytes()
+        (tmp_path / "w.safetensors").write_bytes(whole[: len(whole) // 2])
+        self.refuse(cli, photos, tmp_path, tmp_path / "w.safetensors", "truncated")
+        (tmp_path / "w.pth").write_bytes(b"PK\x03\x04 nothing more")
+        self.refuse(cli, photos, tmp_path, tmp_path / "w.pth", "truncated")
+
+    def test_pickle_with_code(self, cli, photos: Path, tmp_path: Path):
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "pwned"),)
+
+        (tmp_path / "evil.pth").write_bytes(pickle.dumps({"weight": Evil()}, protocol=2))
+        self.refuse(cli, photos, tmp_path, tmp_path / "evil.pth", "refused")
+        torch.save({"weight": Evil()}, tmp_path / "evil2.pth")
+        self.refuse(cli, photos, tmp_path, tmp_path / "evil2.pth", "refused")
+        assert not (tmp_path / "pwned").exists()
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_not_finite(self, cli, trained: Path, photos: Path, tmp_path: Path, value: float):
+        weights = self.write(tmp_path / "w.safetensors", trained, **{"13.bias": torch.full((3,), value)})
+        self.refuse(cli, photos, tmp_path, weights, "finite", "13.bias")
+
+    def test_a_run_whose_weights_were_swapped(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        shutil.copytree(trained, tmp_path / "run")
+        self.write(tmp_path / "run" / "model.safetensors", trained, **{"13.bias": torch.zeros(3)})
+        refused(cli(*certify_options(tmp_path / "run", photos, tmp_path / "c")), "sha256")
+
+
+class TestOut:
+    def test_another_experiment(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        cli(*certify_options(trained, photos, tmp_path / "c"))
+        before = (tmp_path / "c" / "records.jsonl").read_bytes()
+        refused(cli(*certify_options(trained, photos, tmp_path / "c", patch=6), "--resume"), "another experiment", "patch_size")
+        refused(cli(*certify_options(trained, photos, tmp_path / "c")), "--resume")
+        assert (tmp_path / "c" / "records.jsonl").read_bytes() == before
+
+    def test_not_writable(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        (tmp_path / "file").write_text("")
+        refused(cli(*certify_options(trained, photos, tmp_path / "file" / "c")), "--out")
+
+    def test_full_disk(self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """The second write fails as on a full disk: one line, and --resume goes on from what was written."""
+        from certipatch import certification
+
+        monkeypatch.setattr(certification, "BLOCK", 8)
+        whole = tmp_path / "whole"
+        cli(*certify_options(trained, photos, whole))
+
+        calls, fsync = [], os.fsync
+
+        def full(handle: int) -> None:
+            calls.append(handle)
+            if len(calls) == 3:  # the manifest, the first block, the second block
+                raise OSError(28, "No space left on device")
+            fsync(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        refused(cli(*certify_options(trained, photos, tmp_path / "c")), "No space left", "--resume")
+        monkeypatch.setattr(os, "fsync", fsync)
+        assert len(read_lines(tmp_path / "c" / "records.jsonl")) in (8, 16)
+        assert cli(*certify_options(trained, photos, tmp_path / "c"), "--resume").code == 0
+        assert (tmp_path / "c" / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
+
+    def test_damaged_records(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        cli(*certify_options(trained, photos, tmp_path / "c"))
+        path = tmp_path / "c" / "records.jsonl"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]) + "\n")
+        refused(cli("report", tmp_path / "c"), "line 2")
+        path.write_text("\n".join([lines[0], lines[0]]) + "\n")
+        refused(cli("report", tmp_path / "c"), "occurs twice")
+        refused(cli("report", tmp_path), "manifest.json")
+
+    def test_two_writers(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        from filelock import FileLock
+
+        (tmp_path / "c").mkdir()
+        with FileLock(tmp_path / "c" / ".lock"):
+            refused(cli(*certify_options(trained, photos, tmp_path / "c")), "another process")

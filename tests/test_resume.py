@@ -1,0 +1,105 @@
+"""A run that is killed and resumed ends with the same records and weights as an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from certipatch.records import read_lines, read_manifest
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "certipatch", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+def stop_when(process: subprocess.Popen[str], ready, sig: int) -> str:
+    """Send the signal as soon as ``ready()``; the process must still be at work then."""
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(sig)
+    return process.communicate()[1]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
+def test_certify(cli, trained: Path, photos: Path, tmp_path: Path, sig: int):
+    from conftest import write_photos
+
+    data = write_photos(tmp_path / "many", each=54)  # 162 images: six blocks
+    options = ["certify", "--model", trained, "--data", data, "--patch", 5, "--masks-per-axis", 4, "--batch-size", 64]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    cli(*options, "--out", whole)
+
+    process = start(*options, "--out", broken)
+    path = broken / "records.jsonl"
+    error = stop_when(process, lambda: path.exists() and path.read_bytes().count(b"\n") >= 64, sig)
+    assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[sig], error
+    assert "Traceback" not in error
+    assert 64 <= len(read_lines(path)) < 162
+    assert read_manifest(broken)["finished"] is None
+    with path.open("ab") as file:
+        file.write(b'{"index": 150, "na')  # what a kill in mid-line leaves
+
+    assert cli(*options, "--out", broken, "--resume").code == 0
+    assert path.read_bytes() == (whole / "records.jsonl").read_bytes()
+    assert read_manifest(broken)["finished"]["sha256"] == read_manifest(whole)["finished"]["sha256"]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
+def test_train(cli, tmp_path: Path, sig: int):
+    """SIGKILL comes after some epoch; SIGINT also within one, where the step under way is saved."""
+    options = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", "random-both", "--limit", 600,
+               "--patch", 5, "--epochs", 8, "--batch-size", 16, "--seed", 3]  # fmt: skip
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    cli(*options, "--out", whole)
+
+    process = start(*options, "--out", broken)
+    error = stop_when(process, lambda: (broken / "checkpoint.pt").exists(), sig)
+    assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[sig], error
+    assert not (broken / "model.safetensors").exists()
+
+    assert cli(*options, "--out", broken, "--resume").code == 0
+    assert read_manifest(broken)["finished"]["weights_sha256"] == read_manifest(whole)["finished"]["weights_sha256"]
+
+    def without_time(folder: Path) -> list[dict[str, object]]:
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "epochs.jsonl")]
+
+    assert without_time(broken) == without_time(whole)
+
+
+def test_resume_in_the_middle_of_an_epoch(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every step is a checkpoint; the run dies in the middle of the second epoch and loses nothing."""
+    from certipatch import training
+
+    options = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", "random-cutout", "--limit", 96,
+               "--patch", 5, "--epochs", 3, "--batch-size", 16]  # fmt: skip
+    cli(*options, "--out", tmp_path / "whole")
+
+    class PowerCut(BaseException):
+        pass
+
+    steps, cross_entropy = [], training.F.cross_entropy
+
+    def dies(*arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 10:
+            raise PowerCut
+        return cross_entropy(*arguments)
+
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training.F, "cross_entropy", dies)
+    with pytest.raises(PowerCut):
+        cli(*options, "--out", tmp_path / "broken")
+    monkeypatch.setattr(training.F, "cross_entropy", cross_entropy)
+    assert cli(*options, "--out", tmp_path / "broken", "--resume").code == 0
+    whole, broken = (read_manifest(tmp_path / name)["finished"]["weights_sha256"] for name in ("whole", "broken"))
+    assert whole == broken
