@@ -64,10 +64,10 @@ def certify(
     certified = 0
     with Store(out, about, "records.jsonl", resume=resume) as store, runtime.progress_bar(len(source), "certify") as advance:
 
-        def progress(records: list[Record]) -> None:
+        def progress(records: list[Record], *, resumed: bool = False) -> None:
             nonlocal certified
             certified += sum(record.certified for record in records)
-            advance(len(records), f"certified so far {certified}")
+            advance(len(records), "" if resumed else f"certified so far {certified}")
 
         certify_images(defense, Images(source, spec), store, device=fabric.device, progress=progress)
         store.finish()
@@ -79,7 +79,7 @@ def certify_images(
     store: Store,
     *,
     device: torch.device,
-    progress: Callable[[list[Record]], None] = lambda records: None,
+    progress: Callable[..., None],
 ) -> None:
     """Append a record for each image that has none yet.
 
@@ -87,7 +87,7 @@ def certify_images(
     computed as a whole: an interrupted run that is resumed computes the very same numbers.
     """
     done = {line["index"] for line in store.lines}
-    progress([Record(**line) for line in store.lines])
+    progress([Record(**line) for line in store.lines], resumed=True)
     for start in range(0, len(images), BLOCK):
         block = range(start, min(start + BLOCK, len(images)))
         missing = [index for index in block if index not in done]

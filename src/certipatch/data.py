@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import tarfile
 import warnings
@@ -22,7 +23,7 @@ import torch
 from PIL import Image
 from timm.data.readers import create_reader
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from .config import ModelSpec
 from .errors import ConfigError, DataError
@@ -241,11 +242,13 @@ def _read_class_map(path: str) -> tuple[str, ...]:
 
 def _timm_named(data: str, split: str) -> Source:
     """A data set that timm knows by name; it is downloaded where its library does that."""
+    # wds/PATH: the shards (and their _info.json) are in the folder PATH; other libraries know where data is.
+    root = data.removeprefix("wds/") if data.startswith("wds/") else str(DOWNLOADS)
     try:
-        found: Any = timm.data.create_dataset(data, root=str(DOWNLOADS), split=split, download=True)
+        found: Any = timm.data.create_dataset(data, root=root, split=split, download=True)
     except (AssertionError, ValueError, RuntimeError, OSError, ImportError, TypeError, LookupError) as error:
         raise ConfigError(f"data {data}, split {split!r}: cannot be had ({' '.join(str(error).split())[:160]})") from error
-    if not hasattr(found, "__len__") or not hasattr(found, "__getitem__"):
+    if isinstance(found, IterableDataset):
         return _held_in_memory(data, split, found)
     reader = getattr(found, "reader", None)
     if reader is not None:  # hfds: the reader gives undecoded files
@@ -266,15 +269,36 @@ def _timm_named(data: str, split: str) -> Source:
 
 
 def _held_in_memory(data: str, split: str, stream: Any) -> Source:
-    """A stream (wds, tfds, hfids) has no index: its decoded images are held, in the order in which they came."""
-    images, labels = [], []
-    for image, label in stream:
-        images.append(image)
-        labels.append(int(label))
-        if len(images) > STREAM_LIMIT:
-            raise DataError(f"data {data}: a stream of more than {STREAM_LIMIT} images cannot be indexed; use hfds/ or a folder")
+    """A stream (wds, tfds, hfids) has no index: its decoded images are held, in the order in which they came.
+
+    timm's readers of streams drop what they cannot read and only log it; here that is an error.
+    """
+    images, labels, dropped = [], [], _Warnings()
+    logger = logging.getLogger("timm.data.readers")
+    logger.addHandler(dropped)
+    try:
+        for image, label in stream:
+            images.append(image)
+            labels.append(int(label))
+            if len(images) > STREAM_LIMIT:
+                raise DataError(f"data {data}: a stream of more than {STREAM_LIMIT} images cannot be indexed; use hfds/ or a folder")
+    finally:
+        logger.removeHandler(dropped)
+    if dropped.messages:
+        raise DataError(f"data {data}: a sample cannot be read ({dropped.messages[0]}); remove or replace it")
     classes = tuple(str(c) for c in range(max(labels, default=-1) + 1))
     return Source(classes, [f"{data}/{split}/{i}" for i in range(len(labels))], labels, images.__getitem__)
+
+
+class _Warnings(logging.Handler):
+    """Keeps what a library logs as a warning."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(" ".join(record.getMessage().split())[:160])
 
 
 def check_training_classes(train: Source, validation: Source) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -46,14 +48,18 @@ def derived_seed(*parts: int) -> int:
 def progress_bar(total: int, what: str) -> Iterator[Any]:
     """Yield ``advance(n, note)``: a bar with an ETA on stderr, or now and then a plain line if stderr is no terminal."""
     if not stderr.is_terminal:
-        shown = done = 0
+        shown = done = resumed = 0
+        started = time.monotonic()
 
         def line(n: int, note: str = "") -> None:
-            nonlocal shown, done
+            nonlocal shown, done, resumed
             done += n
-            if done == total or done - shown >= max(1, total // 10):
+            if not note:  # found done, not done now
+                resumed += n
+            elif done >= total or done - shown >= max(1, total // 10):
                 shown = done
-                stderr.print(f"{what} {done}/{total} {note}".rstrip(), markup=False, soft_wrap=True)
+                left = (time.monotonic() - started) / max(1, done - resumed) * (total - done)
+                stderr.print(f"{what} {done}/{total} {note}, ETA {timedelta(seconds=round(left))}", markup=False, soft_wrap=True)
 
         yield line
         return
