@@ -162,9 +162,9 @@ def test_schedule_asks_for_nothing_that_is_settled():
     outvoted[1, 3] = outvoted[3, 1] = 1  # row 3 is not unanimous: the majority stands
     assert len(missing_pairs(outvoted, None)) == 0
 
-    unanimous = np.full((4, 4), UNKNOWN)
-    np.fill_diagonal(unanimous, [1, 1, 2, 3])
-    unanimous[2, :] = unanimous[:, 2] = 2  # row 2 has decided: row 3 is not looked at
+    unanimous = np.full((5, 5), UNKNOWN)
+    np.fill_diagonal(unanimous, [1, 1, 1, 2, 2])
+    unanimous[3, :] = unanimous[:, 3] = 2  # row 3 has decided: row 4 is not looked at
     assert len(missing_pairs(unanimous, None)) == len(missing_pairs(unanimous, 1)) == 0
 
 

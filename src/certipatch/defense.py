@@ -89,7 +89,9 @@ class PatchCleanser:
         self.fill = torch.as_tensor(find_mean(model) if fill is None else fill, dtype=torch.float32).reshape(-1).expand(3)
         if not ((self.fill >= 0) & (self.fill <= 1)).all():
             raise ConfigError(f"fill: expected a colour in [0, 1], found {self.fill.tolist()}")
-        self.batch_size = batch_size or default_batch_size(masks.image_size)
+        self.batch_size = default_batch_size(masks.image_size) if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise ConfigError(f"batch size {batch_size}: expected at least 1 view")
 
     def predict(self, images: Tensor) -> Tensor:
         """Algorithm 1: the defended labels (N,) int64 of (N, 3, H, W) float images in [0, 1]."""

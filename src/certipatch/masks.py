@@ -109,6 +109,15 @@ class MaskSet:
     windows: tuple[tuple[Window, ...], ...]
     grid: Size | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        """Refuse what would make "every patch is covered" hold of nothing, or mean other pixels than it says."""
+        if min(self.image_size) < 1:
+            raise ConfigError(f"image size {_by(self.image_size)}: expected at least 1x1 pixels")
+        _check_patch(self.patch_size, self.image_size, shown=_by(self.patch_size))
+        for window in (window for mask in self.windows for window in mask):
+            if min(window.top, window.left, window.height, window.width) < 0:
+                raise ConfigError(f"masks: expected windows with nothing negative, found {window}")
+
     @classmethod
     def covering(cls, *, image_size: Size, patch_size: Size, masks_per_axis: int) -> MaskSet:
         """The R-covering set of PatchCleanser: the product of :func:`axis_starts` of both axes, row by row.
@@ -116,8 +125,6 @@ class MaskSet:
         Raises ConfigError for sizes that are not positive, a patch larger than the image, or a
         ``masks_per_axis`` below 1 or above the number of patch positions on an axis.
         """
-        if min(image_size) < 1:
-            raise ConfigError(f"image size {_by(image_size)}: expected at least 1x1 pixels")
         _check_patch(patch_size, image_size, shown=_by(patch_size))
         most = max(n - p + 1 for n, p in zip(image_size, patch_size, strict=True))
         if not 1 <= masks_per_axis <= most:
@@ -182,6 +189,7 @@ class MaskSet:
         A mask covers a patch if it hides each of its pixels, be it with several windows.
         """
         (h, w), (height, width) = patch_size, self.image_size
+        _check_patch(patch_size, self.image_size, shown=_by(patch_size))
         covered = np.zeros((height - h + 1, width - w + 1), dtype=bool)
         for mask in self.windows:
             visible = np.ones((height, width), dtype=np.int32)

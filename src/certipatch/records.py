@@ -99,7 +99,7 @@ class Store:
         else:
             self.lines = []
             self.write_manifest()
-        self._file = _guard(self.folder, lambda: open(self.path, "ab"))
+        self._file = _guard(self.folder, lambda: open(self.path, "ab"))  # noqa: SIM115, closed in __exit__
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .errors import SoundnessError
 from .masks import MaskSet, Size
+from .patchcleanser import UNKNOWN
 
 Model = Callable[[Tensor], Tensor]  # (N, 3, H, W) float in [0, 1] -> (N, classes) logits; normalisation inside
 
@@ -86,8 +87,8 @@ def predictions(
     Raises:
         SoundnessError: logits that are not finite or not (views, classes).
     """
-    labels = torch.empty(len(which), dtype=torch.int64)
-    margins = torch.empty(len(which), dtype=torch.float32)
+    labels = torch.full((len(which),), UNKNOWN)  # what is not computed certifies nothing
+    margins = torch.zeros(len(which))
     for part, logits in _logits(model, images, which, windows, fill=fill, batch_size=batch_size):
         best = logits.topk(2, dim=1).values
         labels[part] = logits.argmax(dim=1).cpu()  # the first of equals, which topk does not promise
