@@ -80,7 +80,8 @@ def train(
     about = {**manifest("train", experiment, **runtime.environment(fabric)), "data": data}
     with Store(out, about, "epochs.jsonl", resume=resume) as store:
         if store.manifest["finished"] is None:
-            with runtime.progress_bar(config.epochs * len(source), "train") as progress:
+            used = sum(map(len, epoch_batches(len(source), config.batch_size, seed=0)))
+            with runtime.progress_bar(config.epochs * used, "train") as progress:
                 _fit(
                     model, Images(source, spec), Images(validation, spec), masks, config, store,
                     fabric=fabric, workers=workers, progress=progress,
@@ -134,7 +135,8 @@ def _fit(
                 torch.manual_seed(seed)  # dropout and the like
                 x, y = as_float(pixels.to(fabric.device)), labels.to(fabric.device)
 
-                keeps = strategy(model, x, y, masks, fill=fill, generator=torch.Generator().manual_seed(seed))
+                with fabric.autocast():
+                    keeps = strategy(model, x, y, masks, fill=fill, generator=torch.Generator().manual_seed(seed))
                 searched = counter.passes
                 keeps = [_leave_clean(keep, config.clean_fraction) for keep in keeps]
                 views = torch.cat([mask_images(x, keep, fill) for keep in keeps])
