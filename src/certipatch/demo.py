@@ -91,6 +91,7 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
 def _table(results: list[tuple[Row, float, dict[int, Summary]]]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         caption_justify="left",
         caption="500 held-out digits, any 5x5 patch in 32x32 pixels (2.4 %); %, fraction, 95 % interval. vanilla: the "
         "undefended model is right; clean: the defended model is right (k=6); certified robust: it stays right under every "
@@ -98,7 +99,7 @@ def _table(results: list[tuple[Row, float, dict[int, Summary]]]) -> Table:
         "as two.\nOn a set this easy greedy wins by epoch; given its compute, plain random cutout draws level. "
         "On photographs it need not: see the README.",
     )
-    table.add_column("fine-tuned with", overflow="fold")
+    table.add_column("fine-tuned with", overflow="fold", min_width=16)
     for heading in ("epochs", "cost", "vanilla", "clean", "certified\nrobust k=3", "certified\nrobust k=6"):
         table.add_column(heading, justify="right")
     for row, cost, certified in results:

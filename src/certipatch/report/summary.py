@@ -129,8 +129,8 @@ def training_cost(folder: str | Path) -> float:
 
 def table(summaries: list[Summary]) -> Table:
     """The table of several certifications, 80 columns wide."""
-    out = Table(box=box.SIMPLE_HEAD, caption_justify="left", caption=CAPTION)
-    out.add_column("run, model, training", overflow="fold")
+    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption=CAPTION)
+    out.add_column("run, model, training", overflow="fold", min_width=22)
     for heading in ("patch", "k", "vanilla", "clean", "certified\nrobust", "passes/\nimage"):
         out.add_column(heading, justify="right")
     for s in summaries:
