@@ -89,7 +89,11 @@ class PatchCleanser:
         self.fill = torch.as_tensor(find_mean(model) if fill is None else fill, dtype=torch.float32).reshape(-1).expand(3)
         if not ((self.fill >= 0) & (self.fill <= 1)).all():
             raise ConfigError(f"fill: expected a colour in [0, 1], found {self.fill.tolist()}")
-        self.batch_size = default_batch_size(masks.image_size) if batch_size is None else batch_size
+        parameter = next(model.parameters(), None)
+        on_cpu = parameter is None or parameter.device.type == "cpu"
+        # A CPU is fastest while a batch stays in its caches, an accelerator wants large ones.
+        default = default_batch_size(masks.image_size, pixels=2**17 if on_cpu else 2**23)
+        self.batch_size = default if batch_size is None else batch_size
         if self.batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: expected at least 1 view")
 

@@ -20,9 +20,9 @@ from .patchcleanser import UNKNOWN
 Model = Callable[[Tensor], Tensor]  # (N, 3, H, W) float in [0, 1] -> (N, classes) logits; normalisation inside
 
 
-def default_batch_size(image_size: Size) -> int:
-    """Views in one forward pass when nothing else is asked for: about 2 million pixels, 8 to 512 views."""
-    return max(8, min(512, 2**21 // (image_size[0] * image_size[1]) // 8 * 8))
+def default_batch_size(image_size: Size, *, pixels: int = 2**21) -> int:
+    """Views in one forward pass when nothing else is asked for: about ``pixels`` in all, 16 to 512 views."""
+    return max(16, min(512, pixels // (image_size[0] * image_size[1]) // 8 * 8))
 
 
 def window_tensor(masks: MaskSet, device: torch.device) -> Tensor:
