@@ -57,6 +57,8 @@ def certify_options(model: Path, photos: Path, out: Path, **changed: object) -> 
         ({"lr": -1}, ["lr"]),
         ({"image_size": "0"}, ["image size"]),
         ({"precision": "half"}, ["half"]),
+        ({"precision": "bf16-true"}, ["bf16-true", "bf16-mixed"]),
+        ({"val_data": "digits"}, ["validation data", "blue"]),
         ({"device": "abacus"}, ["abacus"]),
         ({"model": "resnet18", "image_size": 32, "weights": "no.pth"}, ["no.pth"]),
     ],
@@ -87,6 +89,23 @@ class TestData:
     def test_class_missing_in_validation(self, cli, photos: Path, tmp_path: Path):
         validation = write_photos(tmp_path / "val", classes=("blue", "red"))
         refused(cli(*train_options(photos, tmp_path / "run", val_data=validation)), "validation", "green")
+
+    def test_class_folders_at_different_depths(self, cli, photos: Path, tmp_path: Path):
+        """train/red and val/red must not be mixed because both are called red."""
+        shutil.copytree(photos, tmp_path / "both" / "train")
+        shutil.copytree(photos, tmp_path / "both" / "val")
+        refused(cli(*train_options(tmp_path / "both", tmp_path / "run")), "side by side", "train")
+
+    @pytest.mark.parametrize("text", ["blue\n\nred\ngreen\n", "blue\nblue\n"])
+    def test_class_map_with_blank_or_repeated_lines(self, cli, photos: Path, tmp_path: Path, text: str):
+        (tmp_path / "map.txt").write_text(text)
+        refused(cli(*train_options(photos, tmp_path / "run", class_map=tmp_path / "map.txt")), "line 2")
+
+    def test_markup_in_names(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        out = tmp_path / "[red]x[" / "[bold]y"
+        done = cli(*certify_options(trained, photos, out))
+        assert done.code == 0, done.err
+        assert "[bold]" in cli("report", out).out
 
     def test_unknown_class_in_validation(self, cli, photos: Path, tmp_path: Path):
         validation = write_photos(tmp_path / "val", classes=("blue", "green", "pink"))
@@ -229,6 +248,16 @@ class TestOut:
         path.write_text("\n".join([lines[0], lines[0]]) + "\n")
         refused(cli("report", tmp_path / "c"), "occurs twice")
         refused(cli("report", tmp_path), "manifest.json")
+
+    def test_changed_records_of_a_finished_run(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        cli(*certify_options(trained, photos, tmp_path / "c"))
+        path = tmp_path / "c" / "records.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[:10]))
+        refused(cli("report", tmp_path / "c"), "10 lines found, 24 images")
+        wrong = next(line for line in lines if '"certified": true' in line).replace('"failing_pair": null', '"failing_pair": [0, 1]')
+        path.write_text(wrong)
+        refused(cli("report", tmp_path / "c"), "line 1", "certified, but")
 
     def test_two_writers(self, cli, trained: Path, photos: Path, tmp_path: Path):
         from filelock import FileLock

@@ -369,3 +369,21 @@ def test_a_negative_batch_size_is_refused(batch_size):
     """No view would be computed, and the verdicts read from memory never written."""
     with pytest.raises(ConfigError, match="batch"):
         PatchCleanser(network(0), mask_set(3), batch_size=batch_size)
+
+
+def test_a_model_that_mixes_the_images_of_a_batch_is_refused():
+    """Without running statistics BatchNorm normalises by its batch: what was certified in one batch is not what answers alone."""
+    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, track_running_stats=False), torch.nn.Flatten(), torch.nn.LazyLinear(3)]
+    model = torch.nn.Sequential(*layers).eval()
+    images = torch.rand(2, 3, *mask_set(3).image_size)
+    model(images)
+    with pytest.raises(SoundnessError, match="BatchNorm"):
+        PatchCleanser(model, mask_set(3)).predict(images)
+
+
+def test_labels_that_are_no_integers_are_refused():
+    """0.9 is not class 0."""
+    images = torch.rand(1, 3, *mask_set(3).image_size)
+    for labels in (torch.tensor([0.9]), [0], torch.tensor([-1]), torch.tensor([0, 1])):
+        with pytest.raises(SoundnessError, match="labels"):
+            PatchCleanser(network(0), mask_set(3)).certify(images, labels)

@@ -49,7 +49,7 @@ def test_digits(tmp_path):
     spec = models.describe(models.SMALL_CNN, classes=train.classes, num_classes=10)
     config = TrainConfig(strategy="random-cutout", patch_size=(5, 5), masks_per_axis=3, epochs=2, batch_size=16, lr=0.05)
     model = models.build(spec)
-    training.train(model, spec, train, test.first(240), config, tmp_path / "run", fabric=runtime.fabric(device="cpu"))
+    training.train(model, spec, train, load_source("digits", split="test"), config, tmp_path / "run", fabric=runtime.fabric(device="cpu"))
     items = [Images(test, spec)[i] for i in range(len(test))]
     images = as_float(torch.stack([item.pixels for item in items]))
     masks = cp.MaskSet.covering(image_size=(32, 32), patch_size=(5, 5), masks_per_axis=3)

@@ -17,7 +17,7 @@ from .data import Images, Item, Source, as_float
 from .defense import PatchCleanser, Verdict
 from .masks import MaskSet
 from .models import weights_sha256
-from .records import Record, Store, manifest
+from .records import Record, Store, manifest, read_records
 
 BLOCK = 32
 
@@ -86,8 +86,9 @@ def certify_images(
     Images are examined in blocks of 32 consecutive ones. A block shares its forward passes, so it is always
     computed as a whole: an interrupted run that is resumed computes the very same numbers.
     """
-    done = {line["index"] for line in store.lines}
-    progress([Record(**line) for line in store.lines], resumed=True)
+    before = read_records(store.folder)
+    done = {record.index for record in before}
+    progress(before, resumed=True)
     for start in range(0, len(images), BLOCK):
         block = range(start, min(start + BLOCK, len(images)))
         missing = [index for index in block if index not in done]

@@ -39,14 +39,16 @@ Pretrained = Annotated[bool, typer.Option("--pretrained", help="fetch timm's wei
 Split = Annotated[str | None, typer.Option(help="train, test ...: part of a data set, or sub-folder of a folder")]
 ClassMap = Annotated[str | None, typer.Option(help="text file, one class folder a line; the line number is the label")]
 ImageSize = Annotated[str | None, typer.Option(help="pixels the model sees: 224 or 224x192; default: the model's own")]
-CropPct = Annotated[float | None, typer.Option(help="share kept by the centre crop; default: the model's, 1 for small images")]
+CropPct = Annotated[
+    float | None, typer.Option(min=0.01, max=1, help="share kept by the centre crop; default: the model's, 1 for small images")
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="images (train) or masked views (certify) in one pass")]
 Limit = Annotated[int | None, typer.Option(min=1, help="use only this many images, spread over the data set")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 Precision = Annotated[str, typer.Option(help="Fabric's names: 32-true, bf16-mixed, 16-mixed ...")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Seed = Annotated[int, typer.Option()]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
 
 
 @app.command()
@@ -209,7 +211,7 @@ def certify(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files")],
-    model: Model,
+    model: Annotated[str, typer.Option(help="a training run (folder)")],
     patch: Patch,
     masks_per_axis: MasksPerAxis = 6,
     device: Device = "auto",
@@ -219,7 +221,7 @@ def predict(
     import torch
 
     from . import runtime
-    from .data import as_float, decode, evaluation_transform, open_image
+    from .data import UNREADABLE, as_float, decode, evaluation_transform, open_image, why_unreadable
     from .defense import PatchCleanser
     from .models import load_run
 
@@ -232,16 +234,17 @@ def predict(
     for path in images:
         try:
             pixels = transform(decode(open_image(path)))
-        except (OSError, ValueError, SyntaxError) as error:
+        except UNREADABLE as error:
             failed += 1
-            print(json.dumps({"image": str(path), "error": f"cannot be read: {' '.join(str(error).split())}"}))
+            print(json.dumps({"image": str(path), "error": why_unreadable(error)}))
             continue
         (verdict,) = defense.examine(as_float(torch.stack([pixels]).to(fab.device)))
         label, vanilla = verdict.defended_label, verdict.vanilla_label
         print(
             json.dumps(
                 {"image": str(path), "label": label, "class": spec.classes[label], "case": verdict.case,
-                 "vanilla_label": vanilla, "vanilla_class": spec.classes[vanilla], "margin": verdict.margin}
+                 "vanilla_label": vanilla, "vanilla_class": spec.classes[vanilla], "margin": verdict.margin,
+                 "patch_size": fine.patch_size, "masks_per_axis": masks_per_axis, "precision": precision}
             )
         )  # fmt: skip
     if failed:
@@ -297,7 +300,7 @@ def _config(**options: Any) -> TrainConfig:
 
 
 def _is_run(model: str) -> bool:
-    return os.path.isdir(model)
+    return os.path.isdir(model) and (os.sep in model or os.path.exists(os.path.join(model, "manifest.json")))
 
 
 def _source_for(model: str, data: str, split: str | None, class_map: str | None) -> Source:
@@ -348,10 +351,12 @@ def _open_model(
 
 def _smaller(source: Source, size: Size) -> bool:
     """Whether the first readable image is smaller than the model's input."""
+    from .data import UNREADABLE
+
     for i in range(min(len(source), 10)):
         try:
             width, height = source.open(i).size
-        except (OSError, ValueError, SyntaxError):
+        except UNREADABLE:
             continue
         return height < size[0] or width < size[1]
     return False
@@ -370,7 +375,7 @@ def main() -> None:
     """Entry point: every error of ours is one line and exit code 2."""
     try:
         app()
-    except CertiPatchError as error:
+    except (CertiPatchError, OSError) as error:
         print(f"certipatch: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import timm.data
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data.readers import create_reader
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -93,9 +93,18 @@ class Images(Dataset[Item]):
         name, label = self.source.names[index], self.source.labels[index]
         try:
             pixels, error = self.transform(decode(self.source.open(index))), None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as problem:
-            pixels, error = None, f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:200]
+        except UNREADABLE as problem:
+            pixels, error = None, why_unreadable(problem)
         return Item(index, name, label, pixels, error)
+
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def why_unreadable(problem: Exception) -> str:
+    """The reason in one line, the same in every run (Pillow's text may hold a memory address)."""
+    text = "not an image of a known format" if isinstance(problem, UnidentifiedImageError) else " ".join(str(problem).split())
+    return f"{type(problem).__name__}: {text}"[:200]
 
 
 def as_float(pixels: Tensor) -> Tensor:
@@ -220,6 +229,11 @@ def _folder_or_tar(root: str, split: str | None, class_map: str | None, classes:
         by_folder = {label: position[name] for name, label in folders.items()}
         labels = [by_folder[label] for label in labels]
     names = [reader.filename(i) for i in range(len(labels))]
+    parents = {os.path.dirname(os.path.dirname(name)) for name in names}
+    if len(parents) > 1:
+        raise DataError(
+            f"data {root}: expected all class folders side by side, found them in {', '.join(sorted(parents)[:3])}; name one of these folders (or --split)"
+        )
 
     def read(i: int) -> Image.Image:
         if not in_tar:
@@ -235,9 +249,15 @@ def _folder_or_tar(root: str, split: str | None, class_map: str | None, classes:
 
 def _read_class_map(path: str) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"class map {path}: expected a text file with one class folder a line ({error})") from error
+    for number, name in enumerate(names, start=1):
+        if not name or name in names[: number - 1]:
+            raise ConfigError(
+                f"class map {path}, line {number}: expected one new class folder a line, found {name!r} {'again' if name else ''}"
+            )
+    return tuple(names)
 
 
 def _timm_named(data: str, split: str) -> Source:
@@ -302,7 +322,9 @@ class _Warnings(logging.Handler):
 
 
 def check_training_classes(train: Source, validation: Source) -> None:
-    """Refuse what cannot be trained or judged: classes without an image on either side."""
+    """Refuse what cannot be trained or judged: other classes in validation, or classes without an image on either side."""
+    if validation.classes != train.classes:
+        raise DataError(f"validation data: expected the classes {', '.join(train.classes[:5])}, found {', '.join(validation.classes[:5])}")
     for what, source in (("training", train), ("validation", validation)):
         empty = [name for label, name in enumerate(train.classes) if label not in set(source.labels)]
         if empty:

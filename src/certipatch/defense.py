@@ -185,6 +185,12 @@ class PatchCleanser:
         """The premises on the model and the images. Refuse, do not warn."""
         if any(module.training for module in self.model.modules()):
             raise SoundnessError("model: expected evaluation mode, found training mode; call model.eval() first")
+        batch_norm = nn.modules.batchnorm._BatchNorm
+        if any(isinstance(module, batch_norm) and module.running_mean is None for module in self.model.modules()):
+            raise SoundnessError(
+                "model: expected answers that depend on one image alone, found a BatchNorm without running statistics, "
+                "which mixes the images of a batch; set track_running_stats"
+            )
         expected = (3, *self.masks.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise SoundnessError(
@@ -192,5 +198,8 @@ class PatchCleanser:
             )
         if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
             raise SoundnessError("images: expected float values in [0, 1], found others; normalisation belongs inside the model")
-        if labels is not None and (labels.shape != images.shape[:1] or bool((labels < 0).any())):
-            raise SoundnessError(f"labels: expected ({len(images)},) classes from 0 up, found {tuple(labels.shape)}")
+        if labels is None:
+            return
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (labels < 0).any():
+            found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise SoundnessError(f"labels: expected an int64 tensor ({len(images)},) of classes from 0 up, found {found}")

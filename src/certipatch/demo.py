@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import certification, models, runtime, training
@@ -85,7 +86,7 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
         ]
         print(json.dumps(rows))
     else:
-        Console(highlight=False).print(_table(results), f"picture: {picture}")
+        Console(highlight=False).print(_table(results), f"picture: {escape(str(picture))}")
 
 
 def _table(results: list[tuple[Row, float, dict[int, Summary]]]) -> Table:

@@ -149,10 +149,10 @@ def load_run(folder: Path) -> tuple[ModelSpec, nn.Sequential, dict[str, Any]]:
         SoundnessError: the weights are not the ones that were trained.
     """
     manifest = read_manifest(folder)
-    if manifest["kind"] != "train" or manifest["finished"] is None:
-        raise RecordsError(
-            f"model {folder}: expected a finished training run, found {manifest['kind']}, not finished; run train --resume first"
-        )
+    if manifest["kind"] != "train":
+        raise RecordsError(f"model {folder}: expected a training run, found records of {manifest['kind']}")
+    if manifest["finished"] is None:
+        raise RecordsError(f"model {folder}: expected a finished training run, found one under way; run train --resume first")
     try:
         spec = ModelSpec.model_validate_json(json.dumps(manifest["experiment"]["model"]))
     except (KeyError, ValidationError) as error:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from .config import Frozen, differences
 from .errors import RecordsError
@@ -51,6 +51,14 @@ class Record(Frozen):
     margin: float | None
     passes: int = Field(ge=0)
     error: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """A certificate implies that every one-mask label, and so the defended one, is the true label."""
+        right = self.failing_pair is None and self.defended_label == self.label and self.case == "agreed" and self.error is None
+        if self.certified and not right:
+            raise ValueError("certified, but its other fields say it is not")
+        return self
 
 
 class Store:
@@ -108,7 +116,7 @@ class Store:
     def append(self, lines: Iterable[dict[str, Any]]) -> None:
         """Write lines and force them to disk."""
         new = list(lines)
-        data = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in new).encode()
+        data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in new).encode()
 
         def write() -> None:
             self._file.write(data)
@@ -126,7 +134,7 @@ class Store:
         self.write_manifest()
 
     def write_manifest(self) -> None:
-        write_atomically(self.folder / MANIFEST, json.dumps(self.manifest, indent=2, ensure_ascii=False).encode() + b"\n")
+        write_atomically(self.folder / MANIFEST, json.dumps(self.manifest, indent=2).encode() + b"\n")
 
 
 def manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[str, Any]:
@@ -154,6 +162,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict) or not isinstance(found["experiment"], dict) or not isinstance(found["kind"], str):
             raise ValueError("not a manifest")
+        found["finished"]
         if found["format"] != FORMAT:
             raise RecordsError(f"{path}: expected format {FORMAT}, found {found['format']}; use the version of certipatch that wrote it")
     except FileNotFoundError:
@@ -239,5 +248,10 @@ def now() -> str:
 
 def _commit() -> str | None:
     """The commit of the source tree this package is run from, if it is one."""
-    answer = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "records.py"], capture_output=True, check=False)
+        answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return None
+    return answer.stdout.strip() if tracked.returncode == 0 else None

@@ -24,7 +24,7 @@ def fabric(*, device: str = "auto", precision: str = "32-true", **options: Any) 
     """Lightning Fabric on ``device`` ("auto", "cpu", "cuda", "mps") with Fabric's name of a precision."""
     try:
         return Fabric(accelerator=device, devices=options.pop("devices", 1), precision=precision, **options)  # type: ignore[arg-type]
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, ImportError) as error:
         raise ConfigError(f"device {device!r}, precision {precision!r}: {' '.join(str(error).split())[:160]}") from error
 
 

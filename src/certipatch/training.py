@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from . import runtime
 from .config import ModelSpec, TrainConfig
 from .data import Images, Source, as_float, check_training_classes, collate
-from .errors import RecordsError, SoundnessError
+from .errors import ConfigError, RecordsError, SoundnessError
 from .masks import MaskSet
 from .models import find_mean, weights_sha256
 from .records import Store, manifest
@@ -65,6 +65,10 @@ def train(
         SoundnessError: a loss that is not finite.
     """
     check_training_classes(source, validation)
+    if runtime.precision(fabric) not in ("32-true", "16-mixed", "bf16-mixed"):
+        raise ConfigError(
+            f"precision {runtime.precision(fabric)!r}: training keeps float32 weights; expected 32-true, bf16-mixed or 16-mixed"
+        )
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=config.patch_size, masks_per_axis=config.masks_per_axis)
     experiment = {
         "model": spec.model_dump(mode="json"),
@@ -125,11 +129,12 @@ def _fit(
         batches = epoch_batches(len(images), config.batch_size, derived_seed(config.seed, epoch))
         step = state["step"] if epoch == state["epoch"] else 0
         sums = dict(state["sums"]) if step else dict(NOTHING)
-        loader = DataLoader(images, batch_sampler=batches[step:], collate_fn=collate, num_workers=workers)
+        loader = DataLoader(images, batch_sampler=batches[step:], collate_fn=list, num_workers=workers)
         progress(sum(map(len, batches[:step])), "")
         saved = time.monotonic()
         with _interruptible() as interrupted:
-            for pixels, labels in loader:
+            for items in loader:
+                pixels, labels = collate(items)  # here and not in a worker, so that an unreadable image is one clear line
                 started, counter.passes = time.monotonic(), 0
                 seed = derived_seed(config.seed, epoch, step)
                 torch.manual_seed(seed)  # dropout and the like
@@ -188,7 +193,8 @@ def vanilla_accuracy(model: nn.Module, images: Images, device: torch.device, wor
     """Undefended accuracy as a fraction: {"correct": c, "images": n}."""
     model.eval()
     correct = 0
-    for pixels, labels in DataLoader(images, batch_size=256, collate_fn=collate, num_workers=workers):
+    for items in DataLoader(images, batch_size=256, collate_fn=list, num_workers=workers):
+        pixels, labels = collate(items)
         correct += int((model(as_float(pixels.to(device))).argmax(1).cpu() == labels).sum())
     return {"correct": correct, "images": len(images)}
 

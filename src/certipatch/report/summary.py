@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from scipy.stats import binomtest
 
@@ -97,6 +99,7 @@ def summarize(folder: str | Path, *, min_margin: float = 0.0) -> Summary:
     records = read_records(Path(folder))
     if not records:
         raise RecordsError(f"{folder}: no image has been certified yet; continue it with certify --resume")
+    _check_complete(Path(folder), manifest, len(records))
     return Summary(
         folder=str(folder),
         manifest=manifest,
@@ -105,6 +108,21 @@ def summarize(folder: str | Path, *, min_margin: float = 0.0) -> Summary:
         passes=sum(r.passes for r in records),
         complete=manifest["finished"] is not None,
     )
+
+
+def _check_complete(folder: Path, manifest: dict[str, Any], records: int) -> None:
+    """A finished certification states how many lines it wrote and their hash: what was changed since is not reported."""
+    try:
+        images, finished = manifest["experiment"]["data"]["images"], manifest["finished"]
+        if finished is None:
+            return
+        lines, expected = finished["lines"], finished["sha256"]
+    except (KeyError, TypeError) as error:
+        raise RecordsError(f"{folder}: its manifest lacks {error}; restore it or certify again") from error
+    if hashlib.sha256((folder / "records.jsonl").read_bytes()).hexdigest() != expected or not records == lines == images:
+        raise RecordsError(
+            f"{folder}: records.jsonl is not what certify wrote ({records} lines found, {images} images certified); restore it or certify again"
+        )
 
 
 def accuracies(records: list[Record], *, min_margin: float = 0.0) -> dict[str, Share]:
@@ -137,7 +155,7 @@ def table(summaries: list[Summary]) -> Table:
         experiment = s.manifest["experiment"]
         (ph, pw), (h, w) = experiment["masks"]["patch_size"], experiment["masks"]["image_size"]
         out.add_row(
-            f"{s.folder}{'' if s.complete else ' (incomplete)'}\n{experiment['model']['arch']}\n{strategy(s.manifest)}",
+            f"{escape(s.folder)}{'' if s.complete else ' (incomplete)'}\n{experiment['model']['arch']}\n{strategy(s.manifest)}",
             f"{ph}x{pw} of\n{h}x{w}\n{100 * ph * pw / (h * w):.1f} %",
             str(experiment["masks"]["masks_per_axis"]),
             *(share.stacked() for share in (s.vanilla_accuracy, s.clean_accuracy, s.certified_robust_accuracy)),
