@@ -114,7 +114,28 @@ def test_percent_is_rounded_up(permille, height, width):
 
 @pytest.mark.parametrize(
     "text",
-    ["300%", "0", "-1", "0%", "-3%", "abc", "3x3x3", "", "%", "3x", "x3", "2.5", "nan%", "inf%", "1/0%", "33", "8x33", "33x8", "0x5"],
+    [
+        "300%",
+        "0",
+        "-1",
+        "0%",
+        "-3%",
+        "abc",
+        "3x3x3",
+        "",
+        "%",
+        "3x",
+        "x3",
+        "2.5",
+        "nan%",
+        "inf%",
+        "1/0%",
+        "1e9000%",
+        "33",
+        "8x33",
+        "33x8",
+        "0x5",
+    ],
 )
 def test_impossible_patches_are_refused_in_one_line(text):
     with pytest.raises(ConfigError) as error:

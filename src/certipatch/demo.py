@@ -97,8 +97,7 @@ def _table(results: list[tuple[Row, float, dict[int, Summary]]]) -> Table:
         caption="500 held-out digits, any 5x5 patch in 32x32 pixels (2.4 %); %, fraction, 95 % interval. vanilla: the "
         "undefended model is right; clean: the defended model is right (k=6); certified robust: it stays right under every "
         "patch, proven. cost: forward passes worth of fine-tuning for one image, over all epochs, a backward pass counted "
-        "as two.\nOn a set this easy greedy wins by epoch; given its compute, plain random cutout draws level. "
-        "On photographs it need not: see the README.",
+        "as two.\nOn a set this easy greedy wins by epoch; given its compute, plain random cutout draws level.",
     )
     table.add_column("fine-tuned with", overflow="fold", min_width=16)
     for heading in ("epochs", "cost", "vanilla", "clean", "certified\nrobust k=3", "certified\nrobust k=6"):

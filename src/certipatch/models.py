@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -245,10 +244,6 @@ def weights_sha256(model: nn.Module) -> str:
 def default_lr(arch: str) -> float:
     """The paper's learning rate: 0.001 for ViT and ConvNeXt, 0.01 for ResNet and the rest."""
     return 0.001 if arch.startswith(("vit", "deit", "swin", "convnext")) else 0.01
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(math.prod(p.shape) for p in model.parameters())
 
 
 def _some(keys: object) -> str:
