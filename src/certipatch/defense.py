@@ -147,6 +147,8 @@ class PatchCleanser:
             which, i, j = batch.T
             pair = windows[torch.as_tensor(batch[:, 1:], device=device)].flatten(1, 2)
             found, gap = look(which, pair)
+            if (found == UNKNOWN).any():
+                raise SoundnessError("views: expected a label for each, found some not computed")
             table[which, i, j] = table[which, j, i] = found
             margin[which, i, j] = gap  # the upper triangle is enough for the minimum
 
@@ -178,7 +180,7 @@ class PatchCleanser:
                 first = order[wrong[:, 0], wrong[:, 1]].argmin()
                 failing = (int(wrong[first, 0]), int(wrong[first, 1]))
                 failing_label = int(table[failing])
-        passes = 1 + int(np.isfinite(margin).sum())
+        passes = 1 + int(np.triu(table != UNKNOWN).sum())
         return Verdict(label, vanilla, defended, case, certified, failing, failing_label, float(margin.min()), passes)
 
     def _check(self, images: Tensor, labels: Tensor | None) -> None:

@@ -66,6 +66,8 @@ def parse_patch(text: str, image_size: Size) -> Size:
     """
     try:
         if text.strip().endswith("%"):
+            if len(text) > 20 or "e" in text.lower():  # 1e9000% would be computed to the last digit
+                raise ValueError
             percent = Fraction(text.strip()[:-1])
             size = (patch_side(percent, image_size),) * 2
         else:
