@@ -6,7 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,3 +73,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     out = tmp_path_factory.mktemp("runs") / "trained"
     training.train(models.build(spec), spec, source, source, config, out, fabric=runtime.fabric(device="cpu"))
     return out
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are computed fastest on one thread, above all on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

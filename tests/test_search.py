@@ -38,13 +38,7 @@ BLOCKS = oracle.coarse_blocks(*_grid)
 COARSE = [np.logical_and.reduce([FINE[i] for i in block]) for block in BLOCKS]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small are computed fastest on one thread, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(seed):
