@@ -10,11 +10,11 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
-    {"demo"},
+    {"demo", "reproduce"},
     {"certification", "training", "attack"},
     {"defense"},
     {"search", "views"},
-    {"masks", "patchcleanser", "models", "data", "report"},
+    {"masks", "patchcleanser", "cost", "recipes", "models", "data", "report"},
     {"config", "records", "runtime", "errors"},
 ]
 

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from .config import ModelSpec, TrainConfig
+from .cost import search_passes
 from .errors import CertiPatchError, ConfigError, DataError
 from .masks import MaskSet, Size, parse_patch
 
@@ -46,6 +47,7 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="images (train) or ma
 Limit = Annotated[int | None, typer.Option(min=1, help="use only this many images, spread over the data set")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 Precision = Annotated[str, typer.Option(help="Fabric's names: 32-true, bf16-mixed, 16-mixed ...")]
+Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
@@ -81,7 +83,7 @@ def masks(
         "passes": {  # besides the unmasked image
             "predict_agreed": n,
             "certify_at_most": n * (n + 1) // 2,
-            "search": {"greedy-coarse": 2 * coarse - 1, "greedy-fine": 2 * n - 1, "greedy-multisize": 2 * (coarse + len(fine.coarsen()[1][0])), "grid-coarse": coarse * (coarse + 1) // 2, "grid-fine": n * (n + 1) // 2},
+            "search": search_passes(fine),
         },
     }  # fmt: skip
     if as_json:
@@ -125,7 +127,7 @@ def train(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "32-true",
-    workers: Annotated[int, typer.Option(min=0, help="processes that load images")] = 0,
+    workers: Workers = 0,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
@@ -265,6 +267,62 @@ def report(
         print(json.dumps([summary.to_json() for summary in summaries]))
     else:
         stdout.print(table(summaries))
+
+
+@app.command()
+def reproduce(
+    recipe: Annotated[str, typer.Argument(help="table1, table2, table3, tableA1, figure5, or a .toml file like those")],
+    out: Annotated[Path, typer.Option(help="folder to write; tables share the runs in it")] = Path("reproduced"),
+    only: Annotated[str | None, typer.Option(help="such as 'cifar10,resnet*,!grid-fine': data, model, strategy, seed0")] = None,
+    scale: Annotated[float, typer.Option(help="share of the images, for a quick look")] = 1.0,
+    data: Annotated[list[str] | None, typer.Option(help="NAME=PLACE: where a data set is (repeat for more)")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only plan: passes, FLOPs, time")] = False,
+    tflops: Annotated[float | None, typer.Option(min=0.001, help="plan for a device that sustains this rate")] = None,
+    device: Device = "auto",
+    workers: Workers = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Reproduce a table or figure of the paper: plan, train, certify, and show it beside the paper's numbers."""
+    from functools import cache
+
+    from . import runtime
+    from . import reproduce as runs_of
+    from .recipes import plan, read_recipe
+    from .report import tables
+
+    wanted = read_recipe(recipe)
+    runs = plan(wanted, only=only, scale=scale)
+    fab = cache(lambda precision: runtime.fabric(device=device, precision=precision))
+    tasks = runs_of.tasks(runs, out, fabric=fab, tflops=tflops)
+    if dry_run:
+        print(json.dumps(runs_of.plan_json(tasks))) if as_json else stdout.print(runs_of.plan_table(tasks))
+        return
+    if not all(task.finished for task in tasks):
+        runtime.stderr.print(runs_of.plan_table([task for task in tasks if not task.finished]))
+    stem = out / Path(recipe).stem
+
+    def render() -> str:
+        out.mkdir(parents=True, exist_ok=True)
+        return tables.write(wanted, tables.collect(wanted, runs, out), stem)
+
+    with _resumable(out):
+        failures = runs_of.run(runs, out, locations=_locations(data or [], runs), fabric=fab, workers=workers, after_each=render)
+    text = render()
+    print((stem.with_suffix(".json")).read_text() if as_json else text.partition("<details>")[0])
+    runtime.stderr.print(f"written: {stem}.md, {stem}.csv, {stem}.json", markup=False, soft_wrap=True)
+    if failures:
+        raise CertiPatchError(f"{len(failures)} of {len(runs)} runs failed; the first: {failures[0]}")
+
+
+def _locations(data: list[str], runs: list[Any]) -> dict[str, str]:
+    names = sorted({run.setup.data for run in runs})
+    found = {}
+    for entry in data:
+        name, equals, place = entry.partition("=")
+        if not equals or name not in names:
+            raise ConfigError(f"--data {entry!r}: expected NAME=PLACE with a name out of {', '.join(names)}")
+        found[name] = place
+    return found
 
 
 @app.command()

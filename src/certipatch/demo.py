@@ -16,6 +16,7 @@ from rich.table import Table
 
 from . import certification, models, runtime, training
 from .config import TrainConfig
+from .cost import forward_equivalents
 from .data import Images, load_source
 from .masks import MaskSet
 from .records import Record, read_records
@@ -24,9 +25,9 @@ from .report.summary import Summary, summarize, training_cost
 
 PATCH = (5, 5)
 EPOCHS = 10
-# An image costs greedy-multisize 26 passes of search and two copies of 1 forward + 2 backward each, 32 in all, and
-# random-cutout 3: this many epochs of random-cutout cost what 10 of greedy-multisize do.
-EQUAL_COMPUTE_EPOCHS = round(EPOCHS * 32 / 3)
+MASKS = MaskSet.covering(image_size=(32, 32), patch_size=PATCH, masks_per_axis=6)
+# This many epochs of random-cutout cost what 10 of greedy-multisize do.
+EQUAL_COMPUTE_EPOCHS = round(EPOCHS * forward_equivalents("greedy-multisize", MASKS) / forward_equivalents("random-cutout", MASKS))
 
 
 @dataclass(frozen=True)

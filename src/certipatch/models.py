@@ -165,6 +165,11 @@ def load_run(folder: Path) -> tuple[ModelSpec, nn.Sequential, dict[str, Any]]:
     return spec, model, manifest
 
 
+def architecture(name: str, image_size: tuple[int, int]) -> nn.Module:
+    """The bare network with random weights and its own number of classes, to count and to time."""
+    return _network(describe(name, classes=(), num_classes=1000, image_size=image_size), pretrained=False)
+
+
 def _network(spec: ModelSpec, pretrained: bool) -> nn.Module:
     if spec.arch == SMALL_CNN:
         return SmallCNN(spec.num_classes)

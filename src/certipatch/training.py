@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from . import runtime
 from .config import ModelSpec, TrainConfig
+from .cost import BACKWARD, FORWARD
 from .data import Images, Source, as_float, check_training_classes, collate
 from .errors import ConfigError, RecordsError, SoundnessError
 from .masks import MaskSet
@@ -34,7 +35,6 @@ from .views import mask_images
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 300
 NOTHING: dict[str, float] = {"loss": 0.0, "correct": 0, "views": 0, "images": 0, "passes": 0, "seconds": 0.0}
-FORWARD, BACKWARD = 1, 2  # the usual cost model: a backward pass is worth two forward passes
 
 
 def train(

@@ -1,0 +1,40 @@
+"""What a strategy costs: forward passes of search, and forward-equivalents with the gradient step.
+
+Source: Greedy Cutout's cost model; a backward pass is worth two forward passes.
+"""
+
+from __future__ import annotations
+
+from .masks import MaskSet
+
+FORWARD, BACKWARD = 1, 2
+TWO_COPIES = ("random-both", "gutout-both", "greedy-multisize")
+
+
+def search_passes(masks: MaskSet) -> dict[str, int]:
+    """Extra forward passes of search for one training image, by strategy (0 for those not listed).
+
+    Grad-CAM's backward passes count like forward ones, as in the paper: 4 for each set.
+    """
+    coarse, children = masks.coarsen()
+    n, m = len(masks), len(coarse)
+    return {
+        "gutout-coarse": 4,
+        "gutout-fine": 4,
+        "gutout-both": 8,
+        "greedy-coarse": 2 * m - 1,
+        "greedy-fine": 2 * n - 1,
+        "greedy-multisize": 2 * (m + len(children[0])),
+        "grid-coarse": m * (m + 1) // 2,
+        "grid-fine": n * (n + 1) // 2,
+    }
+
+
+def copies(strategy: str) -> int:
+    """Masked copies of each image in the gradient step: the batch of that step is this many times as large."""
+    return 2 if strategy in TWO_COPIES else 1
+
+
+def forward_equivalents(strategy: str, masks: MaskSet) -> int:
+    """Forward passes' worth of one training image in one epoch: search and gradient step."""
+    return search_passes(masks).get(strategy, 0) + copies(strategy) * (FORWARD + BACKWARD)

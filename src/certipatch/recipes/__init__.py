@@ -1,0 +1,241 @@
+"""Recipes: what a table of the paper is made of, as small TOML files, and the runs that follow from one.
+
+A recipe is a list of *setups*, each a data set with models, strategies, seeds, patches and masks per axis. Every
+combination of model, strategy and seed is one :class:`Run`: a training and its certifications. The folder of a run
+is named by what it is, so tables share runs.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+
+from ..config import Frozen, TrainConfig
+from ..cost import copies, forward_equivalents
+from ..errors import ConfigError
+from ..masks import MaskSet, Size, parse_patch
+
+FOLDER = Path(__file__).parent
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+class Base(Frozen):
+    """How a network gets its weights where none can be fetched: trained on whole images first."""
+
+    epochs: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    train_images: int = Field(ge=1)
+
+
+class Setup(Frozen):
+    """One data set and what is trained and certified on it.
+
+    ``data`` names it in folders and for ``--only`` and ``--data``; ``location`` is what ``--data`` of ``train`` takes.
+    ``train_images`` and ``test_images`` are those used, spread over the data set. ``equal_compute`` names, for a
+    strategy, another one: its row is repeated with as many epochs as cost what the other one does.
+    """
+
+    data: str
+    location: str
+    train_split: str
+    test_split: str
+    train_images: int = Field(ge=1)
+    test_images: int = Field(ge=1)
+    models: tuple[str, ...]
+    pretrained: bool = True
+    weights: str | None = None
+    base: Base | None = None
+    image_size: int = 224
+    crop_pct: float | None = 1.0
+    train_patch: str
+    train_masks_per_axis: int = 6
+    patches: tuple[str, ...]
+    masks_per_axis: tuple[int, ...]
+    strategies: tuple[str, ...]
+    equal_compute: dict[str, str] = {}
+    clean_fraction: float = 0.0
+    seeds: tuple[int, ...] = (0,)
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float | None = None
+    precision: str = "32-true"
+    note: str = ""
+
+
+class Published(Frozen):
+    """A value of the paper: certified robust accuracy in %."""
+
+    data: str
+    model: str
+    strategy: str
+    patch: str
+    masks_per_axis: int
+    certified_robust_accuracy: float
+
+
+class Recipe(Frozen):
+    title: str
+    claim: str
+    figure: bool = False
+    setup: tuple[Setup, ...]
+    paper: tuple[Published, ...] = ()
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Recipe:
+        names = [(setup.data, model) for setup in self.setup for model in setup.models]
+        if len(set(names)) < len(names):
+            raise ValueError("two setups of the same data and model; give the data another name")
+        return self
+
+    def published(self, run: Run, patch: str, masks_per_axis: int) -> float | None:
+        """The paper's certified robust accuracy for a cell, in %, if it is known; None for rows the paper does not have."""
+        for value in self.paper:
+            same = (value.data, value.strategy) == (run.setup.data, run.row) and run.arch.startswith(value.model)
+            if same and (value.patch, value.masks_per_axis) == (patch, masks_per_axis):
+                return value.certified_robust_accuracy
+        return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with its certifications, at one scale."""
+
+    setup: Setup
+    arch: str
+    strategy: str
+    row: str
+    epochs: int
+    seed: int
+    scale: float
+
+    @property
+    def place(self) -> str:
+        """The folder of the data set and the model, for all strategies."""
+        return f"{self.setup.data}-{self.arch}" + (f"-x{self.scale:g}" if self.scale != 1 else "")
+
+    @property
+    def name(self) -> str:
+        """The folder of this run, relative to ``--out``."""
+        return f"{self.place}/{self.row.replace(', ', '-').replace(' ', '-')}-seed{self.seed}"
+
+    @property
+    def copies(self) -> int:
+        return copies(self.strategy)
+
+    @property
+    def certifications(self) -> tuple[tuple[str, int], ...]:
+        """(patch, masks per axis) of each certification."""
+        return tuple((patch, k) for patch in self.setup.patches for k in self.setup.masks_per_axis)
+
+    def certified(self, patch: str, masks_per_axis: int) -> str:
+        """The folder of one certification, relative to ``--out``."""
+        height, width = parse_patch(patch, self.image_size)
+        return f"{self.name}-certified/{height}x{width}-k{masks_per_axis}"
+
+    @property
+    def image_size(self) -> Size:
+        return (self.setup.image_size, self.setup.image_size)
+
+    @property
+    def train_images(self) -> int:
+        return self.scaled(self.setup.train_images)
+
+    @property
+    def test_images(self) -> int:
+        return self.scaled(self.setup.test_images)
+
+    def scaled(self, images: int) -> int:
+        return math.ceil(images * self.scale)
+
+    def masks(self, patch: str, masks_per_axis: int) -> MaskSet:
+        return MaskSet.covering(image_size=self.image_size, patch_size=parse_patch(patch, self.image_size), masks_per_axis=masks_per_axis)
+
+    def config(self, default_lr: float) -> TrainConfig:
+        setup = self.setup
+        return TrainConfig(
+            strategy=self.strategy,
+            patch_size=parse_patch(setup.train_patch, self.image_size),
+            masks_per_axis=setup.train_masks_per_axis,
+            epochs=self.epochs,
+            batch_size=setup.batch_size,
+            lr=default_lr if setup.lr is None else setup.lr,
+            clean_fraction=0.0 if self.strategy == "vanilla" else setup.clean_fraction,
+            seed=self.seed,
+        )
+
+    @property
+    def train_passes(self) -> int:
+        """Forward-equivalents of the training."""
+        masks = self.masks(self.setup.train_patch, self.setup.train_masks_per_axis)
+        return self.train_images * self.epochs * forward_equivalents(self.strategy, masks)
+
+    def certify_passes(self, patch: str, masks_per_axis: int) -> int:
+        """Forward passes of a certification at most; wrong pairs that are met early make it less."""
+        n = len(self.masks(patch, masks_per_axis))
+        return self.test_images * (1 + n * (n + 1) // 2)
+
+
+def read_recipe(name: str) -> Recipe:
+    """A recipe by the name of a shipped one (``table1`` ...) or from a TOML file.
+
+    Raises ConfigError naming the first thing that is wrong.
+    """
+    path = FOLDER / f"{name}.toml" if name in NAMES else Path(name)
+    if not path.is_file():
+        raise ConfigError(f"recipe {name!r}: expected one of {', '.join(NAMES)} or a .toml file, found neither")
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")), strict=False)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"recipe {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"recipe {path}: not a TOML file that can be read ({' '.join(str(error).split())[:120]})") from None
+
+
+def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list[Run]:
+    """The runs of a recipe, seed by seed, so that every row of a table has its first result early.
+
+    Args:
+        only: patterns such as ``cifar10,resnet*,seed0,!grid-fine``; each must match the data, model, row or seed of a
+            run (with ``!`` none of them).
+        scale: share of the training and the test images.
+
+    Raises ConfigError for an unknown strategy or if no run is left.
+    """
+    if not 0 < scale <= 1:
+        raise ConfigError(f"scale {scale:g}: expected a share of the images above 0 and at most 1")
+    runs = [run for setup in recipe.setup for run in _runs(setup, scale)]
+    patterns = [pattern.strip() for pattern in (only or "*").split(",")]
+
+    def words(run: Run) -> tuple[str, ...]:
+        return run.setup.data, run.arch, run.row, f"seed{run.seed}"
+
+    def wanted(run: Run) -> bool:
+        return all(any(fnmatch(w, p.removeprefix("!")) for w in words(run)) != p.startswith("!") for p in patterns)
+
+    chosen = [run for run in runs if wanted(run)]
+    if not chosen:
+        names = list(dict.fromkeys(word for run in runs for word in words(run)))
+        raise ConfigError(f"--only {only!r}: no run matches all of it; there are {', '.join(names)}")
+    return chosen
+
+
+def _runs(setup: Setup, scale: float) -> Iterator[Run]:
+    fine = (setup.image_size, setup.image_size)
+    masks = MaskSet.covering(
+        image_size=fine, patch_size=parse_patch(setup.train_patch, fine), masks_per_axis=setup.train_masks_per_axis
+    )
+    rows = [(strategy, strategy, setup.epochs) for strategy in setup.strategies]
+    for cheap, costly in setup.equal_compute.items():
+        epochs = round(setup.epochs * forward_equivalents(costly, masks) / forward_equivalents(cheap, masks))
+        rows.append((cheap, f"{cheap}, compute of {costly}", epochs))
+    for seed in setup.seeds:
+        for arch in setup.models:
+            for strategy, row, epochs in rows:
+                yield Run(setup, arch, strategy, row, epochs, seed, scale)

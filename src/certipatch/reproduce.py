@@ -1,0 +1,235 @@
+"""Reproduce a table: the runs of a recipe, one after the other, through ``train`` and ``certify``.
+
+What is finished is not done again; what was interrupted is continued. The table is written anew after each run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import certification, models, runtime, training
+from .config import ModelSpec, TrainConfig
+from .data import Source, load_source
+from .errors import CertiPatchError, ConfigError, RecordsError
+from .recipes import Run, Setup
+from .records import read_manifest
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training (no patch) or a certification of a run, and what it costs."""
+
+    run: Run
+    folder: str
+    passes: int
+    flops: int
+    seconds: float
+    finished: bool
+    patch: str | None = None
+    masks_per_axis: int | None = None
+
+
+def run(
+    runs: list[Run],
+    out: Path,
+    *,
+    locations: dict[str, str],
+    fabric: Callable[[str], Fabric],
+    workers: int = 0,
+    after_each: Callable[[], None],
+) -> list[str]:
+    """Do what is not done yet of ``runs`` in the folder ``out``.
+
+    Args:
+        locations: where the data sets are that differ from the recipe, by their name.
+        fabric: Fabric for a precision.
+        after_each: called when a run is complete.
+
+    Returns:
+        A line for each run that failed; the others are done all the same.
+    """
+    failures = []
+    for number, one in enumerate(runs, start=1):
+        if _done(one, out):
+            continue
+        runtime.stderr.print(f"[{number}/{len(runs)}] {one.name}", markup=False, soft_wrap=True)
+        try:
+            _run(one, out, locations, fabric(one.setup.precision), workers)
+        except (CertiPatchError, OSError) as error:
+            failures.append(f"{one.name}: {error}")
+            runtime.stderr.print(failures[-1], markup=False, soft_wrap=True)
+        after_each()
+    return failures
+
+
+def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: int) -> None:
+    setup = run.setup
+    train = _load(setup, locations, "train")
+    test = _load(setup, locations, "test")
+    base = out / run.place / "base"
+    if setup.base is not None and not _is_finished(base):
+        spec = _spec(run, train)
+        whole = TrainConfig(
+            strategy="vanilla", patch_size=(1, 1), masks_per_axis=1, epochs=setup.base.epochs, batch_size=setup.batch_size, lr=setup.base.lr
+        )
+        training.train(
+            models.build(spec), spec, train.first(run.scaled(setup.base.train_images)), test, whole, base,
+            fabric=fab, data=setup.data, workers=workers, resume=True,
+        )  # fmt: skip
+    if not _trained(run, out):
+        if setup.base is not None:
+            spec, network, _ = models.load_run(base)
+        else:
+            spec = _spec(run, train)
+            network = models.build(spec, pretrained=setup.pretrained, weights=setup.weights, replace_head=True, seed=run.seed)
+        training.train(
+            network, spec, train.first(run.train_images), test, run.config(models.default_lr(run.arch)), out / run.name,
+            fabric=fab, data=setup.data, workers=workers, resume=True,
+        )  # fmt: skip
+    for patch, k in run.certifications:
+        if not _certified(run, out, patch, k):
+            spec, network, manifest = models.load_run(out / run.name)
+            certification.certify(
+                network, spec, test.first(run.test_images), run.masks(patch, k), out / run.certified(patch, k),
+                fabric=fab, data=setup.data, trained=manifest["experiment"]["train"], resume=True,
+            )  # fmt: skip
+
+
+def _spec(run: Run, source: Source) -> ModelSpec:
+    """The paper resizes bicubically, whatever the weights were trained with."""
+    spec = models.describe(
+        run.arch, classes=source.classes, num_classes=len(source.classes), image_size=run.image_size, crop_pct=run.setup.crop_pct
+    )
+    return spec.model_copy(update={"interpolation": "bicubic"})
+
+
+@cache
+def _load_source(location: str, split: str, classes: tuple[str, ...] | None) -> Source:
+    """A timm name, a folder with a sub-folder for each split, or a folder with a tar for each."""
+    tar = os.path.join(location, f"{split}.tar")
+    if os.path.isfile(tar):
+        return load_source(tar, classes=classes)
+    return load_source(location, split=split, classes=classes)
+
+
+def _load(setup: Setup, locations: dict[str, str], part: str) -> Source:
+    location = locations.get(setup.data, setup.location)
+    try:
+        train = _load_source(location, setup.train_split, None)
+        return train if part == "train" else _load_source(location, setup.test_split, train.classes)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (--data {setup.data}=PLACE says where it is)") from None
+
+
+# --- What is there ---------------------------------------------------------------------------------------------------
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "manifest.json").exists() and read_manifest(folder)["finished"] is not None
+
+
+def _trained(run: Run, out: Path) -> bool:
+    """Whether the training is finished. Raises RecordsError if the folder holds another one."""
+    folder = out / run.name
+    if not _is_finished(folder):
+        return False
+    there = read_manifest(folder)["experiment"]
+    expected = run.config(models.default_lr(run.arch))
+    if TrainConfig(**there["train"]) != expected or there["data"]["images"] > run.train_images:
+        raise RecordsError(f"{folder}: holds another training than this recipe's; choose another --out")
+    return True
+
+
+def _certified(run: Run, out: Path, patch: str, masks_per_axis: int) -> bool:
+    return _is_finished(out / run.certified(patch, masks_per_axis))
+
+
+def _done(run: Run, out: Path) -> bool:
+    return all(_certified(run, out, *c) for c in run.certifications) and _trained(run, out)
+
+
+# --- The plan --------------------------------------------------------------------------------------------------------
+
+
+def tasks(runs: list[Run], out: Path, *, fabric: Callable[[str], Fabric], tflops: float | None = None) -> list[Task]:
+    """What the runs cost: passes, floating-point operations, and the seconds that they will take.
+
+    Args:
+        tflops: the rate (10^12 operations per second) to reckon with; default: each model is timed here for a moment.
+    """
+    found = []
+    for one in runs:
+        flops = _flops(one.arch, one.setup.image_size)
+        pace = flops / (tflops * 1e12) if tflops else _seconds_per_pass(one.arch, one.setup.image_size, fabric(one.setup.precision))
+
+        def task(folder: str, passes: int, finished: bool, *cell: Any, flops: int = flops, pace: float = pace, one: Run = one) -> Task:
+            return Task(one, folder, passes, passes * flops, passes * pace, finished, *cell)
+
+        base = one.setup.base
+        place = f"{one.place}/base"
+        if base is not None and place not in {t.folder for t in found}:
+            found.append(task(place, one.scaled(base.train_images) * base.epochs * 3, _is_finished(out / place)))
+        found.append(task(one.name, one.train_passes, _trained(one, out)))
+        for patch, k in one.certifications:
+            found.append(task(one.certified(patch, k), one.certify_passes(patch, k), _certified(one, out, patch, k), patch, k))
+    return found
+
+
+def plan_table(tasks: list[Task]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", show_footer=True)
+    total = [sum(value) for value in zip(*((t.passes, t.flops, t.seconds) for t in tasks if not t.finished), strict=True)] or [0, 0, 0]
+    table.caption = "passes of a certification: at most; wrong pairs that are met early make it less. The total is what is left to do."
+    table.add_column("folder", "total", overflow="fold")
+    for heading, footer in zip(("passes", "TFLOP", "time"), (f"{total[0]:,}", f"{total[1] / 1e12:,.0f}", _span(total[2])), strict=True):
+        table.add_column(heading, footer, justify="right")
+    for t in tasks:
+        table.add_row(escape(t.folder), f"{t.passes:,}", f"{t.flops / 1e12:,.1f}", "done" if t.finished else _span(t.seconds))
+    return table
+
+
+def plan_json(tasks: list[Task]) -> list[dict[str, Any]]:
+    return [{"folder": t.folder, "passes": t.passes, "flops": t.flops, "seconds": t.seconds, "finished": t.finished} for t in tasks]
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+@cache
+def _flops(arch: str, image_size: int) -> int:
+    """Floating-point operations (2 a multiply-add) of one forward pass, counted on a model without weights."""
+    with torch.device("meta"):
+        network = models.architecture(arch, (image_size, image_size))
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            network(torch.empty(1, 3, image_size, image_size))
+    return int(counter.get_total_flops())
+
+
+@cache
+def _seconds_per_pass(arch: str, image_size: int, fab: Fabric) -> float:
+    """Time of one image in a batch, the best of a few on this machine, with random weights."""
+    network = models.architecture(arch, (image_size, image_size)).eval().to(fab.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.rand(16, 3, image_size, image_size, device=fab.device).contiguous(memory_format=torch.channels_last)
+    best = float("inf")
+    with torch.inference_mode(), fab.autocast():
+        for _ in range(4):
+            started = time.monotonic()
+            network(images).sum().item()  # waits for the device
+            best = min(best, time.monotonic() - started)
+    return best / len(images)
+
