@@ -15,9 +15,10 @@ from . import runtime
 from .config import ModelSpec
 from .data import Images, Item, Source, as_float
 from .defense import PatchCleanser, Verdict
+from .errors import ConfigError
 from .masks import MaskSet
 from .models import weights_sha256
-from .records import Record, Store, manifest, read_records
+from .records import RECORDS, Record, Store, manifest, read_records
 
 BLOCK = 32
 
@@ -34,6 +35,7 @@ def certify(
     trained: dict[str, Any] | None = None,
     batch_size: int | None = None,
     exhaustive: bool = False,
+    shard: tuple[int, int] = (1, 1),
     resume: bool = False,
 ) -> None:
     """Certify ``source`` into the folder ``out``: ``manifest.json`` and a line of ``records.jsonl`` an image.
@@ -41,6 +43,8 @@ def certify(
     Args:
         network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it.
         data: how the data set is called in tables; trained: the configuration of the training run, if any.
+        shard: (i, n): only the i-th of n parts, 1 <= i <= n, with files of its own. Parts need no communication,
+            may run in any order and anywhere, and have the records that one process would write.
 
     Raises:
         SoundnessError: a premise of the certificate fails. RecordsError: ``out`` cannot be used.
@@ -61,36 +65,50 @@ def certify(
         "exhaustive": exhaustive,
     }
     about = {**manifest("certify", experiment, **runtime.environment(fabric)), "data": data}
+    blocks = _blocks(len(source), shard)
+    name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
     certified = 0
-    with Store(out, about, "records.jsonl", resume=resume) as store, runtime.progress_bar(len(source), "certify") as advance:
+    with (
+        Store(out, about, RECORDS, shard=name, resume=resume) as store,
+        runtime.progress_bar(sum(map(len, blocks)), f"certify {name}".strip()) as advance,
+    ):
 
         def progress(records: list[Record], *, resumed: bool = False) -> None:
             nonlocal certified
             certified += sum(record.certified for record in records)
             advance(len(records), "" if resumed else f"certified so far {certified}")
 
-        certify_images(defense, Images(source, spec), store, device=fabric.device, progress=progress)
+        certify_images(defense, Images(source, spec), blocks, store, device=fabric.device, progress=progress)
         store.finish()
+
+
+def _blocks(images: int, shard: tuple[int, int]) -> list[range]:
+    """The blocks of consecutive images that a shard certifies: every n-th."""
+    number, shards = shard
+    if not 1 <= number <= shards:
+        raise ConfigError(f"shard {number}/{shards}: expected i/n with 1 <= i <= n")
+    return [range(start, min(start + BLOCK, images)) for start in range(0, images, BLOCK)][number - 1 :: shards]
 
 
 def certify_images(
     defense: PatchCleanser,
     images: Images,
+    blocks: list[range],
     store: Store,
     *,
     device: torch.device,
     progress: Callable[..., None],
 ) -> None:
-    """Append a record for each image that has none yet.
+    """Append a record for each image of ``blocks`` that has none yet.
 
     Images are examined in blocks of 32 consecutive ones. A block shares its forward passes, so it is always
-    computed as a whole: an interrupted run that is resumed computes the very same numbers.
+    computed as a whole: an interrupted run that is resumed, or a shard, computes the very same numbers.
     """
-    before = read_records(store.folder)
+    mine = {index for block in blocks for index in block}
+    before = [record for record in read_records(store.folder) if record.index in mine]
     done = {record.index for record in before}
     progress(before, resumed=True)
-    for start in range(0, len(images), BLOCK):
-        block = range(start, min(start + BLOCK, len(images)))
+    for block in blocks:
         missing = [index for index in block if index not in done]
         if missing:
             records = _certify_block(defense, [images[index] for index in block], device)

@@ -169,9 +169,9 @@ def train(
 def certify(
     model: Model,
     data: Data,
-    patch: Patch,
-    out: Annotated[Path, typer.Option(help="folder to write")],
-    masks_per_axis: MasksPerAxis = 6,
+    patch: Annotated[str, typer.Option(help="the largest patch: 3% of the area, 39 or 39x20 pixels; several: 1%,2%,3%")],
+    out: Annotated[Path, typer.Option(help="folder to write; of several patches or k a sub-folder each")],
+    masks_per_axis: Annotated[str, typer.Option(help="k: more masks, more certified images, more passes; several: 3,6")] = "6",
     weights: Weights = None,
     pretrained: Pretrained = False,
     split: Split = None,
@@ -183,6 +183,7 @@ def certify(
     device: Device = "auto",
     precision: Precision = "32-true",
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")] = False,
+    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, into files of its own in the same folder")] = "1/1",
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
@@ -190,24 +191,49 @@ def certify(
     from . import certification, runtime
     from .report.summary import summarize, table
 
+    part = _shard(shard)
     source = _source_for(model, data, split, class_map).first(limit)
     spec, network, trained = _open_model(model, source, weights, pretrained, image_size, crop_pct)
-    size = spec.image_size
-    fine = MaskSet.covering(image_size=size, patch_size=parse_patch(patch, size), masks_per_axis=masks_per_axis)
+    folders = _geometries(patch, masks_per_axis, spec.image_size, out)
     fab = runtime.fabric(device=device, precision=precision)
     with _resumable(out):
-        certification.certify(
-            network, spec, source, fine, out,
-            fabric=fab, data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive, resume=resume,
-        )  # fmt: skip
-    summary = summarize(out)
+        for folder, fine in folders.items():
+            certification.certify(
+                network, spec, source, fine, folder,
+                fabric=fab, data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive, shard=part, resume=resume,
+            )  # fmt: skip
+    begun = [folder for folder in folders if any(path.stat().st_size for path in folder.glob("records*.jsonl"))]
+    summaries = [summarize(folder) for folder in begun]  # a shard may have no image
     if as_json:
-        print(json.dumps(summary.to_json()))
+        found = [summary.to_json() for summary in summaries]
+        print(json.dumps(found[0] if len(folders) == len(found) == 1 else found))
         return
-    stdout.print(table([summary]))
-    if summary.unreadable:
-        stdout.print(f"{summary.unreadable} unreadable images count as not certified; they are named in {out}/records.jsonl", markup=False)
-    stdout.print(f"records: {out}/records.jsonl", markup=False, soft_wrap=True)
+    if summaries:
+        stdout.print(table(summaries))
+    if summaries and summaries[0].unreadable:
+        stdout.print(f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the records", markup=False)
+    for folder in folders:
+        stdout.print(f"records: {folder}/records{'*' if part[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True)
+
+
+def _geometries(patches: str, masks_per_axis: str, size: Size, out: Path) -> dict[Path, MaskSet]:
+    """The mask set for each patch and k, by the folder its records go to."""
+    sizes = list(dict.fromkeys(parse_patch(patch, size) for patch in patches.split(",")))
+    try:
+        ks = list(dict.fromkeys(int(k) for k in masks_per_axis.split(",")))
+    except ValueError:
+        raise ConfigError(f"masks per axis {masks_per_axis!r}: expected a whole number, or several like 3,6") from None
+    sets = [MaskSet.covering(image_size=size, patch_size=patch, masks_per_axis=k) for patch in sizes for k in ks]
+    if len(sets) == 1:
+        return {out: sets[0]}
+    return {out / f"{fine.patch_size[0]}x{fine.patch_size[1]}-k{fine.masks_per_axis}": fine for fine in sets}
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, shards = text.partition("/")
+    if not (slash and number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
+        raise ConfigError(f"shard {text!r}: expected i/n with 1 <= i <= n, such as 1/8")
+    return int(number), int(shards)
 
 
 @app.command()
@@ -285,8 +311,8 @@ def reproduce(
     """Reproduce a table or figure of the paper: plan, train, certify, and show it beside the paper's numbers."""
     from functools import cache
 
-    from . import runtime
     from . import reproduce as runs_of
+    from . import runtime
     from .recipes import plan, read_recipe
     from .report import tables
 

@@ -2,7 +2,9 @@
 
 A folder holds ``manifest.json`` (written once at the start, once more when everything is there) and an append-only
 JSON Lines file. ``manifest["experiment"]`` is everything that can change a result; a folder is continued only by
-the very same experiment. Nothing here loads torch, so records can be read anywhere.
+the very same experiment. Several processes that share the images have a pair of files each, named by their shard:
+``manifest-2-of-8.json`` and ``records-2-of-8.jsonl``; together they are the folder's records, whoever wrote them.
+Nothing here loads torch, so records can be read anywhere.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from .errors import RecordsError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+RECORDS = "records.jsonl"
 T = TypeVar("T")
 
 
@@ -62,23 +65,29 @@ class Record(Frozen):
 
 
 class Store:
-    """The one writer of a folder: manifest, append-only lines, lock, resume.
+    """The one writer of a manifest and its lines in a folder: append-only, locked, resumable.
 
     Use as a context manager. Each :meth:`append` is on disk when it returns; a line torn by a kill is dropped on
     resume. Raises RecordsError when the folder is of another experiment, in use, damaged or not writable.
+
+    Args:
+        lines: name of the JSON Lines file.
+        shard: ``"2-of-8"`` for one of several writers that share the folder, else "" for its only one.
+        resume: continue what is there.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], lines: str, *, resume: bool = False) -> None:
-        self.folder, self.manifest, self.path = folder, manifest, folder / lines
-        self._resume = resume
+    def __init__(self, folder: Path, manifest: dict[str, Any], lines: str, *, shard: str = "", resume: bool = False) -> None:
+        self.folder, self.manifest, self._shard, self._resume = folder, manifest, shard, resume
+        self.path = folder / _of_shard(lines, shard)
+        self._manifest_path = folder / _of_shard(MANIFEST, shard)
 
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / ".lock", timeout=0)
+            self._lock = self._lock_of(self._shard)
             self._lock.acquire()
         except Timeout:
-            raise RecordsError(f"out {self.folder}: another process is writing there; wait for it or choose another --out") from None
+            raise self._in_use() from None
         except OSError as error:
             raise RecordsError(
                 f"out {self.folder}: not a folder that can be written ({error.strerror or error}); choose another --out"
@@ -91,23 +100,47 @@ class Store:
         return self
 
     def _open(self) -> None:
-        if (self.folder / MANIFEST).exists():
-            there = read_manifest(self.folder)
-            differing = differences(there["experiment"], self.manifest["experiment"])
+        there = read_manifests(self.folder)
+        for path, found in there.items():
+            differing = differences(found["experiment"], self.manifest["experiment"])
             if differing:
                 raise RecordsError(
                     f"out {self.folder}: holds another experiment ({'; '.join(differing[:3])}); choose another --out or the same options"
                 )
-            if not self._resume:
-                raise RecordsError(f"out {self.folder}: holds this experiment already; continue it with --resume or choose another --out")
-            self.manifest = there
+            self._refuse_overlap(path)
+        # The other shards of the same division may be there or not: they are no earlier attempt at this one.
+        beside = {path for path in there if self._division(path) == self._division(self._manifest_path) != ""} - {self._manifest_path}
+        if there.keys() - beside and not self._resume:
+            raise RecordsError(f"out {self.folder}: holds this experiment already; continue it with --resume or choose another --out")
+        if self._manifest_path in there:
+            self.manifest = there[self._manifest_path]
             self.lines = read_lines(self.path, repair=True)
         elif self.path.exists():
-            raise RecordsError(f"out {self.folder}: has {self.path.name} but no {MANIFEST}; choose another --out")
+            raise RecordsError(f"out {self.folder}: has {self.path.name} but no {self._manifest_path.name}; choose another --out")
         else:
             self.lines = []
             self.write_manifest()
         self._file = _guard(self.folder, lambda: open(self.path, "ab"))  # noqa: SIM115, closed in __exit__
+
+    def _refuse_overlap(self, path: Path) -> None:
+        """Another division of the images may be continued, but not while one of its writers is at work."""
+        if self._division(path) == self._division(self._manifest_path):
+            return
+        try:
+            with self._lock_of(_shard_of(path)):
+                pass
+        except Timeout:
+            raise self._in_use() from None
+
+    def _lock_of(self, shard: str) -> FileLock:
+        return FileLock(self.folder / f".lock{shard and '-'}{shard}", timeout=0)
+
+    def _in_use(self) -> RecordsError:
+        return RecordsError(f"out {self.folder}: another process is writing there; wait for it or choose another --out")
+
+    @staticmethod
+    def _division(path: Path) -> str:
+        return _shard_of(path).partition("-")[2]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
@@ -134,7 +167,7 @@ class Store:
         self.write_manifest()
 
     def write_manifest(self) -> None:
-        write_atomically(self.folder / MANIFEST, json.dumps(self.manifest, indent=2).encode() + b"\n")
+        write_atomically(self._manifest_path, json.dumps(self.manifest, indent=2).encode() + b"\n")
 
 
 def manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[str, Any]:
@@ -155,9 +188,39 @@ def manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[
     }
 
 
+def _of_shard(name: str, shard: str) -> str:
+    stem, dot, ending = name.partition(".")
+    return f"{stem}{shard and '-'}{shard}{dot}{ending}"
+
+
+def _shard_of(path: Path) -> str:
+    """``manifest-2-of-8.json`` -> ``2-of-8``, ``manifest.json`` -> nothing."""
+    return path.stem.partition("-")[2]
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder. Raises RecordsError if there is none, it is damaged, or of a newer format."""
-    path = folder / MANIFEST
+    """The manifest of a folder; of several shards the first, which is ``finished`` only if all of them are.
+
+    Raises RecordsError if there is none, one is damaged or of a newer format, or they are not of one experiment.
+    """
+    found = list(read_manifests(folder).values())
+    if not found:
+        raise RecordsError(f"{folder}: expected a folder with {MANIFEST}, found none")
+    for other in found[1:]:
+        differing = differences(other["experiment"], found[0]["experiment"])
+        if differing or other["kind"] != found[0]["kind"]:
+            raise RecordsError(f"{folder}: holds shards of different experiments ({'; '.join(differing[:3])}); keep those of one")
+    finished = all(one["finished"] is not None for one in found)
+    return found[0] if finished else {**found[0], "finished": None}
+
+
+def read_manifests(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Every manifest of a folder by its path: one, or one for each shard that has begun."""
+    paths = [folder / MANIFEST, *sorted(folder.glob("manifest-*-of-*.json"))]
+    return {path: _read_manifest(path) for path in paths if path.exists()}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict) or not isinstance(found["experiment"], dict) or not isinstance(found["kind"], str):
@@ -165,8 +228,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found["finished"]
         if found["format"] != FORMAT:
             raise RecordsError(f"{path}: expected format {FORMAT}, found {found['format']}; use the version of certipatch that wrote it")
-    except FileNotFoundError:
-        raise RecordsError(f"{folder}: expected a folder with {MANIFEST}, found none") from None
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise RecordsError(
             f"{path}: damaged ({' '.join(str(error).split())[:100]}); restore it or start again in another folder"
@@ -200,12 +261,12 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All records of a certification, in the order of their index.
+    """All records of a certification, of all its shards, in the order of their index.
 
     Raises RecordsError for a damaged line or an image that occurs twice.
     """
     records: dict[int, Record] = {}
-    for path in sorted(folder.glob("records*.jsonl")):
+    for path in (folder / RECORDS, *sorted(folder.glob("records-*-of-*.jsonl"))):
         for number, line in enumerate(read_lines(path), start=1):
             try:
                 record = Record.model_validate_json(json.dumps(line))
@@ -216,6 +277,27 @@ def read_records(folder: Path) -> list[Record]:
                 raise RecordsError(f"{path}, line {number}: image {record.index} occurs twice; keep one of the lines")
             records[record.index] = record
     return [records[index] for index in sorted(records)]
+
+
+def check_finished(folder: Path) -> None:
+    """A finished writer stated how many lines it wrote and their hash: what was changed since is refused.
+
+    Raises RecordsError naming the file.
+    """
+    for path, manifest in read_manifests(folder).items():
+        if (finished := manifest["finished"]) is None:
+            continue
+        lines = folder / _of_shard(RECORDS, _shard_of(path))
+        try:
+            expected = finished["lines"], finished["sha256"]
+        except (KeyError, TypeError) as error:
+            raise RecordsError(f"{path}: lacks {error}; restore it or certify again") from error
+        data = lines.read_bytes() if lines.exists() else b""
+        found = (data.count(b"\n"), hashlib.sha256(data).hexdigest())
+        if found != expected:
+            raise RecordsError(
+                f"{lines}: is not what certify wrote ({found[0]} lines found, {expected[0]} written); restore it or certify again"
+            )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -50,7 +50,7 @@ def run(
     locations: dict[str, str],
     fabric: Callable[[str], Fabric],
     workers: int = 0,
-    after_each: Callable[[], None],
+    after_each: Callable[[], object],
 ) -> list[str]:
     """Do what is not done yet of ``runs`` in the folder ``out``.
 
@@ -171,7 +171,7 @@ def tasks(runs: list[Run], out: Path, *, fabric: Callable[[str], Fabric], tflops
     Args:
         tflops: the rate (10^12 operations per second) to reckon with; default: each model is timed here for a moment.
     """
-    found = []
+    found: list[Task] = []
     for one in runs:
         flops = _flops(one.arch, one.setup.image_size)
         pace = flops / (tflops * 1e12) if tflops else _seconds_per_pass(one.arch, one.setup.image_size, fabric(one.setup.precision))
@@ -232,4 +232,3 @@ def _seconds_per_pass(arch: str, image_size: int, fab: Fabric) -> float:
             network(images).sum().item()  # waits for the device
             best = min(best, time.monotonic() - started)
     return best / len(images)
-

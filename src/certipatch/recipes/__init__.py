@@ -58,7 +58,7 @@ class Setup(Frozen):
     patches: tuple[str, ...]
     masks_per_axis: tuple[int, ...]
     strategies: tuple[str, ...]
-    equal_compute: dict[str, str] = {}
+    equal_compute: dict[str, str] = Field(default_factory=dict)
     clean_fraction: float = 0.0
     seeds: tuple[int, ...] = (0,)
     epochs: int = 10
@@ -228,9 +228,7 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
 
 def _runs(setup: Setup, scale: float) -> Iterator[Run]:
     fine = (setup.image_size, setup.image_size)
-    masks = MaskSet.covering(
-        image_size=fine, patch_size=parse_patch(setup.train_patch, fine), masks_per_axis=setup.train_masks_per_axis
-    )
+    masks = MaskSet.covering(image_size=fine, patch_size=parse_patch(setup.train_patch, fine), masks_per_axis=setup.train_masks_per_axis)
     rows = [(strategy, strategy, setup.epochs) for strategy in setup.strategies]
     for cheap, costly in setup.equal_compute.items():
         epochs = round(setup.epochs * forward_equivalents(costly, masks) / forward_equivalents(cheap, masks))
