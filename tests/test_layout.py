@@ -13,7 +13,7 @@ LAYERS = [
     {"demo"},
     {"certification", "training", "attack"},
     {"defense"},
-    {"search", "views"},
+    {"search", "gradcam", "views"},
     {"masks", "patchcleanser", "models", "data", "report"},
     {"config", "records", "runtime", "errors"},
 ]
