@@ -72,7 +72,9 @@ def train(
         )
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=config.patch_size, masks_per_axis=config.masks_per_axis)
     if config.strategy.startswith("gutout"):  # one Grad-CAM, so that a layer it cannot use is refused before anything is written
-        saliency(model, torch.zeros(1, 3, *spec.image_size), torch.zeros(1, dtype=torch.int64), config.gradcam_layer)
+        device = next(model.parameters()).device
+        black, label = torch.zeros(1, 3, *spec.image_size, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        saliency(model, black, label, config.gradcam_layer)
     elif config.gradcam_layer is not None:
         raise ConfigError(f"gradcam layer {config.gradcam_layer!r}: expected one of the gutout strategies, found {config.strategy}")
     experiment = {
