@@ -9,6 +9,7 @@ must be made twice, independently, to go unnoticed. The words:
 """
 
 import numpy as np
+import torch
 
 # --- Masks -----------------------------------------------------------------------------------------------------------
 
@@ -127,3 +128,53 @@ def grid(loss, keeps):
     pairs = [(i, j) for i in range(len(keeps)) for j in range(i, len(keeps))]
     i, j = pairs[worst([loss(keeps[i] & keeps[j]) for i, j in pairs])]
     return keeps[i] & keeps[j]
+
+
+# --- Gutout: masks chosen for one image, given the network cut in two at a feature map -------------------------------
+
+
+def grad_cam(cut, image, label):
+    """The heat (height, width) of an image (3, height, width).
+
+    ``cut(images)`` gives the feature maps (1, C, h, w) and a function from there to the logits (1, classes). Each channel
+    counts by the mean gradient of the label's logit; what speaks against the label is cut off.
+    """
+    maps, head = cut(image[None])
+    maps = maps.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(head(maps)[0, label], maps)
+    heat = np.zeros(maps.shape[2:])
+    for channel in range(maps.shape[1]):
+        heat += float(gradient[0, channel].mean()) * maps[0, channel].detach().numpy()
+    return bilinear(np.maximum(heat, 0), image.shape[1:])
+
+
+def bilinear(heat, size):
+    """Enlarged, pixel centres on pixel centres; outside the outermost centres the border goes on."""
+
+    def places(n, small):
+        for pixel in range(n):
+            at = min(max((pixel + 0.5) * small / n - 0.5, 0), small - 1)
+            low = min(int(at), small - 1)
+            yield low, min(low + 1, small - 1), at - low
+
+    rows, columns = list(places(size[0], heat.shape[0])), list(places(size[1], heat.shape[1]))
+    out = np.zeros(size)
+    for y, (top, bottom, down) in enumerate(rows):
+        for x, (left, right, along) in enumerate(columns):
+            upper = (1 - along) * heat[top, left] + along * heat[top, right]
+            lower = (1 - along) * heat[bottom, left] + along * heat[bottom, right]
+            out[y, x] = (1 - down) * upper + down * lower
+    return out
+
+
+def gutout(heat_of, keeps):
+    """Round 1: m1 hides the most heat of x. Round 2: m2 != m1 hides the most heat of x.m1. ``heat_of(keep)``: Grad-CAM of x.keep."""
+
+    def hottest(heat, candidates):
+        # Nine digits, so that sums of equal heat are equal in whatever order they were taken.
+        return candidates[worst([float(f"{heat[~keeps[i]].sum() / max(heat.max(), 1e-300):.9g}") for i in candidates])]
+
+    everything = list(range(len(keeps)))
+    m1 = hottest(heat_of(np.ones_like(keeps[0])), everything)
+    m2 = hottest(heat_of(keeps[m1]), [i for i in everything if i != m1])
+    return keeps[m1] & keeps[m2]

@@ -43,6 +43,9 @@ def certify_options(model: Path, photos: Path, out: Path, **changed: object) -> 
     [
         ({"model": "resnt18"}, ["unknown model", "resnt18"]),
         ({"strategy": "greedy"}, ["unknown strategy", "greedy-multisize"]),
+        ({"strategy": "gutout-fine", "gradcam_layer": "layer9"}, ["no layer 'layer9'", "8, 10"]),
+        ({"strategy": "gutout-fine", "gradcam_layer": "13"}, ["(1, 3)", "--gradcam-layer"]),
+        ({"strategy": "random-fine", "gradcam_layer": "11"}, ["gutout", "random-fine"]),
         ({"data": "no/such/folder"}, ["unknown data set"]),
         ({"data": "torch/nothing"}, ["torch/nothing"]),
         ({"split": "nosuch"}, ["split", "nosuch"]),

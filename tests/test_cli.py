@@ -26,6 +26,18 @@ def test_masks_proves_coverage_and_states_the_costs(cli):
     }  # fmt: skip
 
 
+def test_train_with_gutout(cli, photos: Path, tmp_path: Path):
+    """Two rounds of a forward and a backward pass, which the papers count as one each, for the one masked copy."""
+    for layer in ((), ("--gradcam-layer", "8")):
+        run = tmp_path / f"run{len(layer)}"
+        done = cli("train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "gutout-coarse",
+                   "--patch", 5, "--epochs", 1, "--batch-size", 8, "--precision", "bf16-mixed", *layer, "--out", run)  # fmt: skip
+        assert done.code == 0, done.err
+        (epoch,) = read_lines(run / "epochs.jsonl")
+        assert epoch["forward_equivalents"] == (4 + 3) * epoch["images"]
+        assert read_manifest(run)["experiment"]["train"]["gradcam_layer"] == (layer[1] if layer else None)
+
+
 def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
     run, cert = tmp_path / "run", tmp_path / "cert"
     done = cli("train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "greedy-multisize",

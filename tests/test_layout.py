@@ -13,7 +13,7 @@ LAYERS = [
     {"demo", "reproduce"},
     {"certification", "training", "attack"},
     {"defense"},
-    {"search", "views"},
+    {"search", "gradcam", "views"},
     {"masks", "patchcleanser", "cost", "recipes", "models", "data", "report"},
     {"config", "records", "runtime", "errors"},
 ]

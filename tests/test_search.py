@@ -4,12 +4,19 @@ from itertools import combinations_with_replacement, product
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import oracle
-from certipatch.masks import MaskSet
+from certipatch import runtime
+from certipatch.errors import ConfigError, SoundnessError
+from certipatch.gradcam import saliency
+from certipatch.masks import MaskSet, Window
+from certipatch.models import Normalize
+from certipatch.report.pictures import strategy_masks
 from certipatch.search import STRATEGIES
 
 SIZE, PATCH, K = (18, 18), (3, 3), 6  # 36 fine masks, 9 coarse
@@ -22,14 +29,18 @@ PASSES = {  # the papers' table: extra forward passes for each image
     "random-coarse": 0,
     "random-fine": 0,
     "random-both": 0,
+    "gutout-coarse": 2,  # and as many backward passes
+    "gutout-fine": 2,
+    "gutout-both": 4,
     "greedy-coarse": 17,
     "greedy-fine": 71,
     "greedy-multisize": 26,
     "grid-coarse": 45,
     "grid-fine": 666,
 }
-COPIES = {"random-both": 2, "greedy-multisize": 2}  # 1 for all others
-SEARCHES = [name for name, passes in PASSES.items() if passes]
+COPIES = {"random-both": 2, "gutout-both": 2, "greedy-multisize": 2}  # 1 for all others
+GUTOUTS = [name for name in PASSES if name.startswith("gutout")]
+SEARCHES = [name for name, passes in PASSES.items() if passes and name not in GUTOUTS]  # by the loss
 
 # The same masks from the oracle.
 _windows, _grid = oracle.covering_set(SIZE, PATCH, K)
@@ -91,7 +102,7 @@ def expected(name, loss):
 
 def test_the_sets_are_of_the_papers_size():
     assert (len(FINE), len(COARSE)) == (36, 9)
-    assert set(PASSES) <= set(STRATEGIES)
+    assert list(PASSES) == list(STRATEGIES)
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -189,6 +200,210 @@ def test_small_sets():
             assert np.array_equal(greedy[a].numpy(), oracle.greedy(loss, fine) if len(fine) > 1 else fine[0])
 
 
+# --- Gutout ----------------------------------------------------------------------------------------------------------
+
+
+def cut(kind, seed=0):
+    """A model, its image size, and images -> the last feature map, and what follows it."""
+    torch.manual_seed(seed)
+    if kind == "plain":
+        model = network(seed)
+        return model, SIZE, lambda images: (model[:2](images), model[2:])
+    normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.2)).double()
+    if kind == "timm":
+        net = timm.create_model("test_resnet", num_classes=4).double()
+        return nn.Sequential(normalize, net).eval(), (64, 96), lambda images: (net.forward_features(normalize(images)), net.forward_head)
+    size = (48, 64)  # 3 x 4 tokens
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=2, embed_dim=24, num_heads=2, num_classes=4).double()
+    last = vit.blocks[1]
+
+    def tokens_and_rest(images):
+        before = vit.blocks[0](vit._pos_embed(vit.patch_embed(normalize(images))))
+        tokens = last.norm1(before)
+
+        def rest(maps):
+            """The class token, and the sum that passes by the attention, stay what they are."""
+            after = before + last.attn(torch.cat([tokens[:, :1], maps.permute(0, 2, 3, 1).reshape(1, 12, 24)], dim=1))
+            return vit.head(vit.norm(after + last.mlp(last.norm2(after)))[:, 0])
+
+        return tokens[:, 1:].reshape(1, 3, 4, 24).permute(0, 3, 1, 2), rest
+
+    return nn.Sequential(normalize, vit).eval(), size, tokens_and_rest
+
+
+def heat_of(parts, image, label):
+    """The oracle's Grad-CAM of one image as a function of the pixels kept."""
+    return lambda keep: oracle.grad_cam(parts, torch.where(torch.from_numpy(keep), image, FILL), label)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kind", ["plain", "timm", "vit"])
+def test_gutout_equals_oracle(kind, seed):
+    """Heat and masks of captum and of plain autograd: the last ReLU of a plain CNN, timm's last feature, a ViT's tokens."""
+    model, size, parts = cut(kind, seed)
+    masks = MaskSet.covering(image_size=size, patch_size=PATCH, masks_per_axis=K)
+    windows, grid = oracle.covering_set(size, PATCH, K)
+    fine = [oracle.keep_of(size, mask) for mask in windows]
+    coarse = [np.logical_and.reduce([fine[i] for i in block]) for block in oracle.coarse_blocks(*grid)]
+    images = torch.rand(4, 3, *size, dtype=torch.float64)
+    images[-1] = FILL
+    labels = model(images).argmax(dim=1)  # for which there is some heat
+    labels[0] = (labels[0] + 1) % 4
+
+    heat = saliency(model, images, labels)
+    assert heat.shape == (4, *size)
+    assert not heat.requires_grad
+    assert (heat.amax((1, 2)) > 0).sum() >= 2, "there is something to find"
+    for a, (image, label) in enumerate(zip(images, labels, strict=True)):
+        np.testing.assert_allclose(heat[a], heat_of(parts, image, label)(np.ones(size, dtype=bool)), rtol=1e-6, atol=1e-12)
+
+    both = masked_copies("gutout-both", model, images, labels, masks=masks)
+    for name, copy, keeps in zip(["gutout-coarse", "gutout-fine"], both, [coarse, fine], strict=True):
+        assert torch.equal(copy, masked_copies(name, model, images, labels, masks=masks)[0])
+        for a, (image, label) in enumerate(zip(images, labels, strict=True)):
+            assert np.array_equal(copy[a].numpy(), oracle.gutout(heat_of(parts, image, label), keeps)), f"image {a}"
+
+
+def test_gutout_counts_each_pixel_once():
+    """Masks of several windows that overlap, and of none at all."""
+    rng = np.random.default_rng(0)
+    rectangles = [[tuple(map(int, [*rng.integers(0, 10, 2), *rng.integers(3, 9, 2)])) for _ in range(n)] for n in (1, 2, 3, 4, 5, 0, 4, 5)]
+    masks = MaskSet(SIZE, PATCH, 0, tuple(tuple(Window(*rectangle) for rectangle in mask) for mask in rectangles))
+    keeps = [oracle.keep_of(SIZE, mask) for mask in rectangles]
+    model, _, parts = cut("plain")
+    images, labels = batch(3, n=8)
+    copy = masked_copies("gutout-fine", model, images, labels, masks=masks)[0]
+    for a, (image, label) in enumerate(zip(images, labels, strict=True)):
+        assert np.array_equal(copy[a].numpy(), oracle.gutout(heat_of(parts, image, label), keeps)), f"image {a}"
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_gutout_ties_go_to_the_lowest_index(weight):
+    """No heat anywhere, and the same heat everywhere, which no order of adding may tell apart: masks 0 and 1."""
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(SIZE[0] * SIZE[1], 2))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, weight)
+    images = torch.full((2, 3, *SIZE), FILL)
+    heat = saliency(model, images, torch.tensor([0, 1]))
+    assert (heat.amax() > 0) == (weight > 0)
+    coarse, fine = masked_copies("gutout-both", model, images, torch.tensor([0, 1]))
+    assert all(np.array_equal(keep, COARSE[0] & COARSE[1]) for keep in coarse.numpy())
+    assert all(np.array_equal(keep, FINE[0] & FINE[1]) for keep in fine.numpy())
+
+
+def test_gutout_with_a_single_mask():
+    masks = MaskSet.covering(image_size=(6, 6), patch_size=(6, 6), masks_per_axis=1)
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 2))
+    assert not masked_copies("gutout-fine", model, torch.rand(2, 3, 6, 6), torch.tensor([0, 1]), masks=masks)[0].any()
+
+
+def test_gutout_with_a_named_layer():
+    """Names are those of the network, without the normalisation in front of it."""
+    model, size, _ = cut("timm")
+    net, masks = model[1], MaskSet.covering(image_size=size, patch_size=PATCH, masks_per_axis=K)
+    keeps = [oracle.keep_of(size, mask) for mask in oracle.covering_set(size, PATCH, K)[0]]
+
+    def parts(images):
+        maps = net.layer2(net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(model[0](images)))))))
+        return maps, lambda maps: net.forward_head(net.layer4(net.layer3(maps)))
+
+    image, label = torch.rand(3, *size, dtype=torch.float64), torch.tensor(2)
+    (keep,) = STRATEGIES["gutout-fine"](model, image[None], label[None], masks, fill=FILL, layer="layer2")
+    assert np.array_equal(keep[0].numpy(), oracle.gutout(heat_of(parts, image, label), keeps))
+    assert not torch.equal(saliency(model, image[None], label[None], "layer2"), saliency(model, image[None], label[None]))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "before", "shape"),
+    [
+        ("swin_tiny_patch4_window7_224", {"window_size": 2, "depths": (1, 1, 1, 1)}, "norm", lambda out: out.permute(0, 3, 1, 2)),
+        ("deit_tiny_distilled_patch16_224", {"depth": 2}, "blocks.1.norm1", lambda out: out[:, 2:].mT.reshape(2, 192, 4, 4)),
+    ],
+)
+def test_gutout_reads_other_maps(name, options, before, shape):
+    """Maps with the channels last, and two tokens in front of the patches: what captum would see is the layer's output as a map."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=64, num_classes=4, **options).eval()
+    images, labels, kept = torch.rand(2, 3, 64, 64), torch.tensor([0, 1]), []
+    model.get_submodule(before).register_forward_hook(lambda _module, _inputs, out: kept.append(out))
+    logits = model(images)
+    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), kept[0])
+    heat = (shape(gradient).mean((2, 3), keepdim=True) * shape(kept[0])).sum(1, keepdim=True).relu()
+    assert heat.amax() > 0
+    expected = F.interpolate(heat, (64, 64), mode="bilinear")[:, 0]
+    torch.testing.assert_close(saliency(model, images, labels, before), expected)
+    if "norm1" in before:
+        torch.testing.assert_close(saliency(model, images, labels), expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "words"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4)), None, ["Sequential", "no", "greedy"]),
+        (timm.create_model("test_resnet", num_classes=4), "layer9", ["layer9", "layer4"]),
+        (timm.create_model("test_resnet", num_classes=4), "", ["''", "layer4"]),
+        (timm.create_model("test_resnet", num_classes=4), "fc", ["(1, 4)", "--gradcam-layer"]),
+        (timm.create_model("test_resnet", num_classes=4), "global_pool.pool", ["--gradcam-layer"]),
+        (timm.create_model("coat_tiny", img_size=64, num_classes=4), None, ["did not obtain", "--gradcam-layer"]),
+        (timm.create_model("mvitv2_tiny", img_size=64, num_classes=4), None, ["not known", "stages"]),
+    ],
+)
+def test_gutout_says_what_it_cannot_look_at(model, layer, words):
+    with pytest.raises(ConfigError) as error:
+        saliency(model, torch.rand(1, 3, 64, 64), torch.tensor([0]), layer)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_gutout_refuses_heat_that_is_not_finite():
+    model = network(0)
+    nn.init.constant_(model[3].weight, torch.nan)
+    with pytest.raises(SoundnessError, match="finite"):
+        masked_copies("gutout-fine", model, *batch(0))
+
+
+def test_gutout_where_gradients_are_off():
+    """Under no_grad, and in a model all of whose weights are frozen."""
+    model, (images, labels) = network(0), batch(0)
+    found = masked_copies("gutout-both", model, images, labels)
+    with torch.no_grad():
+        again = masked_copies("gutout-both", model, images, labels)
+    model.requires_grad_(False)
+    for copies in (again, masked_copies("gutout-both", model, images, labels)):
+        assert all(torch.equal(a, b) for a, b in zip(found, copies, strict=True))
+
+
+def test_gutout_in_half_precision():
+    """The heat under autocast is that of full precision, as nearly as 8 bits allow."""
+    model, size, _ = cut("vit")
+    model, images, labels = model.float(), torch.rand(2, 3, *size), torch.tensor([0, 1])
+    full = saliency(model, images, labels)
+    with runtime.fabric(device="cpu", precision="bf16-mixed").autocast():
+        half = saliency(model, images, labels)
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0.1, atol=0.1 * float(full.max()))
+
+
+def test_gutout_leaves_wrapped_models_ready_for_training():
+    """DistributedDataParallel counts backward passes down to the weights, which Grad-CAM does not make; Fabric too."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        images, labels = batch(0)
+        found = masked_copies("gutout-both", network(0), images, labels)
+        ddp = nn.parallel.DistributedDataParallel(network(0))
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(found, masked_copies("gutout-both", ddp, images, labels), strict=True))
+            F.cross_entropy(ddp(images), labels).backward()
+        assert ddp.module[0].weight.grad is not None
+    finally:
+        torch.distributed.destroy_process_group()
+    wrapped = runtime.fabric(device="cpu", precision="bf16-mixed").setup_module(network(0))
+    assert len(masked_copies("gutout-both", wrapped, images, labels)) == 2
+
+
 # --- No trace --------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +443,7 @@ def test_search_leaves_no_trace(name):
             {key: value.clone() for key, value in model.state_dict().items()},
             [module.training for module in model.modules()],
             [parameter.requires_grad for parameter in model.parameters()],
+            [len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks) for module in model.modules()],
             torch.get_rng_state(),
         )
 
@@ -238,17 +454,20 @@ def test_search_leaves_no_trace(name):
 
     assert all(torch.equal(before[0][key], after[0][key]) for key in before[0])
     assert sorted({*before[1]}) == [False, True], "the model is in a mixture of modes"
-    assert before[1:3] == after[1:3]
-    assert torch.equal(before[3], after[3])
+    assert before[1:4] == after[1:4]
+    assert torch.equal(before[4], after[4])
     assert torch.equal(model[1].weight.grad, torch.ones_like(model[1].weight))
     assert all(parameter.grad is None for parameter in list(model.parameters())[1:])
     assert torch.equal(images, pixels)
     assert not any(copy.requires_grad for copy in copies)
-    assert {*model[0].modes} <= {(False, False)}, "a search runs in evaluation mode, without gradient"
+    assert not images.requires_grad
+    assert images.grad is None
+    assert not any(training for training, _ in model[0].modes), "a search runs in evaluation mode"
+    assert any(gradient for _, gradient in model[0].modes) == (name in GUTOUTS), "Grad-CAM alone needs a gradient"
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", [*SEARCHES, *GUTOUTS])
 def test_search_in_any_mode_finds_the_same(name):
     """BatchNorm and Dropout in training mode would make the loss of one image depend on others and on chance."""
     images, labels = batch(0, 3)
@@ -258,7 +477,7 @@ def test_search_in_any_mode_finds_the_same(name):
         assert torch.equal(copy, other)
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", [*SEARCHES, *GUTOUTS])
 def test_a_failed_search_leaves_no_trace(name):
     """A model that raises in the middle is put back into its mode as well."""
 
@@ -328,3 +547,17 @@ def test_cutout_of_the_paper():
     keep = masked_copies("random-cutout", Constant(), torch.zeros(40, 3, 224, 224), torch.zeros(40))[0]
     rows = (~keep).sum(dim=2)
     assert (rows == 128).any()
+
+
+def test_picture_of_the_strategies(tmp_path):
+    """Every copy of every strategy has a thumbnail, on which nothing but the masked pixels is grey."""
+    image = np.zeros((3, *SIZE), dtype=np.uint8)
+    image[0] = 255
+    keeps = {"none": [np.ones(SIZE, dtype=bool)], "two": [COARSE[0], np.zeros(SIZE, dtype=bool)]}
+    strategy_masks(tmp_path / "masks.png", image, keeps, columns=2)
+    with Image.open(tmp_path / "masks.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    red, grey = ((pixels == colour).all(axis=2).sum() for colour in ((255, 0, 0), (128, 128, 128)))
+    hidden = np.mean([~keep for copies in keeps.values() for keep in copies])
+    assert grey / (red + grey) == pytest.approx(hidden, abs=0.02)
+    assert red + grey > 0.5 * 3 * pixels[..., 0].size / 4, "three of the four places are filled"

@@ -123,6 +123,7 @@ def train(
     image_size: ImageSize = None,
     crop_pct: CropPct = None,
     clean_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of each batch left unmasked")] = 0.0,
+    gradcam_layer: Annotated[str | None, typer.Option(help="module that gutout looks at; default: the last feature map")] = None,
     limit: Limit = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -147,7 +148,8 @@ def train(
     size = spec.image_size
     config = _config(
         strategy=strategy, patch_size=parse_patch(patch, size), masks_per_axis=masks_per_axis, epochs=epochs,
-        batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction, seed=seed,
+        batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
+        gradcam_layer=gradcam_layer, seed=seed,
     )  # fmt: skip
     fab = runtime.fabric(device=device, precision=precision)
     with _resumable(out):

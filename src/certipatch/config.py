@@ -33,7 +33,8 @@ class TrainConfig(Frozen):
     """The fine-tuning recipe; the defaults are the Greedy Cutout paper's (``lr`` 0.001 for ViT and ConvNeXt).
 
     The learning rate is multiplied by ``lr_decay`` after half of the epochs. ``clean_fraction`` of each batch
-    is left unmasked (our addition; the paper's value is 0).
+    is left unmasked (our addition; the paper's value is 0). ``gradcam_layer`` is where the gutout strategies look,
+    the model's last feature map if None.
     """
 
     strategy: str
@@ -46,6 +47,7 @@ class TrainConfig(Frozen):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clean_fraction: float = Field(default=0.0, ge=0, le=1)
+    gradcam_layer: str | None = None
     seed: int = 0
 
 

@@ -6,7 +6,8 @@ Source: Greedy Cutout (the paper's Table 3 compares them). Each strategy is one 
 
 one entry for each masked copy of the batch to train on. ``masks`` is the fine set; the coarse set is its 2x2
 union. Searches run the current weights in evaluation mode without gradient, maximise the cross-entropy with the
-true label, and break ties by the lowest index. Only ``random-*`` draw from ``generator``.
+true label, and break ties by the lowest index. Only ``random-*`` draw from ``generator``; ``gutout-*`` look for heat
+instead of loss, with a gradient, in the ``layer`` that may be named.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .gradcam import saliency
 from .masks import MaskSet
 from .views import frozen, losses, mask_images, visible, window_tensor
 
@@ -69,6 +71,52 @@ def random_both(
 ) -> list[Tensor]:
     """One copy with two coarse and one with two fine masks ("rand"). 0 extra passes; the gradient batch doubles."""
     return [_random_pair(images, masks.coarsen()[0], generator), _random_pair(images, masks, generator)]
+
+
+def gutout_coarse(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, layer: str | None = None, **_: object
+) -> list[Tensor]:
+    """Gutout with the coarse set ("gutout 3x3"): 2 forward and 2 backward passes, which the paper counts as 4.
+
+    Source: Gutout ("Grad-CAM based Cutout") as the Greedy Cutout paper compares it.
+    """
+    return [_gutout(model, images, labels, masks.coarsen()[0], fill, layer)]
+
+
+def gutout_fine(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, layer: str | None = None, **_: object
+) -> list[Tensor]:
+    """Gutout with the fine set ("gutout 6x6"): 2 forward and 2 backward passes."""
+    return [_gutout(model, images, labels, masks, fill, layer)]
+
+
+def gutout_both(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, layer: str | None = None, **_: object
+) -> list[Tensor]:
+    """One copy of each of the two ("gutout"): 4 forward and 4 backward passes; the gradient batch doubles."""
+    return [_gutout(model, images, labels, each, fill, layer) for each in (masks.coarsen()[0], masks)]
+
+
+def _gutout(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor, layer: str | None) -> Tensor:
+    """Round 1: m1, the mask over the most Grad-CAM heat on x. Round 2: m2 != m1 likewise on x.m1."""
+    m1 = _heat_under(masks, saliency(model, images, labels, layer)).argmax(dim=1, keepdim=True)
+    masked = mask_images(images, _keep(masks, m1, images), fill)
+    heat = _heat_under(masks, saliency(model, masked, labels, layer))
+    m2 = heat.scatter(1, m1, -1).argmax(dim=1, keepdim=True)  # -1: less than any other, so m1 again only if it is alone
+    return _keep(masks, torch.cat([m1, m2], dim=1), images)
+
+
+def _heat_under(masks: MaskSet, heat: Tensor) -> Tensor:
+    """(N, masks): the heat (N, H, W) summed over the pixels of each mask, in 2^-20ths of the image's hottest pixel.
+
+    Whole units add up exactly, whatever the order: equals tie, and a GPU finds what a CPU finds.
+    """
+    hidden = ~visible(window_tensor(masks, heat.device), masks.image_size)
+    hottest = heat.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(heat.dtype).tiny)
+    units = (heat / hottest * 2**20).round()
+    if heat.device.type == "mps":  # knows no double precision
+        units, hidden = units.cpu(), hidden.cpu()
+    return (units.double().flatten(1) @ hidden.double().flatten(1).T).to(heat.device, torch.int64)
 
 
 def greedy_coarse(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
@@ -153,6 +201,9 @@ STRATEGIES: dict[str, Strategy] = {
     "random-coarse": random_coarse,
     "random-fine": random_fine,
     "random-both": random_both,
+    "gutout-coarse": gutout_coarse,
+    "gutout-fine": gutout_fine,
+    "gutout-both": gutout_both,
     "greedy-coarse": greedy_coarse,
     "greedy-fine": greedy_fine,
     "greedy-multisize": greedy_multisize,

@@ -25,6 +25,7 @@ from .config import ModelSpec, TrainConfig
 from .cost import BACKWARD, FORWARD
 from .data import Images, Source, as_float, check_training_classes, collate
 from .errors import ConfigError, RecordsError, SoundnessError
+from .gradcam import saliency
 from .masks import MaskSet
 from .models import find_mean, weights_sha256
 from .records import Store, manifest
@@ -70,6 +71,12 @@ def train(
             f"precision {runtime.precision(fabric)!r}: training keeps float32 weights; expected 32-true, bf16-mixed or 16-mixed"
         )
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=config.patch_size, masks_per_axis=config.masks_per_axis)
+    if config.strategy.startswith("gutout"):  # one Grad-CAM, so that a layer it cannot use is refused before anything is written
+        device = next(model.parameters()).device
+        black, label = torch.zeros(1, 3, *spec.image_size, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        saliency(model, black, label, config.gradcam_layer)
+    elif config.gradcam_layer is not None:
+        raise ConfigError(f"gradcam layer {config.gradcam_layer!r}: expected one of the gutout strategies, found {config.strategy}")
     experiment = {
         "model": spec.model_dump(mode="json"),
         "initial_weights_sha256": weights_sha256(model),
@@ -141,7 +148,8 @@ def _fit(
                 x, y = as_float(pixels.to(fabric.device)), labels.to(fabric.device)
 
                 with fabric.autocast():
-                    keeps = strategy(model, x, y, masks, fill=fill, generator=torch.Generator().manual_seed(seed))
+                    draws = torch.Generator().manual_seed(seed)
+                    keeps = strategy(model, x, y, masks, fill=fill, generator=draws, layer=config.gradcam_layer)
                 searched = counter.passes
                 keeps = [_leave_clean(keep, config.clean_fraction) for keep in keeps]
                 views = torch.cat([mask_images(x, keep, fill) for keep in keeps])
@@ -220,14 +228,18 @@ def _epoch_line(epoch: int, lr: float, sums: dict[str, Any], validation: dict[st
 
 
 class _PassCounter:
-    """Counts the images that go through the model, so that a cost in the records is what was spent."""
+    """Counts the images that a search sends through the model, so that a cost in the records is what was spent.
+
+    Under a gradient twice: the backward pass of Grad-CAM ends at the last feature map, so the papers' count of one
+    pass for it is more than enough.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.passes = 0
         self._handle = model.register_forward_hook(self._count)
 
     def _count(self, _model: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        self.passes += len(inputs[0])
+        self.passes += len(inputs[0]) * (2 if torch.is_grad_enabled() else 1)
 
     def remove(self) -> None:
         self._handle.remove()
