@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import certification, models, runtime, training
 from .config import ModelSpec, TrainConfig
+from .cost import BACKWARD, FORWARD
 from .data import Source, load_source
 from .errors import CertiPatchError, ConfigError, RecordsError
 from .recipes import Run, Setup
@@ -31,16 +33,19 @@ from .records import read_manifest
 
 @dataclass(frozen=True)
 class Task:
-    """A training (no patch) or a certification of a run, and what it costs."""
+    """A training (no ``patch``) or a certification of what it trained, and what that costs.
 
-    run: Run
+    ``passes`` are forward-equivalents of a training, forward passes of a certification at most; ``flops`` count 2 a
+    multiply-add.
+    """
+
+    training: str
     folder: str
     passes: int
     flops: int
     seconds: float
     finished: bool
-    patch: str | None = None
-    masks_per_axis: int | None = None
+    patch: str | None
 
 
 def run(
@@ -175,29 +180,39 @@ def tasks(runs: list[Run], out: Path, *, fabric: Callable[[str], Fabric], tflops
     for one in runs:
         flops = _flops(one.arch, one.setup.image_size)
         pace = flops / (tflops * 1e12) if tflops else _seconds_per_pass(one.arch, one.setup.image_size, fabric(one.setup.precision))
-
-        def task(folder: str, passes: int, finished: bool, *cell: Any, flops: int = flops, pace: float = pace, one: Run = one) -> Task:
-            return Task(one, folder, passes, passes * flops, passes * pace, finished, *cell)
-
-        base = one.setup.base
-        place = f"{one.place}/base"
-        if base is not None and place not in {t.folder for t in found}:
-            found.append(task(place, one.scaled(base.train_images) * base.epochs * 3, _is_finished(out / place)))
-        found.append(task(one.name, one.train_passes, _trained(one, out)))
+        base, place = one.setup.base, f"{one.place}/base"
+        steps: list[tuple[str, str, int, bool, str | None]] = []
+        if base is not None and place not in {task.folder for task in found}:
+            steps.append(
+                (place, place, one.scaled(base.train_images) * base.epochs * (FORWARD + BACKWARD), _is_finished(out / place), None)
+            )
+        steps.append((one.name, one.name, one.train_passes, _trained(one, out), None))
         for patch, k in one.certifications:
-            found.append(task(one.certified(patch, k), one.certify_passes(patch, k), _certified(one, out, patch, k), patch, k))
+            steps.append((one.name, one.certified(patch, k), one.certify_passes(patch, k), _certified(one, out, patch, k), patch))
+        found += [Task(where, folder, n, n * flops, n * pace, done, patch) for where, folder, n, done, patch in steps]
     return found
 
 
 def plan_table(tasks: list[Task]) -> Table:
+    """A line for each folder of a training, with what is left to do there."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", show_footer=True)
-    total = [sum(value) for value in zip(*((t.passes, t.flops, t.seconds) for t in tasks if not t.finished), strict=True)] or [0, 0, 0]
-    table.caption = "passes of a certification: at most; wrong pairs that are met early make it less. The total is what is left to do."
-    table.add_column("folder", "total", overflow="fold")
-    for heading, footer in zip(("passes", "TFLOP", "time"), (f"{total[0]:,}", f"{total[1] / 1e12:,.0f}", _span(total[2])), strict=True):
-        table.add_column(heading, footer, justify="right")
-    for t in tasks:
-        table.add_row(escape(t.folder), f"{t.passes:,}", f"{t.flops / 1e12:,.1f}", "done" if t.finished else _span(t.seconds))
+    table.caption = "Passes of certify: at most; wrong pairs that are met early make it less. The time is what is left to do."
+    left = [task for task in tasks if not task.finished]
+    table.add_column("training", "total", overflow="fold")
+    for heading, value in (
+        ("train", f"{sum(t.passes for t in tasks if t.patch is None):,}"),
+        ("certify", f"{sum(t.passes for t in tasks if t.patch is not None):,}"),
+        ("TFLOP", f"{sum(t.flops for t in tasks) / 1e12:,.0f}"),
+        ("time", _span(sum(t.seconds for t in left))),
+    ):
+        table.add_column(heading, value, justify="right")
+    for name, group in groupby(tasks, key=lambda task: task.training):
+        of_run = list(group)
+        passes = [sum(t.passes for t in of_run if (t.patch is None) == training) for training in (True, False)]
+        seconds = sum(t.seconds for t in of_run if not t.finished)
+        flops = sum(t.flops for t in of_run)
+        done = all(t.finished for t in of_run)
+        table.add_row(escape(name), f"{passes[0]:,}", f"{passes[1]:,}", f"{flops / 1e12:,.1f}", "done" if done else _span(seconds))
     return table
 
 
