@@ -300,7 +300,10 @@ def _config(**options: Any) -> TrainConfig:
 
 
 def _is_run(model: str) -> bool:
-    return os.path.isdir(model) and (os.sep in model or os.path.exists(os.path.join(model, "manifest.json")))
+    is_path = os.sep in model or model.startswith(".")
+    if is_path and not os.path.isdir(model):
+        raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
+    return is_path or (os.path.isdir(model) and os.path.exists(os.path.join(model, "manifest.json")))
 
 
 def _source_for(model: str, data: str, split: str | None, class_map: str | None) -> Source:
