@@ -346,23 +346,27 @@ def _open_model(
         )
     size = _size(image_size) if image_size else None
     spec = models.describe(model, classes=source.classes, num_classes=len(source.classes), image_size=size, crop_pct=crop_pct)
-    if crop_pct is None and spec.crop_pct != 1 and _smaller(source, spec.image_size):
-        spec = spec.model_copy(update={"crop_pct": 1.0})
-        stderr.print("images are smaller than the model's input: resized without a crop (--crop-pct sets it)", markup=False)
+    if _smaller(source, spec.image_size):
+        enlarged = spec.model_copy(update={"interpolation": "bicubic", "crop_pct": crop_pct or 1.0})
+        if enlarged != spec:
+            spec = enlarged
+            crop = "without a crop" if spec.crop_pct == 1 else f"with crop_pct {spec.crop_pct:g}"
+            stderr.print(f"images are smaller than the model's input: resized bicubic {crop} (--crop-pct sets it)", markup=False)
     return spec, models.build(spec, pretrained=pretrained, weights=weights, replace_head=training, seed=seed), None
 
 
 def _smaller(source: Source, size: Size) -> bool:
-    """Whether the first readable image is smaller than the model's input."""
+    """Whether all of some images, spread over the set, are smaller than the model's input."""
     from .data import UNREADABLE
 
-    for i in range(min(len(source), 10)):
+    some, smaller = source.first(10), []
+    for i in range(len(some)):
         try:
-            width, height = source.open(i).size
+            width, height = some.open(i).size
         except UNREADABLE:
             continue
-        return height < size[0] or width < size[1]
-    return False
+        smaller.append(height < size[0] or width < size[1])
+    return bool(smaller) and all(smaller)
 
 
 @contextmanager
