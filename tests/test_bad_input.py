@@ -42,6 +42,9 @@ def certify_options(model: Path, photos: Path, out: Path, **changed: object) -> 
     ("changed", "words"),
     [
         ({"model": "resnt18"}, ["unknown model", "resnt18"]),
+        ({"model": "convnext_tiny.fb_in22"}, ["unknown model", "convnext_tiny.fb_in22k"]),
+        ({"model": "runs/foo"}, ["no training run at runs/foo"]),
+        ({"model": "./foo"}, ["no training run at ./foo"]),
         ({"strategy": "greedy"}, ["unknown strategy", "greedy-multisize"]),
         ({"strategy": "gutout-fine", "gradcam_layer": "layer9"}, ["no layer 'layer9'", "8, 10"]),
         ({"strategy": "gutout-fine", "gradcam_layer": "13"}, ["(1, 3)", "--gradcam-layer"]),
@@ -74,6 +77,10 @@ def test_options(cli, photos: Path, tmp_path: Path, changed: dict[str, object], 
 def test_pretrained_without_a_network(cli, photos: Path, tmp_path: Path):
     arguments = [*train_options(photos, tmp_path / "run", model="resnet18", image_size=32), "--pretrained"]
     refused(cli(*arguments), "pretrained weights cannot be loaded", "--weights")
+
+
+def test_a_mistyped_run_in_certify(cli, photos: Path, tmp_path: Path):
+    refused(cli(*certify_options(tmp_path / "foo", photos, tmp_path / "c")), f"no training run at {tmp_path / 'foo'}")
 
 
 def test_random_weights_are_not_certified(cli, photos: Path, tmp_path: Path):

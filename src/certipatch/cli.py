@@ -386,7 +386,10 @@ def _config(**options: Any) -> TrainConfig:
 
 
 def _is_run(model: str) -> bool:
-    return os.path.isdir(model) and (os.sep in model or os.path.exists(os.path.join(model, "manifest.json")))
+    is_path = os.sep in model or model.startswith(".")
+    if is_path and not os.path.isdir(model):
+        raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
+    return is_path or (os.path.isdir(model) and os.path.exists(os.path.join(model, "manifest.json")))
 
 
 def _source_for(model: str, data: str, split: str | None, class_map: str | None) -> Source:
@@ -429,23 +432,27 @@ def _open_model(
         )
     size = _size(image_size) if image_size else None
     spec = models.describe(model, classes=source.classes, num_classes=len(source.classes), image_size=size, crop_pct=crop_pct)
-    if crop_pct is None and spec.crop_pct != 1 and _smaller(source, spec.image_size):
-        spec = spec.model_copy(update={"crop_pct": 1.0})
-        stderr.print("images are smaller than the model's input: resized without a crop (--crop-pct sets it)", markup=False)
+    if _smaller(source, spec.image_size):
+        enlarged = spec.model_copy(update={"interpolation": "bicubic", "crop_pct": crop_pct or 1.0})
+        if enlarged != spec:
+            spec = enlarged
+            crop = "without a crop" if spec.crop_pct == 1 else f"with crop_pct {spec.crop_pct:g}"
+            stderr.print(f"images are smaller than the model's input: resized bicubic {crop} (--crop-pct sets it)", markup=False)
     return spec, models.build(spec, pretrained=pretrained, weights=weights, replace_head=training, seed=seed), None
 
 
 def _smaller(source: Source, size: Size) -> bool:
-    """Whether the first readable image is smaller than the model's input."""
+    """Whether all of some images, spread over the set, are smaller than the model's input."""
     from .data import UNREADABLE
 
-    for i in range(min(len(source), 10)):
+    some, smaller = source.first(10), []
+    for i in range(len(some)):
         try:
-            width, height = source.open(i).size
+            width, height = some.open(i).size
         except UNREADABLE:
             continue
-        return height < size[0] or width < size[1]
-    return False
+        smaller.append(height < size[0] or width < size[1])
+    return bool(smaller) and all(smaller)
 
 
 @contextmanager

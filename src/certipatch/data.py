@@ -24,12 +24,14 @@ from PIL import Image, UnidentifiedImageError
 from timm.data.readers import create_reader
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.datasets import SVHN  # type: ignore[import-untyped]
 
 from .config import ModelSpec
 from .errors import ConfigError, DataError
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 DOWNLOADS = Path(os.environ.get("CERTIPATCH_DATA", "~/.cache/certipatch")).expanduser()
+NOT_TRAIN = ("test", "val", "valid", "validation", "eval", "evaluation")  # the other half of CIFAR and MNIST
 STREAM_LIMIT = 100_000  # images of a stream that are held in memory
 
 
@@ -217,6 +219,7 @@ def _folder_or_tar(root: str, split: str | None, class_map: str | None, classes:
     if "" in folders:
         raise DataError(f"data {root}: expected images in one folder a class, found some outside any folder")
     labels = [int(sample_label) for sample_label in (reader.targets if in_tar else [label for _, label in reader.samples])]
+    listed = classes is None
     if classes is None:
         classes = tuple(sorted(folders, key=folders.__getitem__))
     else:
@@ -234,6 +237,11 @@ def _folder_or_tar(root: str, split: str | None, class_map: str | None, classes:
         raise DataError(
             f"data {root}: expected all class folders side by side, found them in {', '.join(sorted(parents)[:3])}; name one of these folders (or --split)"
         )
+    if listed and not in_tar:  # timm does not see a folder without images: the classes after it would move up
+        there = os.scandir(os.path.join(root, *parents))
+        empty = sorted(entry.name for entry in there if entry.is_dir() and entry.name not in folders and not entry.name.startswith("."))
+        if empty:
+            raise DataError(f"data {root}: expected images in every class folder, found none in {', '.join(empty[:5])}; fill or remove it")
 
     def read(i: int) -> Image.Image:
         if not in_tar:
@@ -265,9 +273,14 @@ def _timm_named(data: str, split: str) -> Source:
     # wds/PATH: the shards (and their _info.json) are in the folder PATH; other libraries know where data is.
     root = data.removeprefix("wds/") if data.startswith("wds/") else str(DOWNLOADS)
     try:
-        found: Any = timm.data.create_dataset(data, root=root, split=split, download=True)
+        if data.lower() == "torch/svhn":
+            found: Any = _svhn(root, split)
+        else:
+            found = timm.data.create_dataset(data, root=root, split=split, download=True)
     except (AssertionError, ValueError, RuntimeError, OSError, ImportError, TypeError, LookupError) as error:
         raise ConfigError(f"data {data}, split {split!r}: cannot be had ({' '.join(str(error).split())[:160]})") from error
+    if getattr(found, "train", None) is False and split not in NOT_TRAIN:
+        raise ConfigError(f"data {data}, split {split!r}: expected train or test")  # timm takes any other word for test
     if isinstance(found, IterableDataset):
         return _held_in_memory(data, split, found)
     reader = getattr(found, "reader", None)
@@ -286,6 +299,13 @@ def _timm_named(data: str, split: str) -> Source:
 
     names = tuple(map(str, classes)) if classes else tuple(str(c) for c in range(max(labels) + 1))
     return Source(names, [f"{data}/{split}/{i}" for i in range(len(labels))], labels, read)
+
+
+def _svhn(root: str, split: str) -> Any:
+    """Street View House Numbers, which timm's torch/ lacks, with the attributes of its neighbours there."""
+    found = SVHN(root, split=split, download=True)
+    found.targets, found.classes = found.labels, list("0123456789")
+    return found
 
 
 def _held_in_memory(data: str, split: str, stream: Any) -> Source:

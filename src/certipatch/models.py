@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def describe(
 ) -> ModelSpec:
     """The spec of a timm model as timm would evaluate it, at another size or crop if asked for.
 
-    Raises ConfigError for a name that timm does not know.
+    Raises ConfigError for a name or tag that timm does not know.
     """
     if name == SMALL_CNN:
         if image_size not in (None, (32, 32)):
@@ -87,11 +89,14 @@ def describe(
 
 
 def _pretrained_cfg(name: str) -> timm.models.PretrainedCfg:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
-        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-        raise ConfigError(f"unknown model {name!r}: expected a training run (a folder with manifest.json) or a timm name; {hint}")
-    return timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    if timm.is_model(name):  # which looks at the architecture alone, not at a tag behind a dot
+        with suppress(RuntimeError):  # no such tag
+            if (config := timm.models.get_pretrained_cfg(name)) is not None:
+                return config
+    renamed = timm.models.get_deprecated_models().get(name)  # the names of older timm, as papers' codes have them
+    near = [renamed] if renamed else difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()])
+    hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+    raise ConfigError(f"unknown model {name!r}: expected a training run (a folder with manifest.json) or a timm name; {hint}")
 
 
 def default_num_classes(name: str, weights: str | None, pretrained: bool) -> int | None:
