@@ -105,6 +105,14 @@ def test_the_sets_are_of_the_papers_size():
     assert list(PASSES) == list(STRATEGIES)
 
 
+def test_the_cost_model_is_what_is_counted():
+    """The same names; the same passes, but that Grad-CAM's backward passes count too."""
+    assert tuple(STRATEGIES) == cost.STRATEGIES
+    counted = {name: passes * (2 if name.startswith("gutout") else 1) for name, passes in PASSES.items() if passes}
+    assert cost.search_passes(MASKS) == counted
+    assert {name: cost.copies(name) for name in STRATEGIES} == {name: COPIES.get(name, 1) for name in STRATEGIES}
+
+
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("name", PASSES)
 def test_pass_counts_and_results(name, n):

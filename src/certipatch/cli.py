@@ -317,6 +317,7 @@ def reproduce(
     from . import runtime
     from .recipes import plan, read_recipe
     from .report import tables
+    from .report.figures import against_k
 
     wanted = read_recipe(recipe)
     runs = plan(wanted, only=only, scale=scale)
@@ -329,15 +330,20 @@ def reproduce(
         runtime.stderr.print(runs_of.plan_table([task for task in tasks if not task.finished]))
     stem = out / Path(recipe).stem
 
-    def render() -> str:
+    def render() -> list[tables.Cell]:
         out.mkdir(parents=True, exist_ok=True)
-        return tables.write(wanted, tables.collect(wanted, runs, out), stem)
+        cells = tables.collect(wanted, runs, out)
+        tables.write(wanted, cells, stem)
+        return cells
 
     with _resumable(out):
         failures = runs_of.run(runs, out, locations=_locations(data or [], runs), fabric=fab, workers=workers, after_each=render)
-    text = render()
-    print((stem.with_suffix(".json")).read_text() if as_json else text.partition("<details>")[0])
-    runtime.stderr.print(f"written: {stem}.md, {stem}.csv, {stem}.json", markup=False, soft_wrap=True)
+    cells = render()
+    drawn = against_k(cells, stem) if wanted.figure else []
+    shown = stem.with_suffix(".json" if as_json else ".md").read_text()
+    print(shown if as_json else shown.partition("<details>")[0])
+    written = [stem.with_suffix(ending) for ending in (".md", ".csv", ".json")] + drawn
+    runtime.stderr.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
     if failures:
         raise CertiPatchError(f"{len(failures)} of {len(runs)} runs failed; the first: {failures[0]}")
 

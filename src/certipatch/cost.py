@@ -8,6 +8,9 @@ from __future__ import annotations
 from .masks import MaskSet
 
 FORWARD, BACKWARD = 1, 2
+RANDOM = ("vanilla", "random-cutout", "random-coarse", "random-fine", "random-both")
+SEARCHES = ("gutout-coarse", "gutout-fine", "gutout-both", "greedy-coarse", "greedy-fine", "greedy-multisize", "grid-coarse", "grid-fine")
+STRATEGIES = RANDOM + SEARCHES  # the names, for those who need no torch
 TWO_COPIES = ("random-both", "gutout-both", "greedy-multisize")
 
 

@@ -12,12 +12,13 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
 from ..config import Frozen, TrainConfig
-from ..cost import copies, forward_equivalents
+from ..cost import STRATEGIES, copies, forward_equivalents
 from ..errors import ConfigError
 from ..masks import MaskSet, Size, parse_patch
 
@@ -206,7 +207,7 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
             run (with ``!`` none of them).
         scale: share of the training and the test images.
 
-    Raises ConfigError for an unknown strategy or if no run is left.
+    Raises ConfigError for a strategy, patch or k that cannot be, or if no run is left.
     """
     if not 0 < scale <= 1:
         raise ConfigError(f"scale {scale:g}: expected a share of the images above 0 and at most 1")
@@ -229,6 +230,11 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
 def _runs(setup: Setup, scale: float) -> Iterator[Run]:
     fine = (setup.image_size, setup.image_size)
     masks = MaskSet.covering(image_size=fine, patch_size=parse_patch(setup.train_patch, fine), masks_per_axis=setup.train_masks_per_axis)
+    for strategy in (*setup.strategies, *setup.equal_compute, *setup.equal_compute.values()):
+        if strategy not in STRATEGIES:
+            raise ConfigError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
+    for patch, k in product(setup.patches, setup.masks_per_axis):
+        MaskSet.covering(image_size=fine, patch_size=parse_patch(patch, fine), masks_per_axis=k)
     rows = [(strategy, strategy, setup.epochs) for strategy in setup.strategies]
     for cheap, costly in setup.equal_compute.items():
         epochs = round(setup.epochs * forward_equivalents(costly, masks) / forward_equivalents(cheap, masks))

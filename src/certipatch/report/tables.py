@@ -13,7 +13,6 @@ from typing import Any
 from ..errors import RecordsError
 from ..recipes import Recipe, Run
 from ..records import read_manifest, write_atomically
-from .figures import against_k
 from .summary import Share, Summary, summarize, training_cost
 
 HOW_TO_READ = (
@@ -60,14 +59,12 @@ def _finished(run: Run, out: Path, folder: str) -> tuple[Summary | None, float |
 
 
 def write(recipe: Recipe, cells: list[Cell], stem: Path) -> str:
-    """Write ``stem``.md, .csv and .json, and the figure of a recipe that has one; returns the Markdown."""
+    """Write ``stem``.md, .csv and .json; returns the Markdown."""
     text = markdown(recipe, cells)
     rows = [to_json(cell) for cell in cells]
     write_atomically(stem.with_suffix(".md"), text.encode())
     write_atomically(stem.with_suffix(".json"), json.dumps({"title": recipe.title, "cells": rows}, indent=1).encode() + b"\n")
     write_atomically(stem.with_suffix(".csv"), _csv(rows).encode())
-    if recipe.figure:
-        against_k(cells, stem)
     return text
 
 
