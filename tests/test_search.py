@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import oracle
-from certipatch import runtime
+from certipatch import cost, runtime
 from certipatch.errors import ConfigError, SoundnessError
 from certipatch.gradcam import saliency
 from certipatch.masks import MaskSet, Window

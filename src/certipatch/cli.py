@@ -307,6 +307,7 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only plan: passes, FLOPs, time")] = False,
     tflops: Annotated[float | None, typer.Option(min=0.001, help="plan for a device that sustains this rate")] = None,
     device: Device = "auto",
+    precision: Annotated[str | None, typer.Option(help="Fabric's name; default: the recipe's")] = None,
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -319,7 +320,7 @@ def reproduce(
     from .report import tables
     from .report.figures import against_k
 
-    wanted = read_recipe(recipe)
+    wanted = read_recipe(recipe, precision=precision)
     runs = plan(wanted, only=only, scale=scale)
     fab = cache(lambda precision: runtime.fabric(device=device, precision=precision))
     tasks = runs_of.tasks(runs, out, fabric=fab, tflops=tflops)

@@ -182,8 +182,8 @@ class Run:
         return self.test_images * (1 + n * (n + 1) // 2)
 
 
-def read_recipe(name: str) -> Recipe:
-    """A recipe by the name of a shipped one (``table1`` ...) or from a TOML file.
+def read_recipe(name: str, *, precision: str | None = None) -> Recipe:
+    """A recipe by the name of a shipped one (``table1`` ...) or from a TOML file; with another precision if asked for.
 
     Raises ConfigError naming the first thing that is wrong.
     """
@@ -191,12 +191,15 @@ def read_recipe(name: str) -> Recipe:
     if not path.is_file():
         raise ConfigError(f"recipe {name!r}: expected one of {', '.join(NAMES)} or a .toml file, found neither")
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")), strict=False)
+        recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"recipe {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"recipe {path}: not a TOML file that can be read ({' '.join(str(error).split())[:120]})") from None
+    if precision is None:
+        return recipe
+    return recipe.model_copy(update={"setup": tuple(setup.model_copy(update={"precision": precision}) for setup in recipe.setup)})
 
 
 def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list[Run]:
