@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -20,12 +21,19 @@ from .errors import ConfigError
 stderr = Console(stderr=True, highlight=False)
 
 
-def fabric(*, device: str = "auto", precision: str = "32-true", **options: Any) -> Fabric:
-    """Lightning Fabric on ``device`` ("auto", "cpu", "cuda", "mps") with Fabric's name of a precision."""
+def fabric(*, device: str = "auto", precision: str = "32-true", devices: int | str = 1, nodes: int = 1) -> Fabric:
+    """Lightning Fabric on ``devices`` (a number or "auto") of each of ``nodes`` machines.
+
+    ``device`` is "auto", "cpu", "cuda" or "mps", ``precision`` Fabric's name of one. On more than one device each has
+    a process of its own (DDP); ``world_size`` and ``global_rank`` say how many and which.
+    """
     try:
-        return Fabric(accelerator=device, devices=options.pop("devices", 1), precision=precision, **options)  # type: ignore[arg-type]
-    except (ValueError, RuntimeError, TypeError, ImportError) as error:
-        raise ConfigError(f"device {device!r}, precision {precision!r}: {' '.join(str(error).split())[:160]}") from error
+        return Fabric(accelerator=device, precision=precision, devices=devices, num_nodes=nodes)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
+        asked = f"device {device!r}, precision {precision!r}" + (
+            f", devices {devices}, nodes {nodes}" if (devices, nodes) != (1, 1) else ""
+        )
+        raise ConfigError(f"{asked}: {' '.join(str(error).split())[:160]}") from error
 
 
 def environment(fab: Fabric) -> dict[str, Any]:
