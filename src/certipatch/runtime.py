@@ -126,7 +126,7 @@ class _Beside:
         return self.children
 
     def orphaned(self) -> bool:
-        return self.parent not in (0, os.getppid())
+        return self.parent not in (0, os.getpid(), os.getppid())
 
     def speaks(self) -> bool:
         """Whether it falls to this process to say that one is gone: to the first one of the machine, or the next if that is gone."""
