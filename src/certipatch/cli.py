@@ -48,6 +48,8 @@ Limit = Annotated[int | None, typer.Option(min=1, help="use only this many image
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 Precision = Annotated[str, typer.Option(help="Fabric's names: 32-true, bf16-mixed, 16-mixed ...")]
 Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
+Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
+Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
@@ -128,6 +130,8 @@ def train(
     seed: Seed = 0,
     device: Device = "auto",
     precision: Precision = "32-true",
+    devices: Devices = "1",
+    nodes: Nodes = 1,
     workers: Workers = 0,
     resume: Resume = False,
     as_json: AsJson = False,
@@ -142,18 +146,23 @@ def train(
         raise ConfigError(f"unknown strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     if val_data is None and val_split is None and data != "digits":
         raise ConfigError("validation data: expected --val-data, or --val-split of the same data, found neither")
-    source = load_source(data, split=split, class_map=class_map).first(limit)
-    validation = load_source(val_data or data, split=val_split or ("test" if data == "digits" else split), classes=source.classes)
-    spec, network, _ = _open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)
-    size = spec.image_size
-    config = _config(
-        strategy=strategy, patch_size=parse_patch(patch, size), masks_per_axis=masks_per_axis, epochs=epochs,
-        batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
-        gradcam_layer=gradcam_layer, seed=seed,
-    )  # fmt: skip
-    fab = runtime.fabric(device=device, precision=precision)
-    with _resumable(out):
+
+    def prepare() -> tuple[Source, Source, ModelSpec, nn.Sequential]:
+        source = load_source(data, split=split, class_map=class_map).first(limit)
+        validation = load_source(val_data or data, split=val_split or ("test" if data == "digits" else split), classes=source.classes)
+        return source, validation, *_open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)[:2]
+
+    fab = runtime.fabric(device=device, precision=precision, devices=_devices(devices), nodes=nodes)
+    with _resumable(out), runtime.launched(fab):
+        source, validation, spec, network = runtime.in_turn(fab, prepare)
+        config = _config(
+            strategy=strategy, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis, epochs=epochs,
+            batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
+            gradcam_layer=gradcam_layer, seed=seed,
+        )  # fmt: skip
         last = training.train(network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, resume=resume)
+    if not fab.is_global_zero:
+        return
     if as_json:
         print(json.dumps({"run": str(out), **last}))
         return
@@ -380,6 +389,12 @@ def _size(text: str) -> Size:
     except ValueError:
         raise ConfigError(f"image size {text!r}: expected 224 or 224x192 (height x width)") from None
     return sides[0], sides[-1]
+
+
+def _devices(text: str) -> int | str:
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise ConfigError(f"devices {text!r}: expected a number of 1 or more, or auto")
+    return text if text == "auto" else int(text)
 
 
 def _config(**options: Any) -> TrainConfig:

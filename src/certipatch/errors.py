@@ -27,3 +27,7 @@ class RecordsError(CertiPatchError):
 
 class SoundnessError(CertiPatchError):
     """A premise of the certificate does not hold. Nothing turns this off."""
+
+
+class ProcessError(CertiPatchError):
+    """A run of several processes that cannot start, or has lost one of them."""

@@ -2,12 +2,13 @@
 
 Source: Greedy Cutout (the paper's Table 3 compares them). Each strategy is one function
 
-    strategy(model, images, labels, masks, *, fill, generator) -> list of (N, H, W) bool, True = visible,
+    strategy(model, images, labels, masks, *, fill, generator, place=None) -> list of (N, H, W) bool, True = visible,
 
 one entry for each masked copy of the batch to train on. ``masks`` is the fine set; the coarse set is its 2x2
 union. Searches run the current weights in evaluation mode without gradient, maximise the cross-entropy with the
-true label, and break ties by the lowest index. Only ``random-*`` draw from ``generator``; ``gutout-*`` look for heat
-instead of loss, with a gradient, in the ``layer`` that may be named.
+true label, and break ties by the lowest index. Only ``random-*`` draw from ``generator``; they draw for a whole batch
+of which ``images`` may be a part: ``place`` is (index of its first image, images of the whole).
+``gutout-*`` look for heat instead of loss, with a gradient, in the ``layer`` that may be named.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .masks import MaskSet
 from .views import frozen, losses, mask_images, visible, window_tensor
 
 Strategy = Callable[..., list[Tensor]]
+Place = tuple[int, int] | None  # of a part in its batch: index of the first image, images of the whole
 
 
 def vanilla(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, **_: object) -> list[Tensor]:
@@ -30,47 +32,52 @@ def vanilla(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, **
     return [torch.ones(n, height, width, dtype=torch.bool, device=images.device)]
 
 
+def _draw(below: int, images: Tensor, generator: torch.Generator, place: Place) -> Tensor:
+    """(N, 2) uniform integers for the images: their part of what is drawn for the whole batch."""
+    start, whole = place or (0, len(images))
+    return torch.randint(below, (whole, 2), generator=generator)[start : start + len(images)]
+
+
 def random_cutout(
-    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, **_: object
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, place: Place = None, **_: object
 ) -> list[Tensor]:
     """Two squares of 128/224 of the image side, centres uniform over the pixels, so they may leave the image.
 
     Source: PatchCleanser's Cutout training ("PC-Cutout"). 0 extra passes.
     """
-    n, _c, height, width = images.shape
+    height, width = images.shape[2:]
     h, w = round(height * 128 / 224), round(width * 128 / 224)
     # Two squares for each image, as windows that may begin outside the image.
-    top = torch.randint(height, (n, 2), generator=generator) - h // 2
-    left = torch.randint(width, (n, 2), generator=generator) - w // 2
+    top = _draw(height, images, generator, place) - h // 2
+    left = _draw(width, images, generator, place) - w // 2
     windows = torch.stack([top, left, top + h, left + w], dim=2).to(images.device)
     return [visible(windows, (height, width))]
 
 
-def _random_pair(images: Tensor, masks: MaskSet, generator: torch.Generator) -> Tensor:
+def _random_pair(images: Tensor, masks: MaskSet, generator: torch.Generator, place: Place) -> Tensor:
     """Two masks drawn independently and uniformly from the set (they may coincide)."""
-    pair = torch.randint(len(masks), (len(images), 2), generator=generator).to(images.device)
-    return _keep(masks, pair, images)
+    return _keep(masks, _draw(len(masks), images, generator, place).to(images.device), images)
 
 
 def random_coarse(
-    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, **_: object
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, place: Place = None, **_: object
 ) -> list[Tensor]:
     """Two masks of the coarse set at random ("rand 3x3"). 0 extra passes."""
-    return [_random_pair(images, masks.coarsen()[0], generator)]
+    return [_random_pair(images, masks.coarsen()[0], generator, place)]
 
 
 def random_fine(
-    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, **_: object
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, place: Place = None, **_: object
 ) -> list[Tensor]:
     """Two masks of the fine set at random ("rand 6x6"). 0 extra passes."""
-    return [_random_pair(images, masks, generator)]
+    return [_random_pair(images, masks, generator, place)]
 
 
 def random_both(
-    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, **_: object
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, generator: torch.Generator, place: Place = None, **_: object
 ) -> list[Tensor]:
     """One copy with two coarse and one with two fine masks ("rand"). 0 extra passes; the gradient batch doubles."""
-    return [_random_pair(images, masks.coarsen()[0], generator), _random_pair(images, masks, generator)]
+    return [_random_pair(images, masks.coarsen()[0], generator, place), _random_pair(images, masks, generator, place)]
 
 
 def gutout_coarse(

@@ -2,14 +2,18 @@
 
 Source: Greedy Cutout. Every batch is masked by a strategy (``search``), and the model takes one SGD step on the
 mean loss of the masked copies.
+
+Several processes (one a device) share each batch in equal parts and step on their mean gradient, which is one
+process's step on the whole batch. They meet where ``fabric`` or ``runtime`` is called; only process 0 writes.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,16 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Subset
 
 from . import runtime
 from .config import ModelSpec, TrainConfig
 from .cost import BACKWARD, FORWARD
 from .data import Images, Source, as_float, check_training_classes, collate
-from .errors import ConfigError, RecordsError, SoundnessError
+from .errors import ConfigError, DataError, RecordsError, SoundnessError
 from .gradcam import saliency
 from .masks import MaskSet
 from .models import find_mean, weights_sha256
@@ -56,6 +62,8 @@ def train(
     Args:
         model: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; changed in place.
         source, validation: images to train on, and to measure vanilla accuracy on after each epoch.
+        fabric: launched, if it has several processes. ``config.batch_size`` is that of each. BatchNorm normalises the
+            whole batch on CUDA; on the CPU, where torch cannot, each process normalises its part.
         data: how the data set is called in tables.
 
     Returns:
@@ -70,6 +78,12 @@ def train(
         raise ConfigError(
             f"precision {runtime.precision(fabric)!r}: training keeps float32 weights; expected 32-true, bf16-mixed or 16-mixed"
         )
+    _check_batch(model, len(source), config.batch_size, fabric)
+    described = {"data": source.describe(), "validation": validation.describe()}
+    everywhere = fabric.broadcast(described)
+    with runtime.together(fabric):
+        if described != everywhere:
+            raise DataError(f"data {data}: expected the same images on every machine, found others on machine {fabric.node_rank}")
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=config.patch_size, masks_per_axis=config.masks_per_axis)
     if config.strategy.startswith("gutout"):  # one Grad-CAM, so that a layer it cannot use is refused before anything is written
         device = next(model.parameters()).device
@@ -83,21 +97,24 @@ def train(
         "train": config.model_dump(mode="json"),
         "masks": masks.to_json(),
         "fill": torch.as_tensor(find_mean(model)).expand(3).tolist(),
-        "data": source.describe(),
-        "validation": validation.describe(),
+        **described,
         "device": fabric.device.type,
         "precision": runtime.precision(fabric),
+        "processes": fabric.world_size,
     }
     about = {**manifest("train", experiment, **runtime.environment(fabric)), "data": data}
-    with Store(out, about, "epochs.jsonl", resume=resume) as store:
-        if store.manifest["finished"] is None:
-            used = sum(map(len, epoch_batches(len(source), config.batch_size, seed=0)))
+    with ExitStack() as stack:
+        with runtime.together(fabric):
+            store = stack.enter_context(Store(out, about, "epochs.jsonl", resume=resume)) if fabric.is_global_zero else None
+        if fabric.broadcast(store and store.manifest["finished"]) is None:
+            used = sum(map(len, epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)))
             with runtime.progress_bar(config.epochs * used, "train") as progress:
                 _fit(
                     model, Images(source, spec), Images(validation, spec), masks, config, store,
                     fabric=fabric, workers=workers, progress=progress,
                 )  # fmt: skip
-        return store.lines[-1]
+        last: dict[str, Any] = fabric.broadcast(store.lines[-1] if store else {})
+        return last
 
 
 def _fit(
@@ -106,7 +123,7 @@ def _fit(
     validation: Images,
     masks: MaskSet,
     config: TrainConfig,
-    store: Store,
+    store: Store | None,
     *,
     fabric: Fabric,
     workers: int,
@@ -116,77 +133,105 @@ def _fit(
 
     Writes ``checkpoint.pt`` every few minutes and after each epoch; the weights at the end are those of the
     network alone, under its own names. A killed run that is resumed ends with the same weights on the CPU.
+    Only process 0 has the store.
     """
+    rank, processes = fabric.global_rank, fabric.world_size
     fill = torch.as_tensor(find_mean(model))
+    if processes > 1 and fabric.device.type == "cuda":
+        convert_sync_batchnorm(model)  # timm's: torch's own would drop the activation in timm's BatchNormAct2d
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    checkpoint = store.folder / CHECKPOINT
-    state = _load(checkpoint, model, optimizer)
+    state: dict[str, Any] = {}
+    with runtime.together(fabric):
+        if store:
+            state = {**_load(store.folder / CHECKPOINT, model, optimizer), "lines": len(store.lines)}
+    state = fabric.broadcast(state)
+    if not store and "model" in state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
     wrapped, opt = fabric.setup(model, optimizer)
     strategy = STRATEGIES[config.strategy]
     counter = _PassCounter(model)
 
     def save(epoch: int, step: int, sums: dict[str, float]) -> None:
-        state = {"epoch": epoch, "step": step, "sums": sums, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        _write(checkpoint, lambda path: torch.save(state, path))
+        if store:
+            state = {"epoch": epoch, "step": step, "sums": sums, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            _write(store.folder / CHECKPOINT, lambda path: torch.save(state, path))
 
     for epoch in range(state["epoch"], config.epochs):
         lr = config.lr * (config.lr_decay if epoch >= max(1, config.epochs // 2) else 1.0)
         for group in opt.param_groups:
             group["lr"] = lr
-        batches = epoch_batches(len(images), config.batch_size, derived_seed(config.seed, epoch))
+        batches = epoch_batches(len(images), config.batch_size * processes, derived_seed(config.seed, epoch))
         step = state["step"] if epoch == state["epoch"] else 0
         sums = dict(state["sums"]) if step else dict(NOTHING)
-        loader = DataLoader(images, batch_sampler=batches[step:], collate_fn=list, num_workers=workers)
+        parts = [part_of(batch, rank, processes) for batch in batches[step:]]
+        loader = DataLoader(images, batch_sampler=parts, collate_fn=list, num_workers=workers)
         progress(sum(map(len, batches[:step])), "")
         saved = time.monotonic()
         with _interruptible() as interrupted:
             for items in loader:
-                pixels, labels = collate(items)  # here and not in a worker, so that an unreadable image is one clear line
-                started, counter.passes = time.monotonic(), 0
-                seed = derived_seed(config.seed, epoch, step)
-                torch.manual_seed(seed)  # dropout and the like
-                x, y = as_float(pixels.to(fabric.device)), labels.to(fabric.device)
+                with runtime.together(fabric):
+                    pixels, labels = collate(items)  # here and not in a worker, so that an unreadable image is one clear line
+                    started, counter.passes = time.monotonic(), 0
+                    seed = derived_seed(config.seed, epoch, step)
+                    torch.manual_seed(seed + rank)  # dropout and the like
+                    x, y = as_float(pixels.to(fabric.device)), labels.to(fabric.device)
+                    place = (rank * len(x), processes * len(x))
 
-                with fabric.autocast():
-                    draws = torch.Generator().manual_seed(seed)
-                    keeps = strategy(model, x, y, masks, fill=fill, generator=draws, layer=config.gradcam_layer)
-                searched = counter.passes
-                keeps = [_leave_clean(keep, config.clean_fraction) for keep in keeps]
-                views = torch.cat([mask_images(x, keep, fill) for keep in keeps])
-                targets = y.repeat(len(keeps))
+                    with fabric.autocast():
+                        generator = torch.Generator().manual_seed(seed)
+                        keeps = strategy(model, x, y, masks, fill=fill, generator=generator, place=place, layer=config.gradcam_layer)
+                    searched = counter.passes
+                    keeps = [_leave_clean(keep, config.clean_fraction, place) for keep in keeps]
+                    views = torch.cat([mask_images(x, keep, fill) for keep in keeps])
+                    targets = y.repeat(len(keeps))
                 wrapped.train()
                 logits = wrapped(views)
                 loss = F.cross_entropy(logits, targets)
-                if not torch.isfinite(loss):
-                    raise SoundnessError(
-                        f"loss: expected a finite number, found {loss.item()} in epoch {epoch + 1}, step {step + 1}; lower --lr"
-                    )
                 opt.zero_grad()
                 fabric.backward(loss)
                 opt.step()
+                _share_statistics(model, fabric)
 
                 step += 1
-                sums["loss"] += loss.item() * len(views)
-                sums["correct"] += int((logits.argmax(1) == targets).sum())
-                sums["views"] += len(views)
-                sums["images"] += len(x)
-                sums["passes"] += searched * FORWARD + len(views) * (FORWARD + BACKWARD)
+                counts = {
+                    "loss": loss.item() * len(views),
+                    "correct": int((logits.argmax(1) == targets).sum()),
+                    "views": len(views),
+                    "images": len(x),
+                    "passes": searched * FORWARD + len(views) * (FORWARD + BACKWARD),
+                    "stop": interrupted(),
+                    "save": rank == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS,
+                }
+                counts = runtime.total(fabric, counts)
+                mean = counts["loss"] / counts["views"]
+                if not math.isfinite(mean):  # before anything of this step is saved
+                    raise SoundnessError(f"loss: expected a finite number, found {mean} in epoch {epoch + 1}, step {step}; lower --lr")
+                for key in ("loss", "correct", "views", "images", "passes"):
+                    sums[key] += counts[key]
                 sums["seconds"] += time.monotonic() - started
-                progress(len(x), f"epoch {epoch + 1}/{config.epochs} loss {loss.item():.3f}")
-                if interrupted() or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save(epoch, step, sums)
+                progress(place[1], f"epoch {epoch + 1}/{config.epochs} loss {mean:.3f}")
+                if counts["stop"] or counts["save"]:
+                    with runtime.together(fabric):
+                        save(epoch, step, sums)
                     saved = time.monotonic()
-                if interrupted():
+                if counts["stop"]:
                     raise KeyboardInterrupt
-        if len(store.lines) <= epoch:  # a kill between this line and the checkpoint repeats only the latter
-            store.append([_epoch_line(epoch, lr, sums, vanilla_accuracy(wrapped, validation, fabric.device, workers))])
-        save(epoch + 1, 0, {})
+        if state["lines"] <= epoch:  # a kill between this line and the checkpoint repeats only the latter
+            validated = vanilla_accuracy(model, validation, fabric, workers)
+            with runtime.together(fabric):
+                if store:
+                    store.append([_epoch_line(epoch, lr, sums, validated)])
+        with runtime.together(fabric):
+            save(epoch + 1, 0, {})
     counter.remove()
 
-    network = {key: value.cpu().contiguous() for key, value in model[1].state_dict().items()}
-    _write(store.folder / "model.safetensors", lambda path: safetensors.torch.save_file(network, path))
-    store.finish(weights_sha256=weights_sha256(model.eval()))
-    checkpoint.unlink()
+    with runtime.together(fabric):
+        if store:
+            network = {key: value.cpu().contiguous() for key, value in model[1].state_dict().items()}
+            _write(store.folder / "model.safetensors", lambda path: safetensors.torch.save_file(network, path))
+            store.finish(weights_sha256=weights_sha256(model.eval()))
+            (store.folder / CHECKPOINT).unlink()
 
 
 def epoch_batches(n: int, batch_size: int, seed: int) -> list[list[int]]:
@@ -196,21 +241,54 @@ def epoch_batches(n: int, batch_size: int, seed: int) -> list[list[int]]:
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
 
 
+def part_of(batch: list[int], rank: int, processes: int) -> list[int]:
+    """What one of the processes takes of a batch; a remainder that cannot be split equally is left out."""
+    each = len(batch) // processes
+    return batch[rank * each : (rank + 1) * each]
+
+
 @torch.inference_mode()
-def vanilla_accuracy(model: nn.Module, images: Images, device: torch.device, workers: int = 0) -> dict[str, int]:
+def vanilla_accuracy(model: nn.Module, images: Images, fabric: Fabric, workers: int = 0) -> dict[str, int]:
     """Undefended accuracy as a fraction: {"correct": c, "images": n}."""
     model.eval()
     correct = 0
-    for items in DataLoader(images, batch_size=256, collate_fn=list, num_workers=workers):
-        pixels, labels = collate(items)
-        correct += int((model(as_float(pixels.to(device))).argmax(1).cpu() == labels).sum())
-    return {"correct": correct, "images": len(images)}
+    mine = Subset(images, range(fabric.global_rank, len(images), fabric.world_size))
+    with runtime.together(fabric):
+        for items in DataLoader(mine, batch_size=256, collate_fn=list, num_workers=workers):
+            pixels, labels = collate(items)
+            with fabric.autocast():
+                correct += int((model(as_float(pixels.to(fabric.device))).argmax(1).cpu() == labels).sum())
+    return {"correct": int(runtime.total(fabric, {"correct": correct})["correct"]), "images": len(images)}
 
 
-def _leave_clean(keep: Tensor, fraction: float) -> Tensor:
-    """Unmask the first ``fraction`` of the (shuffled) batch."""
-    clean = round(fraction * len(keep))
+def _check_batch(model: nn.Module, images: int, batch_size: int, fabric: Fabric) -> None:
+    """Refuse what leaves a process without images, or BatchNorm with one."""
+    each = min(batch_size, images // fabric.world_size)
+    if not each:
+        raise ConfigError(
+            f"{images} images for {fabric.world_size} processes: expected at least one for each; use fewer --devices or --nodes"
+        )
+    normalised = each * (fabric.world_size if fabric.device.type == "cuda" else 1)
+    if normalised < 2 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise ConfigError("a batch of 1 image: BatchNorm expects at least 2 in each process; raise --batch-size or use more images")
+
+
+def _leave_clean(keep: Tensor, fraction: float, place: tuple[int, int]) -> Tensor:
+    """Unmask the first ``fraction`` of the (shuffled) batch, of which this is the part at ``place``."""
+    clean = max(0, round(fraction * place[1]) - place[0])
     return torch.cat([torch.ones_like(keep[:clean]), keep[clean:]])
+
+
+def _share_statistics(model: nn.Module, fabric: Fabric) -> None:
+    """BatchNorm's running statistics become the mean over the processes, so that all search with the same network.
+
+    Where the processes normalise the whole batch together they are the same already.
+    """
+    if fabric.world_size > 1 and fabric.device.type != "cuda":
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+                for statistic in (module.running_mean, module.running_var):
+                    statistic.copy_(fabric.all_reduce(statistic, reduce_op="mean"))  # type: ignore[arg-type]
 
 
 def _epoch_line(epoch: int, lr: float, sums: dict[str, Any], validation: dict[str, int]) -> dict[str, Any]:
