@@ -193,6 +193,8 @@ def certify(
     limit: Limit = None,
     device: Device = "auto",
     precision: Precision = "32-true",
+    devices: Devices = "1",
+    nodes: Nodes = 1,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")] = False,
     shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, into files of its own in the same folder")] = "1/1",
     resume: Resume = False,
@@ -203,16 +205,26 @@ def certify(
     from .report.summary import summarize, table
 
     part = _shard(shard)
-    source = _source_for(model, data, split, class_map).first(limit)
-    spec, network, trained = _open_model(model, source, weights, pretrained, image_size, crop_pct)
-    folders = _geometries(patch, masks_per_axis, spec.image_size, out)
-    fab = runtime.fabric(device=device, precision=precision)
-    with _resumable(out):
-        for folder, fine in folders.items():
-            certification.certify(
-                network, spec, source, fine, folder,
-                fabric=fab, data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive, shard=part, resume=resume,
-            )  # fmt: skip
+
+    def prepare() -> tuple[Source, ModelSpec, nn.Sequential, dict[str, Any] | None]:
+        source = _source_for(model, data, split, class_map).first(limit)
+        return source, *_open_model(model, source, weights, pretrained, image_size, crop_pct)
+
+    fab = runtime.fabric(device=device, precision=precision, devices=_devices(devices), nodes=nodes)
+    with _resumable(out), runtime.launched(fab):
+        source, spec, network, trained = runtime.in_turn(fab, prepare)
+        folders = _geometries(patch, masks_per_axis, spec.image_size, out)
+        # Each process is a shard: together they need to agree on nothing but the end.
+        mine = (part[0] - 1) * fab.world_size + fab.global_rank + 1, part[1] * fab.world_size
+        with runtime.together(fab):
+            for folder, fine in folders.items():
+                certification.certify(
+                    network, spec, source, fine, folder,
+                    fabric=runtime.alone(fab), data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive,
+                    shard=mine, resume=resume,
+                )  # fmt: skip
+    if not fab.is_global_zero:
+        return
     begun = [folder for folder in folders if any(path.stat().st_size for path in folder.glob("records*.jsonl"))]
     summaries = [summarize(folder) for folder in begun]  # a shard may have no image
     if as_json:
@@ -224,7 +236,7 @@ def certify(
     if summaries and summaries[0].unreadable:
         stdout.print(f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the records", markup=False)
     for folder in folders:
-        stdout.print(f"records: {folder}/records{'*' if part[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True)
+        stdout.print(f"records: {folder}/records{'*' if mine[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True)
 
 
 def _geometries(patches: str, masks_per_axis: str, size: Size, out: Path) -> dict[Path, MaskSet]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -36,13 +37,24 @@ def fabric(*, device: str = "auto", precision: str = "32-true", devices: int | s
     ``device`` is "auto", "cpu", "cuda" or "mps", ``precision`` Fabric's name of one. On more than one device each has
     a process of its own (DDP); ``world_size`` and ``global_rank`` say how many and which.
     """
+    options = {"accelerator": device, "precision": precision, "devices": devices, "num_nodes": nodes}
     try:
-        return Fabric(accelerator=device, precision=precision, devices=devices, num_nodes=nodes)  # type: ignore[arg-type]
+        found = Fabric(**options)  # type: ignore[arg-type]
+        # Processes that certify meet at the end only, and who is first must not give up on the others.
+        return Fabric(**options, strategy=DDPStrategy(timeout=timedelta(days=30))) if found.world_size > 1 else found  # type: ignore[arg-type]
     except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
         asked = f"device {device!r}, precision {precision!r}" + (
             f", devices {devices}, nodes {nodes}" if (devices, nodes) != (1, 1) else ""
         )
         raise ConfigError(f"{asked}: {' '.join(str(error).split())[:160]}") from error
+
+
+def alone(fab: Fabric) -> Fabric:
+    """Fabric for the device of this process, without the others."""
+    if fab.world_size == 1:
+        return fab
+    devices = 1 if fab.device.type == "cpu" else [fab.device.index or 0]
+    return Fabric(accelerator=fab.device.type, devices=devices, precision=precision(fab))  # type: ignore[arg-type]
 
 
 def environment(fab: Fabric) -> dict[str, Any]:
