@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,10 +168,12 @@ def train(
         print(json.dumps({"run": str(out), **last}))
         return
     right = last["validation_vanilla"]
+    following = ["certipatch", "certify", "--model", str(out), "--data", val_data or data, "--patch", patch]
+    following += ["--masks-per-axis", str(masks_per_axis), *(["--split", val_split] if val_split else []), "--out", f"{out}-certified"]
     stdout.print(
         f"trained {spec.arch} with {strategy} for {epochs} epochs; validation vanilla accuracy "
         f"{100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})\n"
-        f"next: certipatch certify --model {out} --data {val_data or data} --patch {patch} --out {out}-certified",
+        f"next: {shlex.join(following)}",
         soft_wrap=True,
         markup=False,
     )

@@ -39,7 +39,8 @@ class Setup(Frozen):
 
     ``data`` names it in folders and for ``--only`` and ``--data``; ``location`` is what ``--data`` of ``train`` takes.
     ``train_images`` and ``test_images`` are those used, spread over the data set. ``equal_compute`` names, for a
-    strategy, another one: its row is repeated with as many epochs as cost what the other one does.
+    strategy, another one: its row is repeated with as many epochs as cost what the other one does. Without ``crop_pct``
+    the crop is the weights' own.
     """
 
     data: str
@@ -53,7 +54,7 @@ class Setup(Frozen):
     weights: str | None = None
     base: Base | None = None
     image_size: int = 224
-    crop_pct: float | None = 1.0
+    crop_pct: float | None = None
     train_patch: str
     train_masks_per_axis: int = 6
     patches: tuple[str, ...]

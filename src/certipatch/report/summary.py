@@ -143,6 +143,8 @@ def training_cost(folder: str | Path) -> float:
 def table(summaries: list[Summary]) -> Table:
     """The table of several certifications, 80 columns wide."""
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption=CAPTION)
+    if len({s.manifest["experiment"]["data"]["fingerprint"] for s in summaries}) > 1:
+        out.caption = f"{CAPTION} These runs are not of the same images."
     out.add_column("run, model, training", overflow="fold", min_width=22)
     for heading in ("patch", "k", "vanilla", "clean", "certified\nrobust", "passes/\nimage"):
         out.add_column(heading, justify="right")
