@@ -22,6 +22,7 @@ def test_masks_proves_coverage_and_states_the_costs(cli):
     assert facts["uncovered_patch"] is None
     assert facts["passes"]["certify_at_most"] == 666
     assert facts["passes"]["search"] == {
+        "gutout-coarse": 4, "gutout-fine": 4, "gutout-both": 8,
         "greedy-coarse": 17, "greedy-fine": 71, "greedy-multisize": 26, "grid-coarse": 45, "grid-fine": 666,
     }  # fmt: skip
 
