@@ -11,6 +11,7 @@ import time
 import pytest
 
 from conftest import write_photos
+from test_distributed import ENVIRONMENT, kill_process_1
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,29 @@ def test_a_killed_shard_loses_nothing(certify, one, trained, many, tmp_path):
     assert len(lines.read_text().splitlines()) == 32  # its first block, not its second
     assert certify(out, "--shard", "1/2", "--resume").code == 0
     assert records(out) == one
+
+
+def test_two_devices_and_one_of_them_killed(certify, trained, many, tmp_path):
+    """Process 1 is killed in its second block: one line, exit code 2; what both wrote is kept, --resume does the rest."""
+    options = ["--exhaustive", "--device", "cpu"]
+    assert certify(tmp_path / "one", *options, k="4").code == 0
+    out = tmp_path / "two"
+    command = ["certify", "--model", trained, "--data", many, "--patch", 5, "--masks-per-axis", 4, "--out", out, *options, "--devices", 2]
+    killed = kill_process_1(command, out / "records-2-of-2.jsonl")
+    assert (killed.code, killed.out) == (2, "")
+    assert [line for line in killed.err.splitlines() if not line.startswith("certify ")] == [
+        "certipatch: a process of this run has ended (killed, or out of memory?); what was written is kept: run the same command with --resume"
+    ]
+    assert set(records(out)) < set(records(tmp_path / "one"))
+    again = subprocess.run(
+        [sys.executable, "-m", "certipatch", *map(str, command), "--resume", "--json"],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=True,
+    )
+    assert json.loads(again.stdout)["complete"]
+    assert records(out) == records(tmp_path / "one")
 
 
 def test_several_patches_and_k_in_one_run(cli, certify, tmp_path):
