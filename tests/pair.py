@@ -17,10 +17,11 @@ from pathlib import Path
 
 def run(jobs, rank):
     from certipatch import cli, training
+    from certipatch.models import weights_sha256
 
-    collate, results = training.collate, []
+    collate, fit, results = training.collate, training._fit, []
     for job in jobs:
-        calls = []
+        calls, weights = [], []
 
         def counted(items, calls=calls, job=job):
             calls.append(1)
@@ -28,7 +29,11 @@ def run(jobs, rank):
                 os.kill(os.getpid(), signal.SIGTERM)
             return collate(items)
 
-        training.collate = counted
+        def fitted(model, *arguments, weights=weights, **options):
+            fit(model, *arguments, **options)
+            weights.append(weights_sha256(model))
+
+        training.collate, training._fit = counted, fitted
         sys.argv = ["certipatch", *job["arguments"]]
         code, out, err = 0, StringIO(), StringIO()
         with redirect_stdout(out), redirect_stderr(err):
@@ -36,7 +41,7 @@ def run(jobs, rank):
                 cli.main()
             except SystemExit as stop:
                 code = stop.code or 0
-        results.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "batches": len(calls)})
+        results.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "batches": len(calls), "weights": weights})
     return results
 
 

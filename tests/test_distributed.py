@@ -148,7 +148,9 @@ def test_a_killed_run_that_is_resumed_ends_as_an_undisturbed_one(runs: SimpleNam
     found = without_time(runs.broken)
     assert found == without_time(runs.whole)
     assert found[: len(runs.kept)] == runs.kept
-    assert read_manifest(runs.broken)["finished"]["weights_sha256"] == read_manifest(runs.whole)["finished"]["weights_sha256"]
+    whole = read_manifest(runs.whole)["finished"]["weights_sha256"]
+    assert read_manifest(runs.broken)["finished"]["weights_sha256"] == whole
+    assert [process["weights"] for process in runs.jobs["undisturbed"]] == [[whole], [whole]], "BatchNorm's statistics too"
 
 
 def test_what_fails_on_one_process_ends_both_with_one_line(runs: SimpleNamespace):
@@ -166,18 +168,30 @@ def test_process_1_says_nothing(runs: SimpleNamespace):
     assert {process["out"] + process["err"] for _, process in runs.jobs.values()} == {""}
 
 
-def test_a_process_that_waits_for_ever_is_ended(tmp_path: Path):
-    """As NCCL does for a process that is gone: here process 0 sleeps, and its child has failed."""
+@pytest.mark.parametrize("gone", ["child", "parent"])
+def test_a_process_that_waits_for_ever_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str):
+    """NCCL waits for a process that is gone; here a process sleeps whose child has failed, or whose parent has ended."""
+    monkeypatch.setattr(runtime, "GRACE", 0.1)
     error = tmp_path / "error"
     pid = os.fork()
     if not pid:
+        children = []
+        if gone == "child":
+            children = [subprocess.Popen(["false"])]
+        else:
+            os.environ[runtime.PARENT] = str(os.getpid())
+            if os.fork():
+                os._exit(2)
         sys.stderr = error.open("w")
-        children = [subprocess.Popen(["false"])]
-        fab = SimpleNamespace(local_rank=0, strategy=SimpleNamespace(launcher=SimpleNamespace(procs=children)))
-        runtime._Beside(fab)  # type: ignore[arg-type]
+        launcher = SimpleNamespace(procs=children)
+        runtime._Beside(SimpleNamespace(local_rank=int(gone == "parent"), strategy=SimpleNamespace(launcher=launcher)))  # type: ignore[arg-type]
         time.sleep(20)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    deadline = time.monotonic() + 10
+    while not error.exists() or not error.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert error.read_text() == f"certipatch: {runtime.GONE}\n"
 
 

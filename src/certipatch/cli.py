@@ -44,7 +44,7 @@ ImageSize = Annotated[str | None, typer.Option(help="pixels the model sees: 224 
 CropPct = Annotated[
     float | None, typer.Option(min=0.01, max=1, help="share kept by the centre crop; default: the model's, 1 for small images")
 ]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="images (train) or masked views (certify) in one pass")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="images (train: of each process) or masked views (certify) in one pass")]
 Limit = Annotated[int | None, typer.Option(min=1, help="use only this many images, spread over the data set")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 Precision = Annotated[str, typer.Option(help="Fabric's names: 32-true, bf16-mixed, 16-mixed ...")]

@@ -27,6 +27,7 @@ from .errors import CertiPatchError, ConfigError, ProcessError
 stderr = Console(stderr=True, highlight=False)
 T = TypeVar("T")
 
+GRACE = 3  # seconds
 PARENT = "CERTIPATCH_PARENT"  # in the environment of the processes that process 0 of a machine starts: its id
 GONE = "a process of this run has ended (killed, or out of memory?); what was written is kept: run the same command with --resume"
 
@@ -113,10 +114,13 @@ def launched(fab: Fabric) -> Iterator[None]:
 
 
 def _launch(fab: Fabric) -> None:
+    os.environ[PARENT] = str(os.getpid())
     try:
         fab.launch()
     except ValueError as error:
         raise ConfigError(f"devices and nodes: {' '.join(str(error).split())[:200]}") from error
+    finally:
+        del os.environ[PARENT]
 
 
 class _Beside:
@@ -126,7 +130,6 @@ class _Beside:
         self.fab = fab
         self.children: list[subprocess.Popen[bytes]] = []
         self.parent = int(os.environ.get(PARENT, 0))
-        os.environ.setdefault(PARENT, str(os.getpid()))
         self.over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -138,7 +141,7 @@ class _Beside:
         return self.children
 
     def orphaned(self) -> bool:
-        return self.parent not in (0, os.getpid(), os.getppid())
+        return self.parent not in (0, os.getppid())
 
     def speaks(self) -> bool:
         """Whether it falls to this process to say that one is gone: to the first one of the machine, or the next if that is gone."""
@@ -161,7 +164,7 @@ class _Beside:
         while not self.over.wait(0.3):
             children = self.adopt()
             if self.orphaned() or any(child.poll() for child in children):
-                if self.over.wait(3):  # this process has noticed by itself
+                if self.over.wait(GRACE):  # this process has noticed by itself
                     return
                 if self.speaks():
                     print(f"certipatch: {GONE}", file=sys.stderr, flush=True)

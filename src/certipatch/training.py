@@ -107,7 +107,8 @@ def train(
         with runtime.together(fabric):
             store = stack.enter_context(Store(out, about, "epochs.jsonl", resume=resume)) if fabric.is_global_zero else None
         if fabric.broadcast(store and store.manifest["finished"]) is None:
-            used = sum(map(len, epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)))
+            batches = epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)
+            used = fabric.world_size * sum(len(part_of(batch, 0, fabric.world_size)) for batch in batches)
             with runtime.progress_bar(config.epochs * used, "train") as progress:
                 _fit(
                     model, Images(source, spec), Images(validation, spec), masks, config, store,
@@ -132,8 +133,8 @@ def _fit(
     """The loop, continuing from the checkpoint in the store's folder if there is one.
 
     Writes ``checkpoint.pt`` every few minutes and after each epoch; the weights at the end are those of the
-    network alone, under its own names. A killed run that is resumed ends with the same weights on the CPU.
-    Only process 0 has the store.
+    network alone, under its own names. A killed run that is resumed ends with the same weights on the CPU (of three
+    or more processes: up to rounding, as the order of their sums is not fixed). Only process 0 has the store.
     """
     rank, processes = fabric.global_rank, fabric.world_size
     fill = torch.as_tensor(find_mean(model))
