@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type works."""
+"""What the README and the docs tell a newcomer to type works."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ from pathlib import Path
 import pytest
 import typer
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    return re.findall(r"```(\w+)\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+BLOCKS = blocks(ROOT / "README.md")
 COMMANDS = [
-    line for kind, block in BLOCKS if kind == "sh" for line in block.replace("\\\n", " ").splitlines() if line.startswith("certipatch ")
+    line
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for kind, block in blocks(path)
+    if kind == "sh"
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("certipatch ")
 ]
 
 
@@ -20,7 +31,7 @@ def test_quick_start_on_the_command_line(cli, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     (block,) = (block for kind, block in BLOCKS if kind == "sh" and "--data digits" in block)
     for line in block.splitlines():
-        done = cli(*shlex.split(line)[1:])
+        done = cli(*shlex.split(line, comments=True)[1:])
         assert done.code == 0, (line, done.err)
     assert "small-cnn" in done.out
 
@@ -37,6 +48,6 @@ def test_quick_start_in_python(capsys: pytest.CaptureFixture[str]):
 def test_every_command_has_the_options_it_is_shown_with(line: str):
     from certipatch.cli import app
 
-    command, *arguments = shlex.split(line)[1:]
+    command, *arguments = shlex.split(line, comments=True)[1:]
     known = typer.main.get_command(app).commands[command]
     known.make_context(command, arguments)
