@@ -17,7 +17,7 @@ from PIL import Image
 
 from certipatch import cli as command_line
 from certipatch import models, runtime, training
-from certipatch.config import ModelSpec, TrainConfig
+from certipatch.config import ModelSpec, TrainConfig, default_lr
 from certipatch.data import Images, Source, load_source
 from certipatch.errors import ConfigError, ModelError
 from certipatch.records import read_manifest
@@ -104,7 +104,7 @@ def test_one_step_from_pretrained_weights(tag: str, strategy: str, tmp_path: Pat
 
     if strategy == "vanilla":  # spare the fast suite a checkpoint that only a killed run would need
         monkeypatch.setattr(torch, "save", lambda _, path: Path(path).touch())
-    config = TrainConfig(strategy=strategy, patch_size=(39, 39), masks_per_axis=6, epochs=1, batch_size=2, lr=models.default_lr(tag))
+    config = TrainConfig(strategy=strategy, patch_size=(39, 39), masks_per_axis=6, epochs=1, batch_size=2, lr=default_lr(tag))
     training.train(model, spec, source, source, config, tmp_path / "run", fabric=runtime.fabric(device="cpu"))
     assert not torch.equal(model[1].state_dict()[body], state[body])
     assert not torch.equal(model[1].state_dict()[last], new_head)

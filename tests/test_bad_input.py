@@ -264,7 +264,7 @@ class TestOut:
         path = tmp_path / "c" / "records.jsonl"
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[:10]))
-        refused(cli("report", tmp_path / "c"), "10 lines found, 24 images")
+        refused(cli("report", tmp_path / "c"), "10 lines found, 24 written")
         wrong = next(line for line in lines if '"certified": true' in line).replace('"failing_pair": null', '"failing_pair": [0, 1]')
         path.write_text(wrong)
         refused(cli("report", tmp_path / "c"), "line 1", "certified, but")

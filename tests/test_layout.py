@@ -14,7 +14,7 @@ LAYERS = [
     {"certification", "training", "attack"},
     {"defense"},
     {"search", "gradcam", "views"},
-    {"masks", "patchcleanser", "cost", "recipes", "models", "data", "report"},
+    {"masks", "patchcleanser", "cost", "plan", "models", "data", "report"},
     {"config", "records", "runtime", "errors"},
 ]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
-from certipatch import certification, recipes
+from certipatch import certification, models
 from certipatch.errors import ConfigError
-from certipatch.recipes import NAMES, plan, read_recipe
+from certipatch.plan import FOLDER, NAMES, plan, read_recipe
 from conftest import write_photos
 
 RECIPE = """
@@ -17,7 +20,7 @@ title = "A test"
 claim = "Nothing is claimed."
 figure = true
 paper = [
-  { data = "photos", model = "small", strategy = "greedy-coarse", patch = "2.4%", masks_per_axis = 2, certified_robust_accuracy = 12.5 },
+  { data = "photos", model = "small-cnn", strategy = "greedy-coarse", patch = "2.4%", masks_per_axis = 2, certified_robust_accuracy = 12.5 },
 ]
 
 [[setup]]
@@ -28,7 +31,6 @@ test_split = "val"
 train_images = 18
 test_images = 9
 models = ["small-cnn"]
-pretrained = false
 base = { epochs = 1, lr = 0.05, train_images = 18 }
 image_size = 32
 train_patch = "2.4%"
@@ -62,7 +64,7 @@ def reproduce(cli, place, tmp_path):
 
 
 def test_the_papers_tables_are_there():
-    assert set(NAMES) == {"table1", "table2", "table3", "tableA1", "figure5"}
+    assert set(NAMES) == {"table1", "table2", "table3", "tableA1", "figure5", "lite0"}
     data = {run.setup.data for name in NAMES for run in plan(read_recipe(name))}
     assert {"imagenet", "imagenette", "cifar10", "cifar100", "svhn"} <= data
 
@@ -75,13 +77,14 @@ def test_every_published_value_has_its_cell(name):
     assert sorted(v for v in found if v is not None) == sorted(p.certified_robust_accuracy for p in recipe.paper)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_recipes_hold_the_papers_sizes(name):
-    """DESIGN.md: 39, 32 and 23 pixels of 224; 35 and 14 for CIFAR's and SVHN's patches."""
-    expected = {"1%": (23, 23), "2%": (32, 32), "3%": (39, 39), "0.4%": (15, 15), "2.4%": (35, 35)}
-    for run in plan(read_recipe(name)):
-        if run.setup.image_size == 224:
-            assert {patch: run.masks(patch, 3).patch_size for patch in run.setup.patches}.items() <= expected.items()
+def test_recipes_hold_the_papers_patches():
+    """DESIGN.md: 1, 2 and 3 % are 23, 32 and 39 pixels of 224; CIFAR's and SVHN's 2x2 and 5x5 of 32 become 14 and 35."""
+    found = {}
+    for run in (run for name in NAMES for run in plan(read_recipe(name)) if run.setup.image_size == 224):
+        sizes = {run.masks(patch, 3).patch_size for patch in run.setup.patches}
+        found.setdefault(run.setup.data, set()).update(sizes)
+    large, small = {(23, 23), (32, 32), (39, 39)}, {(14, 14), (35, 35)}
+    assert found == {"imagenet": large, "imagenette": large, "cifar10": small, "cifar100": small, "svhn": small}
 
 
 def test_imagenette_carries_the_leakage_note():
@@ -110,6 +113,7 @@ def test_cost_is_what_the_paper_counts():
 
 def test_only_and_scale():
     recipe = read_recipe("table1")
+    assert [run.epochs for run in plan(recipe, only="random-cutout-compute-of-greedy-multisize,vit*,imagenet")] == [107]
     runs = plan(recipe, only="imagenette,resnet*,!*compute*", scale=0.1)
     assert [run.row for run in runs] == ["random-cutout", "greedy-multisize"]
     assert {(run.train_images, run.test_images) for run in runs} == {(947, 393)}
@@ -127,7 +131,11 @@ def test_only_and_scale():
         (("title", "[title"), "not a TOML file"),
         (('"greedy-coarse"]', '"greedy-coarce"]'), "strategy 'greedy-coarce': expected one of"),
         (('patches = ["2.4%"]', 'patches = ["240%"]'), "patch '240%'"),
-        (('models = ["small-cnn"]', 'models = ["small-cnn", "small-cnn"]'), "give the data another name"),
+        (('models = ["small-cnn"]', 'models = ["small-cnn", "small-cnn"]'), "models: the same value twice"),
+        (("seeds = [0]", "seeds = [0, 0]"), "seeds: the same value twice"),
+        (("masks_per_axis = [2, 3]", "masks_per_axis = []"), "setup.0.masks_per_axis"),
+        (("epochs = 1\nbatch", "epochs = 0\nbatch"), "epochs: Input should be greater than or equal to 1, found 0"),
+        (("[[setup]]", "[[setup]]\nweights = 'file'"), "base and weights: only one of them"),
         (('models = ["small-cnn"]', 'models = ["no-such-net"]'), "unknown model 'no-such-net'"),
         (('{ random-cutout = "greedy-coarse" }', '{ random-cutout = "greedy" }'), "strategy 'greedy'"),
     ],
@@ -182,11 +190,11 @@ def test_from_an_empty_folder_to_a_table_interrupted_and_continued(reproduce, tm
 
     # What is in the files.
     text = (out / "mine.md").read_text()
-    assert "| greedy-coarse | 1 | 1 | 20 |" in text
-    assert "| random-cutout, compute of greedy-coarse | 7 | 1 | 21 |" in text
+    assert "| greedy-coarse | 0 | 1 | 1 | 20 |" in text
+    assert "| random-cutout, compute of greedy-coarse | 0 | 7 | 1 | 21 |" in text
     assert "paper k=2" in text
     assert "12.5" in text
-    assert "seeds 0. A test only." in text
+    assert "batches of 8, 32-true. A test only." in text
     rows = list(csv.DictReader((out / "mine.csv").read_text().splitlines()))
     assert [row["certified_robust_accuracy_count"] for row in rows] == [str(c["certified_robust_accuracy"]["count"]) for c in whole]
     assert [row["paper_certified_robust_accuracy_percent"] for row in rows].count("12.5") == 1
@@ -217,16 +225,74 @@ def test_one_run_that_fails_does_not_stop_the_others(cli, place, tmp_path):
     assert "1 of 2 runs failed; the first: lost-small-cnn/random-cutout-seed0" in outcome.err
     assert "--data lost=PLACE says where it is" in outcome.err
     cells = json.loads((tmp_path / "out" / "two.json").read_text())["cells"]
-    assert [cell["images"] for cell in cells] == [9, 9, None, None]
+    assert [cell["images"] for cell in cells if cell["row"] == "random-cutout"] == [9, 9, None, None]
 
 
-def test_another_training_in_the_folder_is_refused(reproduce, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    assert reproduce(out, "--only", "random-cutout").code == 0
-    (tmp_path / "mine.toml").write_text(RECIPE.replace("batch_size = 8", "batch_size = 9"))
-    outcome = reproduce(out, "--only", "random-cutout")
+@pytest.fixture
+def done(reproduce, tmp_path):
+    """A finished run, to be tampered with."""
+    assert reproduce(tmp_path / "out", "--only", "random-cutout").code == 0
+    return tmp_path / "out"
+
+
+def shown(out):
+    cells = json.loads((out / "mine.json").read_text())["cells"]
+    return [cell["images"] for cell in cells if cell["row"] == "random-cutout"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("batch_size = 8", "batch_size = 9"), "train.batch_size: 8 there, 9 here"),
+        (("train_images = 18\ntest", "train_images = 17\ntest"), "data.images: 18 there, 17 here"),
+        (("test_images = 9", "test_images = 8"), "data.images: 9 there, 8 here"),
+        (('location = "nowhere"', 'location = "nowhere"\nprecision = "bf16-mixed"'), "precision: '32-true' there, 'bf16-mixed' here"),
+        (('train_patch = "2.4%"', 'train_patch = "3%"'), "train.patch_size"),
+    ],
+)
+def test_what_another_recipe_left_is_not_shown_as_this_ones(reproduce, done, tmp_path, change, complaint):
+    assert shown(done) == [9, 9]
+    (tmp_path / "mine.toml").write_text(RECIPE.replace(*change, 1))
+    outcome = reproduce(done, "--only", "random-cutout")
     assert outcome.code == 2
-    assert "holds another training than this recipe's" in outcome.err
+    assert complaint in outcome.err
+    assert shown(done) == [None, None]
+
+
+def test_certificates_of_other_weights_are_not_shown(reproduce, done):
+    """The training was thrown away and done again from another base: its certificates are of weights that are gone."""
+    shutil.rmtree(done / "photos-small-cnn" / "random-cutout-seed0")
+    (base,) = done.glob("*/base/manifest.json")
+    weights = done / "photos-small-cnn" / "base" / "model.safetensors"
+    state = {key: value + 0.01 if value.is_floating_point() else value for key, value in load_file(weights).items()}
+    save_file(state, weights)
+    network = models.build(models.describe("small-cnn", classes=("blue", "green", "red"), num_classes=3), weights=str(weights))
+    manifest = json.loads(base.read_text())
+    manifest["finished"]["weights_sha256"] = models.weights_sha256(network)
+    base.write_text(json.dumps(manifest))
+    outcome = reproduce(done, "--only", "random-cutout")
+    assert outcome.code == 2
+    assert "weights_sha256" in outcome.err
+    assert shown(done) == [None, None]
+
+
+def test_fewer_images_than_the_recipe_says_are_refused(reproduce, tmp_path):
+    (tmp_path / "mine.toml").write_text(RECIPE.replace("test_images = 9", "test_images = 10"))
+    outcome = reproduce(tmp_path / "out", "--only", "random-cutout")
+    assert outcome.code == 2
+    assert "expected at least 10 test images, as the recipe says, found 9" in outcome.err
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(reproduce, tmp_path):
+    """So that the same command, started on several machines, divides the runs among them."""
+    place = tmp_path / "out" / "photos-small-cnn"
+    place.mkdir(parents=True)
+    with FileLock(place / ".greedy-coarse-seed0.lock"):
+        outcome = reproduce(tmp_path / "out", "--only", "!*compute*")
+    assert outcome.code == 0
+    assert "greedy-coarse-seed0: another process is at it" in outcome.err
+    cells = json.loads((tmp_path / "out" / "mine.json").read_text())["cells"]
+    assert [cell["images"] for cell in cells] == [9, 9, None, None, None, None]
 
 
 def test_unknown_data_name(reproduce, tmp_path):
@@ -236,4 +302,4 @@ def test_unknown_data_name(reproduce, tmp_path):
 
 
 def test_recipes_are_installed_with_the_package():
-    assert all((recipes.FOLDER / f"{name}.toml").is_file() for name in NAMES)
+    assert all((FOLDER / f"{name}.toml").is_file() for name in NAMES)

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from filelock import FileLock
 
 from conftest import write_photos
 from test_distributed import ENVIRONMENT, kill_process_1
@@ -92,7 +93,31 @@ def test_a_changed_shard_is_refused(cli, certify, tmp_path):
     path.write_text(path.read_text().replace('"name": "', '"name": "x', 1))
     outcome = cli("report", tmp_path / "parts")
     assert outcome.code == 2
-    assert "records-2-of-2.jsonl: is not what certify wrote" in outcome.err
+    assert "records-2-of-2.jsonl: is not what was written" in outcome.err
+    # Nor does --resume make it good.
+    outcome = certify(tmp_path / "parts", "--shard", "2/2", "--resume")
+    assert outcome.code == 2
+    assert "records-2-of-2.jsonl: is not what was written" in outcome.err
+
+
+def test_records_without_their_manifest_are_refused(cli, certify, tmp_path):
+    """Copied in from elsewhere: nothing says of which weights and masks they are."""
+    certify(tmp_path / "parts", "--shard", "1/2")
+    certify(tmp_path / "other", "--shard", "2/2")
+    (tmp_path / "other" / "records-2-of-2.jsonl").rename(tmp_path / "parts" / "records-2-of-2.jsonl")
+    outcome = cli("report", tmp_path / "parts")
+    assert outcome.code == 2
+    assert "records-2-of-2.jsonl: expected its manifest beside it" in outcome.err
+
+
+def test_two_divisions_at_once_are_refused(certify, tmp_path, trained):
+    """Shards of 2 while a shard of 3 is being written would certify images twice."""
+    certify(tmp_path / "parts", "--shard", "1/3")
+    with FileLock(tmp_path / "parts" / ".lock-1-of-3"):
+        outcome = certify(tmp_path / "parts", "--shard", "1/2", "--resume")
+    assert outcome.code == 2
+    assert "another process is writing there" in outcome.err
+    assert not list((tmp_path / "parts").glob("*1-of-2.json*"))  # it left nothing behind
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])

@@ -8,13 +8,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from .config import ModelSpec, TrainConfig
+from .config import ModelSpec, TrainConfig, default_lr
 from .cost import search_passes
 from .errors import CertiPatchError, ConfigError, DataError
 from .masks import MaskSet, Size, parse_patch
@@ -140,7 +141,6 @@ def train(
     """Fine-tune a model on worst-case masked images."""
     from . import runtime, training
     from .data import load_source
-    from .models import default_lr
     from .search import STRATEGIES
 
     if strategy not in STRATEGIES:
@@ -213,7 +213,8 @@ def certify(
         source = _source_for(model, data, split, class_map).first(limit)
         return source, *_open_model(model, source, weights, pretrained, image_size, crop_pct)
 
-    fab = runtime.fabric(device=device, precision=precision, devices=_devices(devices), nodes=nodes)
+    # Processes that certify meet at the end only: who is first must not give up on the others.
+    fab = runtime.fabric(device=device, precision=precision, devices=_devices(devices), nodes=nodes, patience=timedelta(days=30))
     with _resumable(out), runtime.launched(fab):
         source, spec, network, trained = runtime.in_turn(fab, prepare)
         folders = _geometries(patch, masks_per_axis, spec.image_size, out)
@@ -328,6 +329,7 @@ def reproduce(
     only: Annotated[str | None, typer.Option(help="such as 'cifar10,resnet*,!grid-fine': data, model, strategy, seed0")] = None,
     scale: Annotated[float, typer.Option(help="share of the images, for a quick look")] = 1.0,
     data: Annotated[list[str] | None, typer.Option(help="NAME=PLACE: where a data set is (repeat for more)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="always on: what is there is continued")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only plan: passes, FLOPs, time")] = False,
     tflops: Annotated[float | None, typer.Option(min=0.001, help="plan for a device that sustains this rate")] = None,
     device: Device = "auto",
@@ -340,34 +342,37 @@ def reproduce(
 
     from . import reproduce as runs_of
     from . import runtime
-    from .recipes import plan, read_recipe
+    from .plan import plan, read_recipe
     from .report import tables
     from .report.figures import against_k
 
     wanted = read_recipe(recipe, precision=precision)
-    runs = plan(wanted, only=only, scale=scale)
+    runs, every = plan(wanted, only=only, scale=scale), plan(wanted, scale=scale)
+    locations = _locations(data or [], every)
     fab = cache(lambda precision: runtime.fabric(device=device, precision=precision))
-    tasks = runs_of.tasks(runs, out, fabric=fab, tflops=tflops)
     if dry_run:
+        tasks = runs_of.tasks(runs, out, fabric=fab, tflops=tflops)
         print(json.dumps(runs_of.plan_json(tasks))) if as_json else stdout.print(runs_of.plan_table(tasks))
         return
-    if not all(task.finished for task in tasks):
-        runtime.stderr.print(runs_of.plan_table([task for task in tasks if not task.finished]))
-    stem = out / Path(recipe).stem
+    stem = out / f"{Path(recipe).name.removesuffix('.toml')}{'' if scale == 1 else f'-x{scale:g}'}"
 
     def render() -> list[tables.Cell]:
         out.mkdir(parents=True, exist_ok=True)
-        cells = tables.collect(wanted, runs, out)
+        cells = tables.collect(wanted, every, out)
         tables.write(wanted, cells, stem)
         return cells
 
-    with _resumable(out):
-        failures = runs_of.run(runs, out, locations=_locations(data or [], runs), fabric=fab, workers=workers, after_each=render)
+    if any(cell.summary is None for cell in tables.collect(wanted, runs, out)):
+        runtime.stderr.print(runs_of.plan_table(runs_of.tasks(runs, out, fabric=fab, tflops=tflops)))
+    with _resumable(out, "run the same command again"):
+        failures = runs_of.run(runs, out, locations=locations, fabric=fab, workers=workers, after_each=render)
     cells = render()
-    drawn = against_k(cells, stem) if wanted.figure else []
-    shown = stem.with_suffix(".json" if as_json else ".md").read_text()
+    written = [Path(f"{stem}.{ending}") for ending in ("md", "csv", "json")] + (against_k(cells, stem) if wanted.figure else [])
+    shown = Path(f"{stem}.{'json' if as_json else 'md'}").read_text()
     print(shown if as_json else shown.partition("<details>")[0])
-    written = [stem.with_suffix(ending) for ending in (".md", ".csv", ".json")] + drawn
+    for cell in cells:
+        if cell.problem:
+            runtime.stderr.print(f"not shown: {cell.problem}", markup=False, soft_wrap=True)
     runtime.stderr.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
     if failures:
         raise CertiPatchError(f"{len(failures)} of {len(runs)} runs failed; the first: {failures[0]}")
@@ -493,11 +498,11 @@ def _smaller(source: Source, size: Size) -> bool:
 
 
 @contextmanager
-def _resumable(out: Path) -> Iterator[None]:
+def _resumable(out: Path, advice: str = "run the same command with --resume") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"interrupted; what is done is kept in {out}: run the same command with --resume", file=sys.stderr)
+        print(f"interrupted; what is done is kept in {out}: {advice}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

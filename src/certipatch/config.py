@@ -51,6 +51,11 @@ class TrainConfig(Frozen):
     seed: int = 0
 
 
+def default_lr(arch: str) -> float:
+    """The paper's learning rate: 0.001 for ViT and ConvNeXt, 0.01 for ResNet and the rest."""
+    return 0.001 if arch.startswith(("vit", "deit", "swin", "convnext")) else 0.01
+
+
 def differences(found: Any, expected: Any, at: str = "") -> list[str]:
     """Where two JSON values differ: ``["train.lr: 0.1 there, 0.01 here", ...]``."""
     if isinstance(found, dict) and isinstance(expected, dict):

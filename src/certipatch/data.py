@@ -51,15 +51,27 @@ class Source:
         return len(self.labels)
 
     def fingerprint(self) -> str:
-        """sha256 over the names and labels in order; the pixels are hashed record by record."""
+        """sha256 over the names and labels in order."""
         digest = hashlib.sha256()
         for name, label in zip(self.names, self.labels, strict=True):
             digest.update(f"{name}\0{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest says about the data: enough to refuse another."""
-        return {"images": len(self), "classes": list(self.classes), "fingerprint": self.fingerprint()}
+        """What a manifest says about the data: enough to refuse another, or the same at another resolution."""
+        return {"images": len(self), "classes": list(self.classes), "fingerprint": self.fingerprint(), "sample": self.sample()}
+
+    def sample(self) -> str:
+        """sha256 over the pixels of eight images, spread over the set."""
+        digest = hashlib.sha256()
+        some = self.first(8)
+        for i in range(len(some)):
+            try:
+                image = decode(some.open(i))
+                digest.update(f"{image.size}".encode() + image.tobytes())
+            except UNREADABLE as problem:
+                digest.update(why_unreadable(problem).encode())
+        return digest.hexdigest()
 
     def first(self, limit: int | None) -> Source:
         """Only the first ``limit`` images, spread evenly over the whole set so that no class is left out."""

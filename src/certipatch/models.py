@@ -251,11 +251,6 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def default_lr(arch: str) -> float:
-    """The paper's learning rate: 0.001 for ViT and ConvNeXt, 0.01 for ResNet and the rest."""
-    return 0.001 if arch.startswith(("vit", "deit", "swin", "convnext")) else 0.01
-
-
 def _some(keys: object) -> str:
     names = list(keys)  # type: ignore[call-overload]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"

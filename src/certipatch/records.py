@@ -100,47 +100,50 @@ class Store:
         return self
 
     def _open(self) -> None:
-        there = read_manifests(self.folder)
-        for path, found in there.items():
+        mine = self._manifest_path.exists()
+        if not mine and self.path.exists():
+            raise RecordsError(f"out {self.folder}: has {self.path.name} but no {self._manifest_path.name}; choose another --out")
+        if not mine:  # written before looking at the others: of two who begin at once, at least one sees the other
+            self.write_manifest()
+        try:
+            self._compare(began=mine)
+            if mine:
+                self.manifest = _read_manifest(self._manifest_path)
+                self.lines = read_lines(self.path, repair=self.manifest["finished"] is None)
+                _check_finished(self.manifest, self.path)
+            else:
+                self.lines = []
+            self._file = _guard(self.folder, lambda: open(self.path, "ab"))  # noqa: SIM115, closed in __exit__
+        except BaseException:
+            if not mine:
+                self._manifest_path.unlink()
+            raise
+
+    def _compare(self, *, began: bool) -> None:
+        """Refuse another experiment, an earlier attempt without ``resume``, and another division that is being written."""
+        earlier = began
+        for path, found in read_manifests(self.folder).items():
             differing = differences(found["experiment"], self.manifest["experiment"])
             if differing:
                 raise RecordsError(
                     f"out {self.folder}: holds another experiment ({'; '.join(differing[:3])}); choose another --out or the same options"
                 )
-            self._refuse_overlap(path)
-        # The other shards of the same division may be there or not: they are no earlier attempt at this one.
-        beside = {path for path in there if self._division(path) == self._division(self._manifest_path) != ""} - {self._manifest_path}
-        if there.keys() - beside and not self._resume:
+            if _division(path) != _division(self._manifest_path):
+                earlier = True
+                try:
+                    # Longer than another process needs to look, shorter than it needs to work.
+                    with self._lock_of(_shard_of(path), timeout=5):
+                        pass
+                except Timeout:
+                    raise self._in_use() from None
+        if earlier and not self._resume:
             raise RecordsError(f"out {self.folder}: holds this experiment already; continue it with --resume or choose another --out")
-        if self._manifest_path in there:
-            self.manifest = there[self._manifest_path]
-            self.lines = read_lines(self.path, repair=True)
-        elif self.path.exists():
-            raise RecordsError(f"out {self.folder}: has {self.path.name} but no {self._manifest_path.name}; choose another --out")
-        else:
-            self.lines = []
-            self.write_manifest()
-        self._file = _guard(self.folder, lambda: open(self.path, "ab"))  # noqa: SIM115, closed in __exit__
 
-    def _refuse_overlap(self, path: Path) -> None:
-        """Another division of the images may be continued, but not while one of its writers is at work."""
-        if self._division(path) == self._division(self._manifest_path):
-            return
-        try:
-            with self._lock_of(_shard_of(path)):
-                pass
-        except Timeout:
-            raise self._in_use() from None
-
-    def _lock_of(self, shard: str) -> FileLock:
-        return FileLock(self.folder / f".lock{shard and '-'}{shard}", timeout=0)
+    def _lock_of(self, shard: str, timeout: float = 0) -> FileLock:
+        return FileLock(self.folder / f".lock{shard and '-'}{shard}", timeout=timeout)
 
     def _in_use(self) -> RecordsError:
         return RecordsError(f"out {self.folder}: another process is writing there; wait for it or choose another --out")
-
-    @staticmethod
-    def _division(path: Path) -> str:
-        return _shard_of(path).partition("-")[2]
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
@@ -160,7 +163,9 @@ class Store:
         self.lines += new
 
     def finish(self, **facts: Any) -> None:
-        """Mark the folder as complete: number of lines and their hash, besides ``facts``."""
+        """Mark the folder as complete: number of lines and their hash, besides ``facts``; once is enough."""
+        if self.manifest["finished"] is not None and self.manifest["finished"]["lines"] == len(self.lines):
+            return
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         finished = {"at": now(), "lines": len(self.lines), "sha256": digest, **facts}
         self.manifest = {**self.manifest, "finished": finished}
@@ -198,8 +203,13 @@ def _shard_of(path: Path) -> str:
     return path.stem.partition("-")[2]
 
 
+def _division(path: Path) -> str:
+    """``manifest-2-of-8.json`` -> ``of-8``: the shards that share the images."""
+    return _shard_of(path).partition("-")[2]
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder; of several shards the first, which is ``finished`` only if all of them are.
+    """The manifest of a folder; of several shards the first, ``finished`` only if all that have begun are.
 
     Raises RecordsError if there is none, one is damaged or of a newer format, or they are not of one experiment.
     """
@@ -263,10 +273,17 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
 def read_records(folder: Path) -> list[Record]:
     """All records of a certification, of all its shards, in the order of their index.
 
-    Raises RecordsError for a damaged line or an image that occurs twice.
+    A finished writer stated how many lines it wrote and their hash: what was changed since is refused.
+
+    Raises RecordsError for a damaged or changed line, an image that occurs twice, or lines without their manifest.
     """
+    manifests = read_manifests(folder)
+    known = {folder / _of_shard(RECORDS, _shard_of(path)): manifest for path, manifest in manifests.items()}
+    for path in folder.glob("records*.jsonl"):
+        if path not in known:
+            raise RecordsError(f"{path}: expected its manifest beside it, found none; copy both or remove it")
     records: dict[int, Record] = {}
-    for path in (folder / RECORDS, *sorted(folder.glob("records-*-of-*.jsonl"))):
+    for path, manifest in known.items():
         for number, line in enumerate(read_lines(path), start=1):
             try:
                 record = Record.model_validate_json(json.dumps(line))
@@ -276,28 +293,23 @@ def read_records(folder: Path) -> list[Record]:
             if record.index in records:
                 raise RecordsError(f"{path}, line {number}: image {record.index} occurs twice; keep one of the lines")
             records[record.index] = record
+        _check_finished(manifest, path)
     return [records[index] for index in sorted(records)]
 
 
-def check_finished(folder: Path) -> None:
-    """A finished writer stated how many lines it wrote and their hash: what was changed since is refused.
-
-    Raises RecordsError naming the file.
-    """
-    for path, manifest in read_manifests(folder).items():
-        if (finished := manifest["finished"]) is None:
-            continue
-        lines = folder / _of_shard(RECORDS, _shard_of(path))
-        try:
-            expected = finished["lines"], finished["sha256"]
-        except (KeyError, TypeError) as error:
-            raise RecordsError(f"{path}: lacks {error}; restore it or certify again") from error
-        data = lines.read_bytes() if lines.exists() else b""
-        found = (data.count(b"\n"), hashlib.sha256(data).hexdigest())
-        if found != expected:
-            raise RecordsError(
-                f"{lines}: is not what certify wrote ({found[0]} lines found, {expected[0]} written); restore it or certify again"
-            )
+def _check_finished(manifest: dict[str, Any], lines: Path) -> None:
+    if (finished := manifest["finished"]) is None:
+        return
+    try:
+        expected = finished["lines"], finished["sha256"]
+    except (KeyError, TypeError) as error:
+        raise RecordsError(f"{lines.parent}: its manifest lacks {error}; restore it or start again in another folder") from error
+    data = _guard(lines.parent, lines.read_bytes) if lines.exists() else b""
+    found = (data.count(b"\n"), hashlib.sha256(data).hexdigest())
+    if found != expected:
+        raise RecordsError(
+            f"{lines}: is not what was written ({found[0]} lines found, {expected[0]} written); restore it or start again in another folder"
+        )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

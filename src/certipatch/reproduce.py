@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import certification, models, runtime, training
 from .config import ModelSpec, TrainConfig
 from .cost import BACKWARD, FORWARD
 from .data import Source, load_source
-from .errors import CertiPatchError, ConfigError, RecordsError
-from .recipes import Run, Setup
-from .records import read_manifest
+from .errors import CertiPatchError, ConfigError, DataError, RecordsError
+from .plan import Base, Run, Setup
+from .records import read_manifest, read_records
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def run(
 ) -> list[str]:
     """Do what is not done yet of ``runs`` in the folder ``out``.
 
+    Several processes, here or on other machines, may work on one ``out``: each takes the next run that nobody is at.
+
     Args:
         locations: where the data sets are that differ from the recipe, by their name.
         fabric: Fabric for a precision.
@@ -69,13 +73,17 @@ def run(
     """
     failures = []
     for number, one in enumerate(runs, start=1):
-        if _done(one, out):
-            continue
-        runtime.stderr.print(f"[{number}/{len(runs)}] {one.name}", markup=False, soft_wrap=True)
         try:
-            _run(one, out, locations, fabric(one.setup.precision), workers)
-        except (CertiPatchError, OSError) as error:
-            failures.append(f"{one.name}: {error}")
+            (out / one.place).mkdir(parents=True, exist_ok=True)
+            with FileLock(out / one.place / f".{one.slug}-seed{one.seed}.lock", timeout=0):
+                if _done(one, out):
+                    continue
+                runtime.stderr.print(f"[{number}/{len(runs)}] {one.name}", markup=False, soft_wrap=True)
+                _run(one, out, locations, fabric(one.setup.precision), workers)
+        except Timeout:
+            runtime.stderr.print(f"[{number}/{len(runs)}] {one.name}: another process is at it", markup=False, soft_wrap=True)
+        except (CertiPatchError, OSError, torch.OutOfMemoryError) as error:
+            failures.append(f"{one.name}: {' '.join(str(error).split())[:300]}")
             runtime.stderr.print(failures[-1], markup=False, soft_wrap=True)
         after_each()
     return failures
@@ -84,34 +92,53 @@ def run(
 def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: int) -> None:
     setup = run.setup
     train = _load(setup, locations, "train")
-    test = _load(setup, locations, "test")
+    test = _load(setup, locations, "test").first(run.test_images)
+    for what, source, asked in (("training", train, run.train_images), ("test", test, run.test_images)):
+        if len(source) < asked:
+            raise DataError(f"data {setup.data}: expected at least {asked} {what} images, as the recipe says, found {len(source)}")
     base = out / run.place / "base"
-    if setup.base is not None and not _is_finished(base):
-        spec = _spec(run, train)
-        whole = TrainConfig(
-            strategy="vanilla", patch_size=(1, 1), masks_per_axis=1, epochs=setup.base.epochs, batch_size=setup.batch_size, lr=setup.base.lr
-        )
-        training.train(
-            models.build(spec), spec, train.first(run.scaled(setup.base.train_images)), test, whole, base,
-            fabric=fab, data=setup.data, workers=workers, resume=True,
-        )  # fmt: skip
+    if setup.base is not None:
+        with FileLock(out / run.place / ".base.lock"):  # whoever comes second waits for it
+            _train_base(run, setup.base, train, test, base, fab, workers)
     if not _trained(run, out):
         if setup.base is not None:
-            spec, network, _ = models.load_run(base)
+            spec, network = _load_run(base, test)
         else:
             spec = _spec(run, train)
-            network = models.build(spec, pretrained=setup.pretrained, weights=setup.weights, replace_head=True, seed=run.seed)
+            network = models.build(spec, pretrained=not setup.weights, weights=setup.weights, replace_head=True, seed=run.seed)
         training.train(
-            network, spec, train.first(run.train_images), test, run.config(models.default_lr(run.arch)), out / run.name,
+            network, spec, train.first(run.train_images), test, run.config, out / run.name,
             fabric=fab, data=setup.data, workers=workers, resume=True,
         )  # fmt: skip
     for patch, k in run.certifications:
         if not _certified(run, out, patch, k):
-            spec, network, manifest = models.load_run(out / run.name)
+            spec, network = _load_run(out / run.name, test)
             certification.certify(
-                network, spec, test.first(run.test_images), run.masks(patch, k), out / run.certified(patch, k),
-                fabric=fab, data=setup.data, trained=manifest["experiment"]["train"], resume=True,
+                network, spec, test, run.masks(patch, k), out / run.certified(patch, k),
+                fabric=fab, data=setup.data, trained=run.config.model_dump(mode="json"), resume=True,
             )  # fmt: skip
+
+
+def _train_base(run: Run, base: Base, train: Source, test: Source, folder: Path, fab: Fabric, workers: int) -> None:
+    if _is_finished(folder):
+        return
+    spec = _spec(run, train)
+    config = TrainConfig(
+        strategy="vanilla", patch_size=(1, 1), masks_per_axis=1, epochs=base.epochs, batch_size=run.setup.batch_size, lr=base.lr
+    )
+    training.train(
+        models.build(spec), spec, train.first(run.scaled(base.train_images)), test, config, folder,
+        fabric=fab, data=run.setup.data, workers=workers, resume=True,
+    )  # fmt: skip
+
+
+def _load_run(folder: Path, test: Source) -> tuple[ModelSpec, nn.Sequential]:
+    spec, network, _ = models.load_run(folder)
+    if spec.classes != test.classes:
+        raise DataError(
+            f"data: expected the classes of {folder} ({', '.join(spec.classes[:5])} ...), found {', '.join(test.classes[:5])} ..."
+        )
+    return spec, network
 
 
 def _spec(run: Run, source: Source) -> ModelSpec:
@@ -140,31 +167,29 @@ def _load(setup: Setup, locations: dict[str, str], part: str) -> Source:
         raise ConfigError(f"{error} (--data {setup.data}=PLACE says where it is)") from None
 
 
-# --- What is there ---------------------------------------------------------------------------------------------------
-
-
 def _is_finished(folder: Path) -> bool:
     return (folder / "manifest.json").exists() and read_manifest(folder)["finished"] is not None
 
 
 def _trained(run: Run, out: Path) -> bool:
-    """Whether the training is finished. Raises RecordsError if the folder holds another one."""
-    folder = out / run.name
-    if not _is_finished(folder):
-        return False
-    there = read_manifest(folder)["experiment"]
-    expected = run.config(models.default_lr(run.arch))
-    if TrainConfig(**there["train"]) != expected or there["data"]["images"] > run.train_images:
-        raise RecordsError(f"{folder}: holds another training than this recipe's; choose another --out")
-    return True
+    return run.training(out) is not None
 
 
 def _certified(run: Run, out: Path, patch: str, masks_per_axis: int) -> bool:
-    return _is_finished(out / run.certified(patch, masks_per_axis))
+    found = run.certification(out, patch, masks_per_axis)
+    return found is not None and len(read_records(out / run.certified(patch, masks_per_axis))) == run.test_images
 
 
 def _done(run: Run, out: Path) -> bool:
-    return all(_certified(run, out, *c) for c in run.certifications) and _trained(run, out)
+    return _trained(run, out) and all(_certified(run, out, *c) for c in run.certifications)
+
+
+def _is(done: Callable[..., bool], *arguments: Any) -> bool:
+    """For the plan: what is there but of another experiment is not done; the run itself will say so."""
+    try:
+        return done(*arguments)
+    except RecordsError:
+        return False
 
 
 # --- The plan --------------------------------------------------------------------------------------------------------
@@ -186,9 +211,9 @@ def tasks(runs: list[Run], out: Path, *, fabric: Callable[[str], Fabric], tflops
             steps.append(
                 (place, place, one.scaled(base.train_images) * base.epochs * (FORWARD + BACKWARD), _is_finished(out / place), None)
             )
-        steps.append((one.name, one.name, one.train_passes, _trained(one, out), None))
+        steps.append((one.name, one.name, one.train_passes, _is(_trained, one, out), None))
         for patch, k in one.certifications:
-            steps.append((one.name, one.certified(patch, k), one.certify_passes(patch, k), _certified(one, out, patch, k), patch))
+            steps.append((one.name, one.certified(patch, k), one.certify_passes(patch, k), _is(_certified, one, out, patch, k), patch))
         found += [Task(where, folder, n, n * flops, n * pace, done, patch) for where, folder, n, done, patch in steps]
     return found
 

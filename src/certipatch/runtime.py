@@ -32,17 +32,21 @@ PARENT = "CERTIPATCH_PARENT"  # in the environment of the processes that process
 GONE = "a process of this run has ended (killed, or out of memory?); what was written is kept: run the same command with --resume"
 
 
-def fabric(*, device: str = "auto", precision: str = "32-true", devices: int | str = 1, nodes: int = 1) -> Fabric:
+def fabric(
+    *, device: str = "auto", precision: str = "32-true", devices: int | str = 1, nodes: int = 1, patience: timedelta | None = None
+) -> Fabric:
     """Lightning Fabric on ``devices`` (a number or "auto") of each of ``nodes`` machines.
 
     ``device`` is "auto", "cpu", "cuda" or "mps", ``precision`` Fabric's name of one. On more than one device each has
-    a process of its own (DDP); ``world_size`` and ``global_rank`` say how many and which.
+    a process of its own (DDP); ``world_size`` and ``global_rank`` say how many and which. ``patience`` is how long one waits
+    for the others (default: torch's).
     """
     options = {"accelerator": device, "precision": precision, "devices": devices, "num_nodes": nodes}
     try:
         found = Fabric(**options)  # type: ignore[arg-type]
-        # Processes that certify meet at the end only, and who is first must not give up on the others.
-        return Fabric(**options, strategy=DDPStrategy(timeout=timedelta(days=30))) if found.world_size > 1 else found  # type: ignore[arg-type]
+        if found.world_size > 1 and patience:
+            return Fabric(**options, strategy=DDPStrategy(timeout=patience))  # type: ignore[arg-type]
+        return found
     except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
         asked = f"device {device!r}, precision {precision!r}" + (
             f", devices {devices}, nodes {nodes}" if (devices, nodes) != (1, 1) else ""

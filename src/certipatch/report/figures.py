@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,10 @@ def against_k(cells: list[Cell], stem: Path) -> list[Path]:
     panels = figure.subplots(len(rows), 2, squeeze=False)
     for (left, right), ((where, patch), group) in zip(panels, rows, strict=True):
         names = list(dict.fromkeys(cell.run.row for cell in group))
-        for name, colour, marker in zip(names, COLOURS, MARKERS, strict=False):
+        for name, colour, marker in zip(names, cycle(COLOURS), cycle(MARKERS), strict=False):
             of_row = [cell for cell in group if cell.run.row == name]
             seed = min(cell.run.seed for cell in of_row)
-            line = sorted((c.masks_per_axis, c.summary) for c in of_row if c.run.seed == seed and c.summary)  # k is unique
+            line = sorted(((c.masks_per_axis, c.summary) for c in of_row if c.run.seed == seed and c.summary), key=lambda point: point[0])
             ks = [k for k, _ in line]
             shares = [s.certified_robust_accuracy for _, s in line]
             percents = [100 * s.count / s.images for s in shares]
@@ -56,7 +56,7 @@ def against_k(cells: list[Cell], stem: Path) -> list[Path]:
             panel.set_xticks([k for k, _ in most])
             panel.grid(alpha=0.3)
             panel.legend(fontsize=8, frameon=False)
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    paths = [Path(f"{stem}.png"), Path(f"{stem}.svg")]
     for path in paths:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths

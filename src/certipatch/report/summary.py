@@ -12,7 +12,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from ..errors import RecordsError
-from ..records import Record, check_finished, read_lines, read_manifest, read_records
+from ..records import Record, read_lines, read_manifest, read_records
 
 CAPTION = (
     "% of images, fraction, 95 % interval. vanilla: the undefended model is right; "
@@ -53,7 +53,7 @@ class Summary:
             image; certified_robust_accuracy: the defended model is right under every patch, proven.
         unreadable: images that count as wrong in all three because they could not be read.
         passes: forward passes of the certification, for all images.
-        training: the training run's forward-equivalents for each training image and epochs, if it is known.
+        complete: every image has its record.
     """
 
     folder: str
@@ -98,7 +98,6 @@ def summarize(folder: str | Path, *, min_margin: float = 0.0) -> Summary:
     records = read_records(Path(folder))
     if not records:
         raise RecordsError(f"{folder}: no image has been certified yet; continue it with certify --resume")
-    check_finished(Path(folder))
     images = _images(Path(folder), manifest)
     if len(records) > images or records[-1].index >= images:
         raise RecordsError(f"{folder}: holds records of more images than the {images} that were certified; restore it or certify again")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecordsError
-from ..recipes import Recipe, Run
-from ..records import read_manifest, write_atomically
+from ..plan import Recipe, Run
+from ..records import write_atomically
 from .summary import Share, Summary, summarize, training_cost
 
 HOW_TO_READ = (
@@ -26,7 +26,7 @@ HOW_TO_READ = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One certification of a recipe: found or missing."""
+    """One certification of a recipe: found, missing (no ``summary``), or there but not this recipe's (a ``problem``)."""
 
     run: Run
     patch: str
@@ -35,36 +35,40 @@ class Cell:
     summary: Summary | None
     cost: float | None
     published: float | None
+    problem: str | None = None
 
 
 def collect(recipe: Recipe, runs: list[Run], out: Path) -> list[Cell]:
-    """What the folder ``out`` holds of each run's certifications; what is missing or not complete stays empty."""
-    cells = []
+    """What the folder ``out`` holds of each run's certifications.
+
+    What is missing, not complete, of another experiment, or of other images or another device than the first cell of
+    its table stays empty.
+    """
+    cells: list[Cell] = []
+    first: dict[str, tuple[str, str]] = {}
     for run in runs:
         for patch, k in run.certifications:
-            folder = run.certified(patch, k)
-            summary, cost = _finished(run, out, folder)
-            cells.append(Cell(run, patch, k, folder, summary, cost, recipe.published(run, patch, k)))
+            summary, cost, problem = None, None, None
+            try:
+                if run.certification(out, patch, k) and (found := summarize(out / run.certified(patch, k))).complete:
+                    experiment = found.manifest["experiment"]
+                    same = experiment["data"]["fingerprint"], experiment["device"]
+                    if first.setdefault(run.place, same) != same:
+                        raise RecordsError(f"{out / run.certified(patch, k)}: of other images or another device than the cells before it")
+                    summary, cost = found, training_cost(out / run.name)
+            except RecordsError as error:
+                problem = str(error)
+            cells.append(Cell(run, patch, k, run.certified(patch, k), summary, cost, recipe.published(run, patch, k), problem))
     return cells
-
-
-def _finished(run: Run, out: Path, folder: str) -> tuple[Summary | None, float | None]:
-    if not (out / folder / "manifest.json").exists() or read_manifest(out / folder)["finished"] is None:
-        return None, None
-    summary = summarize(out / folder)
-    trained = summary.manifest["experiment"]["trained"]
-    if (trained["strategy"], trained["epochs"], trained["seed"]) != (run.strategy, run.epochs, run.seed):
-        raise RecordsError(f"{out / folder}: expected a model trained with {run.row}, found {trained['strategy']}; choose another --out")
-    return summary, training_cost(out / run.name)
 
 
 def write(recipe: Recipe, cells: list[Cell], stem: Path) -> str:
     """Write ``stem``.md, .csv and .json; returns the Markdown."""
     text = markdown(recipe, cells)
     rows = [to_json(cell) for cell in cells]
-    write_atomically(stem.with_suffix(".md"), text.encode())
-    write_atomically(stem.with_suffix(".json"), json.dumps({"title": recipe.title, "cells": rows}, indent=1).encode() + b"\n")
-    write_atomically(stem.with_suffix(".csv"), _csv(rows).encode())
+    write_atomically(Path(f"{stem}.md"), text.encode())
+    write_atomically(Path(f"{stem}.json"), json.dumps({"title": recipe.title, "cells": rows}, indent=1).encode() + b"\n")
+    write_atomically(Path(f"{stem}.csv"), _csv(rows).encode())
     return text
 
 
@@ -82,6 +86,7 @@ def to_json(cell: Cell) -> dict[str, Any]:
         "patch": cell.patch,
         "masks_per_axis": cell.masks_per_axis,
         "training_images": run.train_images,
+        "precision": run.setup.precision,
         "forward_equivalents_per_image": cell.cost,
         "images": summary.certified_robust_accuracy.images if summary else None,
         **{name: measured.get(name) for name in accuracies},
@@ -111,14 +116,19 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 def markdown(recipe: Recipe, cells: list[Cell]) -> str:
     """A table for each data set, model and patch, then where each number comes from."""
-    lines = [f"# {recipe.title}", "", recipe.claim, ""]
+    lines, missing = [f"# {recipe.title}", "", recipe.claim, ""], []
 
     def place(cell: Cell) -> tuple[str, str, str]:
         return cell.run.place, cell.run.arch, cell.patch
 
     for (_, arch, patch), group in groupby(sorted(cells, key=place), key=place):
         of_table = list(group)
-        lines += _table(of_table, arch, patch)
+        if any(cell.summary for cell in of_table):
+            lines += _table(of_table, arch, patch)
+        else:
+            missing.append(f"{of_table[0].run.setup.data}, {arch}, patch {patch}")
+    if missing:
+        lines += ["## Not run", "", *(f"- {name}" for name in missing), ""]
     lines += [HOW_TO_READ, "", "<details><summary>Fractions and records of each run</summary>", ""]
     lines += ["| records | seed | vanilla | clean | certified robust | passes/image |", "|---|---|---|---|---|---|"]
     for cell in cells:
@@ -133,14 +143,14 @@ def _table(cells: list[Cell], arch: str, patch: str) -> list[str]:
     ks = sorted({cell.masks_per_axis for cell in cells})
     known = any(cell.published is not None for cell in cells)
     height, width = run.masks(patch, ks[-1]).patch_size
-    heads = ["fine-tuned with", "epochs", "copies", "cost", "vanilla"]
+    heads = ["fine-tuned with", "seeds", "epochs", "copies", "cost", "vanilla"]
     for k in ks:
         heads += [f"clean k={k}", f"certified robust k={k}", *([f"paper k={k}"] if known else [])]
     lines = [
         f"## {run.setup.data}, {arch}, every {height}x{width} patch in {run.setup.image_size}x{run.setup.image_size} pixels ({patch})",
         "",
-        f"{run.train_images} training images, {run.test_images} test images, batches of {run.setup.batch_size}; seeds "
-        f"{', '.join(map(str, sorted({cell.run.seed for cell in cells if cell.summary}))) or 'none yet'}. {run.setup.note}".rstrip(),
+        f"{run.train_images} training images, {run.test_images} test images, batches of {run.setup.batch_size}, {run.setup.precision}. "
+        f"{run.setup.note}".rstrip(),
         "",
         f"| {' | '.join(heads)} |",
         "|" + "---|" * len(heads),
@@ -150,7 +160,8 @@ def _table(cells: list[Cell], arch: str, patch: str) -> list[str]:
         of_row = [cell for cell in cells if cell.run.row == row]
         first = of_row[0].run
         costs = [cell.cost for cell in of_row if cell.cost is not None]
-        shown = [row, str(first.epochs), str(first.copies), f"{sum(costs) / len(costs):.0f}" if costs else ""]
+        seeds = ", ".join(str(seed) for seed in sorted({cell.run.seed for cell in of_row if cell.summary}))
+        shown = [row, seeds, str(first.epochs), str(first.copies), f"{sum(costs) / len(costs):.0f}" if costs else ""]
         shown.append(_mean([c.summary.vanilla_accuracy for c in of_row if c.summary and c.masks_per_axis == ks[-1]]))
         for k in ks:
             done = [c.summary for c in of_row if c.masks_per_axis == k and c.summary]

@@ -1,28 +1,32 @@
 """Recipes: what a table of the paper is made of, as small TOML files, and the runs that follow from one.
 
-A recipe is a list of *setups*, each a data set with models, strategies, seeds, patches and masks per axis. Every
-combination of model, strategy and seed is one :class:`Run`: a training and its certifications. The folder of a run
-is named by what it is, so tables share runs.
+A recipe (``recipes/*.toml``) is a list of *setups*, each a data set with models, strategies, seeds, patches and masks
+per axis. Every combination of model, strategy and seed is one :class:`Run`: a training and its certifications. The
+folder of a run is named by what it is, so tables share runs; what a folder holds is compared with what the run asks for.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from ..config import Frozen, TrainConfig
-from ..cost import STRATEGIES, copies, forward_equivalents
-from ..errors import ConfigError
-from ..masks import MaskSet, Size, parse_patch
+from .config import Frozen, TrainConfig, default_lr, differences
+from .cost import STRATEGIES, copies, forward_equivalents
+from .errors import ConfigError, RecordsError
+from .masks import MaskSet, Size, parse_patch
+from .records import read_manifest, read_manifests
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("recipes")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 
@@ -38,36 +42,45 @@ class Setup(Frozen):
     """One data set and what is trained and certified on it.
 
     ``data`` names it in folders and for ``--only`` and ``--data``; ``location`` is what ``--data`` of ``train`` takes.
-    ``train_images`` and ``test_images`` are those used, spread over the data set. ``equal_compute`` names, for a
-    strategy, another one: its row is repeated with as many epochs as cost what the other one does. Without ``crop_pct``
-    the crop is the weights' own.
+    ``train_images`` and ``test_images`` are those used, spread over the data set. A network begins with
+    timm's weights, those of ``weights`` (as ``--weights`` of ``train``), or those of a ``base`` trained here. ``equal_compute`` names, for a strategy, another one: its row is
+    repeated with as many epochs as cost what the other one does. Without ``crop_pct`` the crop is the weights' own.
     """
 
-    data: str
+    data: str = Field(pattern=r"^[\w.-]+$")
     location: str
     train_split: str
     test_split: str
     train_images: int = Field(ge=1)
     test_images: int = Field(ge=1)
-    models: tuple[str, ...]
-    pretrained: bool = True
+    models: tuple[str, ...] = Field(min_length=1)
     weights: str | None = None
     base: Base | None = None
-    image_size: int = 224
-    crop_pct: float | None = None
+    image_size: int = Field(default=224, ge=1)
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
     train_patch: str
     train_masks_per_axis: int = 6
-    patches: tuple[str, ...]
-    masks_per_axis: tuple[int, ...]
-    strategies: tuple[str, ...]
+    patches: tuple[str, ...] = Field(min_length=1)
+    masks_per_axis: tuple[int, ...] = Field(min_length=1)
+    strategies: tuple[str, ...] = Field(min_length=1)
     equal_compute: dict[str, str] = Field(default_factory=dict)
     clean_fraction: float = 0.0
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     epochs: int = 10
     batch_size: int = 64
     lr: float | None = None
     precision: str = "32-true"
     note: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Setup:
+        for name in ("models", "patches", "masks_per_axis", "strategies", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: the same value twice")
+        if self.base and self.weights:
+            raise ValueError("base and weights: only one of them")
+        return self
 
 
 class Published(Frozen):
@@ -98,10 +111,15 @@ class Recipe(Frozen):
     def published(self, run: Run, patch: str, masks_per_axis: int) -> float | None:
         """The paper's certified robust accuracy for a cell, in %, if it is known; None for rows the paper does not have."""
         for value in self.paper:
-            same = (value.data, value.strategy) == (run.setup.data, run.row) and run.arch.startswith(value.model)
+            same = (value.data, value.model, value.strategy) == (run.setup.data, run.arch.partition(".")[0], run.row)
             if same and (value.patch, value.masks_per_axis) == (patch, masks_per_axis):
                 return value.certified_robust_accuracy
         return None
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    found = read_manifest(folder) if read_manifests(folder) else None
+    return found if found and found["finished"] else None
 
 
 @dataclass(frozen=True)
@@ -122,9 +140,14 @@ class Run:
         return f"{self.setup.data}-{self.arch}" + (f"-x{self.scale:g}" if self.scale != 1 else "")
 
     @property
+    def slug(self) -> str:
+        """The row as a word: in folder names and for ``--only``."""
+        return self.row.replace(", ", "-").replace(" ", "-")
+
+    @property
     def name(self) -> str:
         """The folder of this run, relative to ``--out``."""
-        return f"{self.place}/{self.row.replace(', ', '-').replace(' ', '-')}-seed{self.seed}"
+        return f"{self.place}/{self.slug}-seed{self.seed}"
 
     @property
     def copies(self) -> int:
@@ -158,7 +181,8 @@ class Run:
     def masks(self, patch: str, masks_per_axis: int) -> MaskSet:
         return MaskSet.covering(image_size=self.image_size, patch_size=parse_patch(patch, self.image_size), masks_per_axis=masks_per_axis)
 
-    def config(self, default_lr: float) -> TrainConfig:
+    @cached_property
+    def config(self) -> TrainConfig:
         setup = self.setup
         return TrainConfig(
             strategy=self.strategy,
@@ -166,10 +190,46 @@ class Run:
             masks_per_axis=setup.train_masks_per_axis,
             epochs=self.epochs,
             batch_size=setup.batch_size,
-            lr=default_lr if setup.lr is None else setup.lr,
+            lr=default_lr(self.arch) if setup.lr is None else setup.lr,
             clean_fraction=0.0 if self.strategy == "vanilla" else setup.clean_fraction,
             seed=self.seed,
         )
+
+    def training(self, out: Path) -> dict[str, Any] | None:
+        """The manifest of this run's training if it is finished in ``out``, else None.
+
+        Raises RecordsError if the folder holds another training, or one that began from another base.
+        """
+        found = _finished(out / self.name)
+        if found is None:
+            return None
+        base = _finished(out / self.place / "base") if self.setup.base else None
+        start = {"initial_weights_sha256": base["finished"]["weights_sha256"]} if base else {}
+        self._compare(out / self.name, found, images=self.train_images, train=self.config.model_dump(mode="json"), **start)
+        return found
+
+    def certification(self, out: Path, patch: str, masks_per_axis: int) -> dict[str, Any] | None:
+        """The manifest of one certification if there is one in ``out``, finished or not, else None.
+
+        Raises RecordsError if the folder holds another certification, or one of other weights than this run's.
+        """
+        folder, training = out / self.certified(patch, masks_per_axis), self.training(out)
+        if training is None or not read_manifests(folder):
+            return None
+        found, weights = read_manifest(folder), training["finished"]["weights_sha256"]
+        geometry = json.loads(json.dumps(self.masks(patch, masks_per_axis).to_json()))
+        self._compare(folder, found, images=self.test_images, masks=geometry, weights_sha256=weights)
+        return found
+
+    def _compare(self, folder: Path, manifest: dict[str, Any], *, images: int, **more: Any) -> None:
+        model = {"arch": self.arch, "image_size": list(self.image_size)} | ({"crop_pct": c} if (c := self.setup.crop_pct) else {})
+        expected = {"model": model, "precision": self.setup.precision, "processes": 1, "data": {"images": images}, **more}
+        there = {"processes": 1, **manifest["experiment"]}
+        found = {
+            key: {k: there[key].get(k) for k in value} if isinstance(value, dict) else there.get(key) for key, value in expected.items()
+        }
+        if differing := differences(found, expected):
+            raise RecordsError(f"{folder}: holds another experiment than the recipe's ({'; '.join(differing[:3])}); choose another --out")
 
     @property
     def train_passes(self) -> int:
@@ -219,7 +279,7 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
     patterns = [pattern.strip() for pattern in (only or "*").split(",")]
 
     def words(run: Run) -> tuple[str, ...]:
-        return run.setup.data, run.arch, run.row, f"seed{run.seed}"
+        return run.setup.data, run.arch, run.slug, f"seed{run.seed}"
 
     def wanted(run: Run) -> bool:
         return all(any(fnmatch(w, p.removeprefix("!")) for w in words(run)) != p.startswith("!") for p in patterns)
@@ -232,13 +292,13 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
 
 
 def _runs(setup: Setup, scale: float) -> Iterator[Run]:
-    fine = (setup.image_size, setup.image_size)
-    masks = MaskSet.covering(image_size=fine, patch_size=parse_patch(setup.train_patch, fine), masks_per_axis=setup.train_masks_per_axis)
+    size = (setup.image_size, setup.image_size)
+    masks = MaskSet.covering(image_size=size, patch_size=parse_patch(setup.train_patch, size), masks_per_axis=setup.train_masks_per_axis)
     for strategy in (*setup.strategies, *setup.equal_compute, *setup.equal_compute.values()):
         if strategy not in STRATEGIES:
             raise ConfigError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     for patch, k in product(setup.patches, setup.masks_per_axis):
-        MaskSet.covering(image_size=fine, patch_size=parse_patch(patch, fine), masks_per_axis=k)
+        MaskSet.covering(image_size=size, patch_size=parse_patch(patch, size), masks_per_axis=k)
     rows = [(strategy, strategy, setup.epochs) for strategy in setup.strategies]
     for cheap, costly in setup.equal_compute.items():
         epochs = round(setup.epochs * forward_equivalents(costly, masks) / forward_equivalents(cheap, masks))
@@ -246,4 +306,10 @@ def _runs(setup: Setup, scale: float) -> Iterator[Run]:
     for seed in setup.seeds:
         for arch in setup.models:
             for strategy, row, epochs in rows:
-                yield Run(setup, arch, strategy, row, epochs, seed, scale)
+                run = Run(setup, arch, strategy, row, epochs, seed, scale)
+                try:
+                    run.config  # noqa: B018, validated now and not when it is its turn
+                except ValidationError as error:
+                    problem = error.errors()[0]
+                    raise ConfigError(f"{run.name}: {problem['loc'][0]}: {problem['msg']}, found {problem['input']}") from None
+                yield run
