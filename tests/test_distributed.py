@@ -17,7 +17,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from certipatch import models, runtime
+from certipatch import models, processes
 from certipatch.data import load_source
 from certipatch.errors import ConfigError
 from certipatch.masks import MaskSet
@@ -157,9 +157,9 @@ def test_what_fails_on_one_process_ends_both_with_one_line(runs: SimpleNamespace
     """Process 0 cannot write; the loss of either; an image that only process 1 reads, in training and in validation."""
     failures = list(runs.jobs.items())[3:]
     assert len(failures) == 4
-    for words, processes in failures:
-        assert [process["code"] for process in processes] == [2, 2]
-        (line,) = ours(processes[0]["err"])
+    for words, both in failures:
+        assert [process["code"] for process in both] == [2, 2]
+        (line,) = ours(both[0]["err"])
         assert line.startswith("certipatch: ")
         assert words in line
 
@@ -171,7 +171,7 @@ def test_process_1_says_nothing(runs: SimpleNamespace):
 @pytest.mark.parametrize("gone", ["child", "parent"])
 def test_a_process_that_waits_for_ever_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str):
     """NCCL waits for a process that is gone; here a process sleeps whose child has failed, or whose parent has ended."""
-    monkeypatch.setattr(runtime, "GRACE", 0.1)
+    monkeypatch.setattr(processes, "GRACE", 0.1)
     error = tmp_path / "error"
     pid = os.fork()
     if not pid:
@@ -179,12 +179,12 @@ def test_a_process_that_waits_for_ever_is_ended(tmp_path: Path, monkeypatch: pyt
         if gone == "child":
             children = [subprocess.Popen(["false"])]
         else:
-            os.environ[runtime.PARENT] = str(os.getpid())
+            os.environ[processes.PARENT] = str(os.getpid())
             if os.fork():
                 os._exit(2)
         sys.stderr = error.open("w")
         launcher = SimpleNamespace(procs=children)
-        runtime._Beside(SimpleNamespace(local_rank=int(gone == "parent"), strategy=SimpleNamespace(launcher=launcher)))  # type: ignore[arg-type]
+        processes._Beside(SimpleNamespace(local_rank=int(gone == "parent"), strategy=SimpleNamespace(launcher=launcher)))  # type: ignore[arg-type]
         time.sleep(20)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
@@ -192,7 +192,7 @@ def test_a_process_that_waits_for_ever_is_ended(tmp_path: Path, monkeypatch: pyt
     while not error.exists() or not error.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert error.read_text() == f"certipatch: {runtime.GONE}\n"
+    assert error.read_text() == f"certipatch: {processes.GONE}\n"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

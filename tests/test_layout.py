@@ -15,7 +15,7 @@ LAYERS = [
     {"defense"},
     {"search", "gradcam", "views"},
     {"masks", "patchcleanser", "cost", "plan", "models", "data", "report"},
-    {"config", "records", "runtime", "errors"},
+    {"config", "records", "processes", "runtime", "errors"},
 ]
 
 

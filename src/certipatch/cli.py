@@ -139,7 +139,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a model on worst-case masked images."""
-    from . import runtime, training
+    from . import processes, runtime, training
     from .data import load_source
     from .search import STRATEGIES
 
@@ -154,8 +154,8 @@ def train(
         return source, validation, *_open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)[:2]
 
     fab = runtime.fabric(device=device, precision=precision, devices=_devices(devices), nodes=nodes)
-    with _resumable(out), runtime.launched(fab):
-        source, validation, spec, network = runtime.in_turn(fab, prepare)
+    with _resumable(out), processes.launched(fab):
+        source, validation, spec, network = processes.in_turn(fab, prepare)
         config = _config(
             strategy=strategy, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis, epochs=epochs,
             batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
@@ -204,7 +204,7 @@ def certify(
     as_json: AsJson = False,
 ) -> None:
     """Certify a model on labelled images, one record each."""
-    from . import certification, runtime
+    from . import certification, processes, runtime
     from .report.summary import summarize, table
 
     part = _shard(shard)
@@ -215,16 +215,16 @@ def certify(
 
     # Processes that certify meet at the end only: who is first must not give up on the others.
     fab = runtime.fabric(device=device, precision=precision, devices=_devices(devices), nodes=nodes, patience=timedelta(days=30))
-    with _resumable(out), runtime.launched(fab):
-        source, spec, network, trained = runtime.in_turn(fab, prepare)
+    with _resumable(out), processes.launched(fab):
+        source, spec, network, trained = processes.in_turn(fab, prepare)
         folders = _geometries(patch, masks_per_axis, spec.image_size, out)
         # Each process is a shard: together they need to agree on nothing but the end.
         mine = (part[0] - 1) * fab.world_size + fab.global_rank + 1, part[1] * fab.world_size
-        with runtime.together(fab):
+        with processes.together(fab):
             for folder, fine in folders.items():
                 certification.certify(
                     network, spec, source, fine, folder,
-                    fabric=runtime.alone(fab), data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive,
+                    fabric=processes.alone(fab), data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive,
                     shard=mine, resume=resume,
                 )  # fmt: skip
     if not fab.is_global_zero:

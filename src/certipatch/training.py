@@ -4,7 +4,7 @@ Source: Greedy Cutout. Every batch is masked by a strategy (``search``), and the
 mean loss of the masked copies.
 
 Several processes (one a device) share each batch in equal parts and step on their mean gradient, which is one
-process's step on the whole batch. They meet where ``fabric`` or ``runtime`` is called; only process 0 writes.
+process's step on the whole batch. They meet where ``fabric`` or ``processes`` is called; only process 0 writes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from torch.utils.data import DataLoader, Subset
 from . import runtime
 from .config import ModelSpec, TrainConfig
 from .cost import BACKWARD, FORWARD
-from .data import Images, Source, as_float, check_training_classes, collate
+from .data import Images, Item, Source, as_float, check_training_classes, collate
 from .errors import ConfigError, DataError, RecordsError, SoundnessError
 from .gradcam import saliency
 from .masks import MaskSet
 from .models import find_mean, weights_sha256
+from .processes import together, total
 from .records import Store, manifest
 from .runtime import derived_seed
 from .search import STRATEGIES
@@ -81,7 +82,7 @@ def train(
     _check_batch(model, len(source), config.batch_size, fabric)
     described = {"data": source.describe(), "validation": validation.describe()}
     everywhere = fabric.broadcast(described)
-    with runtime.together(fabric):
+    with together(fabric):
         if described != everywhere:
             raise DataError(f"data {data}: expected the same images on every machine, found others on machine {fabric.node_rank}")
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=config.patch_size, masks_per_axis=config.masks_per_axis)
@@ -104,7 +105,7 @@ def train(
     }
     about = {**manifest("train", experiment, **runtime.environment(fabric)), "data": data}
     with ExitStack() as stack:
-        with runtime.together(fabric):
+        with together(fabric):
             store = stack.enter_context(Store(out, about, "epochs.jsonl", resume=resume)) if fabric.is_global_zero else None
         if fabric.broadcast(store and store.manifest["finished"]) is None:
             batches = epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)
@@ -136,22 +137,19 @@ def _fit(
     network alone, under its own names. A killed run that is resumed ends with the same weights on the CPU (of three
     or more processes: up to rounding, as the order of their sums is not fixed). Only process 0 has the store.
     """
-    rank, processes = fabric.global_rank, fabric.world_size
-    fill = torch.as_tensor(find_mean(model))
-    if processes > 1 and fabric.device.type == "cuda":
-        convert_sync_batchnorm(model)  # timm's: torch's own would drop the activation in timm's BatchNormAct2d
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     state: dict[str, Any] = {}
-    with runtime.together(fabric):
+    with together(fabric):
         if store:
             state = {**_load(store.folder / CHECKPOINT, model, optimizer), "lines": len(store.lines)}
     state = fabric.broadcast(state)
     if not store and "model" in state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        convert_sync_batchnorm(model)  # timm's: torch's own would drop the activation in timm's BatchNormAct2d
     wrapped, opt = fabric.setup(model, optimizer)
-    strategy = STRATEGIES[config.strategy]
-    counter = _PassCounter(model)
+    masking = _Masking(model, masks, config, fabric)
 
     def save(epoch: int, step: int, sums: dict[str, float]) -> None:
         if store:
@@ -162,30 +160,18 @@ def _fit(
         lr = config.lr * (config.lr_decay if epoch >= max(1, config.epochs // 2) else 1.0)
         for group in opt.param_groups:
             group["lr"] = lr
-        batches = epoch_batches(len(images), config.batch_size * processes, derived_seed(config.seed, epoch))
+        batches = epoch_batches(len(images), config.batch_size * fabric.world_size, derived_seed(config.seed, epoch))
         step = state["step"] if epoch == state["epoch"] else 0
         sums = dict(state["sums"]) if step else dict(NOTHING)
-        parts = [part_of(batch, rank, processes) for batch in batches[step:]]
+        parts = [part_of(batch, fabric.global_rank, fabric.world_size) for batch in batches[step:]]
         loader = DataLoader(images, batch_sampler=parts, collate_fn=list, num_workers=workers)
         progress(sum(map(len, batches[:step])), "")
         saved = time.monotonic()
         with _interruptible() as interrupted:
             for items in loader:
-                with runtime.together(fabric):
-                    pixels, labels = collate(items)  # here and not in a worker, so that an unreadable image is one clear line
-                    started, counter.passes = time.monotonic(), 0
-                    seed = derived_seed(config.seed, epoch, step)
-                    torch.manual_seed(seed + rank)  # dropout and the like
-                    x, y = as_float(pixels.to(fabric.device)), labels.to(fabric.device)
-                    place = (rank * len(x), processes * len(x))
-
-                    with fabric.autocast():
-                        generator = torch.Generator().manual_seed(seed)
-                        keeps = strategy(model, x, y, masks, fill=fill, generator=generator, place=place, layer=config.gradcam_layer)
-                    searched = counter.passes
-                    keeps = [_leave_clean(keep, config.clean_fraction, place) for keep in keeps]
-                    views = torch.cat([mask_images(x, keep, fill) for keep in keeps])
-                    targets = y.repeat(len(keeps))
+                started = time.monotonic()
+                with together(fabric):
+                    views, targets, searched = masking(items, derived_seed(config.seed, epoch, step))
                 wrapped.train()
                 logits = wrapped(views)
                 loss = F.cross_entropy(logits, targets)
@@ -199,40 +185,62 @@ def _fit(
                     "loss": loss.item() * len(views),
                     "correct": int((logits.argmax(1) == targets).sum()),
                     "views": len(views),
-                    "images": len(x),
+                    "images": len(items),
                     "passes": searched * FORWARD + len(views) * (FORWARD + BACKWARD),
                     "stop": interrupted(),
-                    "save": rank == 0 and time.monotonic() - saved > CHECKPOINT_SECONDS,
+                    "save": store is not None and time.monotonic() - saved > CHECKPOINT_SECONDS,
                 }
-                counts = runtime.total(fabric, counts)
+                counts = total(fabric, counts)
                 mean = counts["loss"] / counts["views"]
                 if not math.isfinite(mean):  # before anything of this step is saved
                     raise SoundnessError(f"loss: expected a finite number, found {mean} in epoch {epoch + 1}, step {step}; lower --lr")
                 for key in ("loss", "correct", "views", "images", "passes"):
                     sums[key] += counts[key]
                 sums["seconds"] += time.monotonic() - started
-                progress(place[1], f"epoch {epoch + 1}/{config.epochs} loss {mean:.3f}")
+                progress(int(counts["images"]), f"epoch {epoch + 1}/{config.epochs} loss {mean:.3f}")
                 if counts["stop"] or counts["save"]:
-                    with runtime.together(fabric):
+                    with together(fabric):
                         save(epoch, step, sums)
                     saved = time.monotonic()
                 if counts["stop"]:
                     raise KeyboardInterrupt
         if state["lines"] <= epoch:  # a kill between this line and the checkpoint repeats only the latter
             validated = vanilla_accuracy(model, validation, fabric, workers)
-            with runtime.together(fabric):
+            with together(fabric):
                 if store:
                     store.append([_epoch_line(epoch, lr, sums, validated)])
-        with runtime.together(fabric):
+        with together(fabric):
             save(epoch + 1, 0, {})
-    counter.remove()
 
-    with runtime.together(fabric):
+    with together(fabric):
         if store:
             network = {key: value.cpu().contiguous() for key, value in model[1].state_dict().items()}
             _write(store.folder / "model.safetensors", lambda path: safetensors.torch.save_file(network, path))
             store.finish(weights_sha256=weights_sha256(model.eval()))
             (store.folder / CHECKPOINT).unlink()
+
+
+class _Masking:
+    """Makes of a batch what the model trains on: masked copies, and what the search for the masks cost."""
+
+    def __init__(self, model: nn.Sequential, masks: MaskSet, config: TrainConfig, fabric: Fabric) -> None:
+        self.model, self.masks, self.config, self.fabric = model, masks, config, fabric
+        self.strategy, self.fill = STRATEGIES[config.strategy], torch.as_tensor(find_mean(model))
+
+    def __call__(self, items: list[Item], seed: int) -> tuple[Tensor, Tensor, int]:
+        """(copies x N, 3, H, W) views, their labels, and the forward passes of the search."""
+        pixels, labels = collate(items)  # here and not in a worker, so that an unreadable image is one clear line
+        rank = self.fabric.global_rank
+        torch.manual_seed(seed + rank)  # dropout and the like
+        x, y = as_float(pixels.to(self.fabric.device)), labels.to(self.fabric.device)
+        place = (rank * len(x), self.fabric.world_size * len(x))
+        with self.fabric.autocast(), _passes_counted(self.model) as passes:
+            keeps = self.strategy(
+                self.model, x, y, self.masks,
+                fill=self.fill, generator=torch.Generator().manual_seed(seed), place=place, layer=self.config.gradcam_layer,
+            )  # fmt: skip
+        keeps = [_leave_clean(keep, self.config.clean_fraction, place) for keep in keeps]
+        return torch.cat([mask_images(x, keep, self.fill) for keep in keeps]), y.repeat(len(keeps)), sum(passes)
 
 
 def epoch_batches(n: int, batch_size: int, seed: int) -> list[list[int]]:
@@ -254,12 +262,12 @@ def vanilla_accuracy(model: nn.Module, images: Images, fabric: Fabric, workers: 
     model.eval()
     correct = 0
     mine = Subset(images, range(fabric.global_rank, len(images), fabric.world_size))
-    with runtime.together(fabric):
+    with together(fabric):
         for items in DataLoader(mine, batch_size=256, collate_fn=list, num_workers=workers):
             pixels, labels = collate(items)
             with fabric.autocast():
                 correct += int((model(as_float(pixels.to(fabric.device))).argmax(1).cpu() == labels).sum())
-    return {"correct": int(runtime.total(fabric, {"correct": correct})["correct"]), "images": len(images)}
+    return {"correct": int(total(fabric, {"correct": correct})["correct"]), "images": len(images)}
 
 
 def _check_batch(model: nn.Module, images: int, batch_size: int, fabric: Fabric) -> None:
@@ -306,22 +314,23 @@ def _epoch_line(epoch: int, lr: float, sums: dict[str, Any], validation: dict[st
     }
 
 
-class _PassCounter:
+@contextmanager
+def _passes_counted(model: nn.Module) -> Iterator[list[int]]:
     """Counts the images that a search sends through the model, so that a cost in the records is what was spent.
 
     Under a gradient twice: the backward pass of Grad-CAM ends at the last feature map, so the papers' count of one
     pass for it is more than enough.
     """
+    passes: list[int] = []
 
-    def __init__(self, model: nn.Module) -> None:
-        self.passes = 0
-        self._handle = model.register_forward_hook(self._count)
+    def count(_model: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        passes.append(len(inputs[0]) * (2 if torch.is_grad_enabled() else 1))
 
-    def _count(self, _model: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        self.passes += len(inputs[0]) * (2 if torch.is_grad_enabled() else 1)
-
-    def remove(self) -> None:
-        self._handle.remove()
+    handle = model.register_forward_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 @contextmanager
