@@ -121,3 +121,43 @@ def test_limit_takes_images_of_every_class(cli, trained: Path, photos: Path, tmp
 @pytest.mark.parametrize("command", ["masks", "train", "certify", "predict", "report", "demo"])
 def test_help(cli, command: str):
     assert "--" in cli(command, "--help").out
+
+
+def test_predict_as_certified(cli, trained: Path, photos: Path, tmp_path: Path):
+    """The masks and the precision come from the certification, which must be of these weights."""
+    folder, image = tmp_path / "certified", next(photos.glob("*/*.png"))
+    cli(
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        "5x4",
+        "--masks-per-axis",
+        3,
+        "--precision",
+        "bf16-mixed",
+        "--out",
+        folder,
+    )
+    answer = json.loads(cli("predict", image, "--model", trained, "--certified", folder).out)
+    assert (answer["patch_size"], answer["masks_per_axis"], answer["precision"]) == ([5, 4], 3, "bf16-mixed")
+
+    for options in (["--patch", "5"], ["--masks-per-axis", 3], ["--precision", "32-true"]):
+        assert cli("predict", image, "--model", trained, "--certified", folder, *options).code == 2
+    assert "expected --certified FOLDER, or --patch" in cli("predict", image, "--model", trained).err
+    assert "expected records of certify" in cli("predict", image, "--model", trained, "--certified", trained).err
+
+    path = folder / "manifest.json"
+    original = json.loads(path.read_text())
+    for change, words in [
+        ({"weights_sha256": "0" * 64}, "weights of sha256 000000000000... there"),
+        ({"model": {**original["experiment"]["model"], "crop_pct": 0.5}}, "model.crop_pct: 0.5 there"),
+        ({"masks": {**original["experiment"]["masks"], "windows": [[[0, 0, 1, 1]]]}}, "masks.windows"),
+        ({"masks": {}}, "its manifest lacks 'image_size'"),
+    ]:
+        path.write_text(json.dumps({**original, "experiment": {**original["experiment"], **change}}))
+        outcome = cli("predict", image, "--model", trained, "--certified", folder)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert words in outcome.err

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .config import ModelSpec, TrainConfig, default_lr
+from .config import ModelSpec, TrainConfig, default_lr, differences
 from .cost import search_passes
-from .errors import CertiPatchError, ConfigError, DataError
+from .errors import CertiPatchError, ConfigError, DataError, RecordsError, SoundnessError
 from .masks import MaskSet, Size, parse_patch
 
 if TYPE_CHECKING:  # torch is slow to import: commands that need it do so themselves
@@ -267,10 +267,13 @@ def _shard(text: str) -> tuple[int, int]:
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files")],
     model: Annotated[str, typer.Option(help="a training run (folder)")],
-    patch: Patch,
-    masks_per_axis: MasksPerAxis = 6,
+    certified: Annotated[
+        Path | None, typer.Option(help="folder that certify wrote: its patch, k and precision, for its weights only")
+    ] = None,
+    patch: Annotated[str | None, typer.Option(help="without --certified: as in certify")] = None,
+    masks_per_axis: Annotated[int | None, typer.Option(help="without --certified: as in certify; default 6")] = None,
     device: Device = "auto",
-    precision: Precision = "32-true",
+    precision: Annotated[str | None, typer.Option(help="without --certified: as in certify; default 32-true")] = None,
 ) -> None:
     """Classify images with the defended model: one JSON line an image."""
     import torch
@@ -281,8 +284,17 @@ def predict(
     from .models import load_run
 
     spec, network, _ = load_run(Path(model))
-    fine = MaskSet.covering(image_size=spec.image_size, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis)
-    fab = runtime.fabric(device=device, precision=precision)
+    if certified is not None:
+        if patch or masks_per_axis or precision:
+            raise ConfigError(f"certified {certified}: has its own patch, k and precision; drop --patch, --masks-per-axis and --precision")
+        fine, precision = _as_certified(certified, spec, network)
+    elif patch is not None:
+        fine = MaskSet.covering(
+            image_size=spec.image_size, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis or 6
+        )
+    else:
+        raise ConfigError("patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of certify")
+    fab = runtime.fabric(device=device, precision=precision or "32-true")
     defense = PatchCleanser(fab.setup_module(network).eval(), fine)
     transform = evaluation_transform(spec)
     failed = 0
@@ -299,11 +311,35 @@ def predict(
             json.dumps(
                 {"image": str(path), "label": label, "class": spec.classes[label], "case": verdict.case,
                  "vanilla_label": vanilla, "vanilla_class": spec.classes[vanilla], "margin": verdict.margin,
-                 "patch_size": fine.patch_size, "masks_per_axis": masks_per_axis, "precision": precision}
+                 "patch_size": fine.patch_size, "masks_per_axis": fine.masks_per_axis, "precision": runtime.precision(fab)}
             )
         )  # fmt: skip
     if failed:
         raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
+
+
+def _as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple[MaskSet, str]:
+    """The masks and the precision that a certification holds for. Raises SoundnessError if it is of another model."""
+    from .models import weights_sha256
+    from .records import read_manifest
+
+    manifest = read_manifest(folder)
+    if manifest["kind"] != "certify":
+        raise ConfigError(f"certified {folder}: expected records of certify, found those of {manifest['kind']}")
+    try:
+        there = manifest["experiment"]
+        masks, weights, precision = there["masks"], there["weights_sha256"], str(there["precision"])
+        fine = MaskSet.covering(
+            image_size=tuple(masks["image_size"]), patch_size=tuple(masks["patch_size"]), masks_per_axis=masks["masks_per_axis"]
+        )
+        same = {"model": spec.model_dump(mode="json"), "masks": json.loads(json.dumps(fine.to_json()))}
+        differing = differences({key: there[key] for key in same}, same)
+    except (KeyError, TypeError) as error:
+        raise RecordsError(f"{folder}: its manifest lacks {error}; restore it or certify again") from error
+    if differing or weights != weights_sha256(network):
+        what = "; ".join(differing[:3]) or f"weights of sha256 {str(weights)[:12]}... there, {weights_sha256(network)[:12]}... here"
+        raise SoundnessError(f"certified {folder}: is of another model ({what}); certify this one")
+    return fine, precision
 
 
 @app.command()
