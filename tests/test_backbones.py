@@ -15,8 +15,7 @@ import timm
 import torch
 from PIL import Image
 
-from certipatch import cli as command_line
-from certipatch import models, runtime, training
+from certipatch import models, options, runtime, training
 from certipatch.config import ModelSpec, TrainConfig, default_lr
 from certipatch.data import Images, Source, load_source
 from certipatch.errors import ConfigError, ModelError
@@ -150,7 +149,7 @@ def test_small_images_are_resized_bicubic_without_a_crop(tag: str, crop_pct: flo
     monkeypatch.setattr(models, "build", lambda *_, **__: None)
     picture = ladder(32, 32)
     source = Source(DIGITS, [str(i) for i in range(20)], [i % 10 for i in range(20)], lambda _: picture)
-    spec, *_ = command_line._open_model(tag, source, None, True, "224", crop_pct, training=True)
+    spec, *_ = options.open_model(tag, source, None, True, "224", crop_pct, training=True)
     expected = np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC))
     assert np.array_equal(Images(source, spec)[3].pixels.permute(1, 2, 0), expected)
 
@@ -166,7 +165,7 @@ def test_one_small_or_large_image_does_not_decide(sides: list[int], smaller: boo
         return Image.new("RGB", (sides[i], sides[i]))
 
     source = Source(DIGITS, [str(i) for i in range(30)], [0] * 30, image)
-    assert command_line._smaller(source, (224, 224)) is smaller
+    assert options._smaller(source, (224, 224)) is smaller
 
 
 def test_certify_resizes_as_the_run_was_trained(cli, photos: Path, tmp_path: Path):

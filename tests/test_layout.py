@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
-    {"demo", "reproduce"},
+    {"demo", "reproduce", "options"},
     {"certification", "training", "attack"},
     {"defense"},
     {"search", "gradcam", "views"},

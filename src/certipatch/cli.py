@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .config import ModelSpec, TrainConfig, default_lr, differences
+from .config import ModelSpec, default_lr
 from .cost import search_passes
-from .errors import CertiPatchError, ConfigError, DataError, RecordsError, SoundnessError
-from .masks import MaskSet, Size, parse_patch
+from .errors import CertiPatchError, ConfigError, DataError
+from .masks import MaskSet, parse_patch
+from .options import as_certified, geometries, open_model, parse_devices, parse_locations, parse_shard, parse_size, source_for, train_config
 
 if TYPE_CHECKING:  # torch is slow to import: commands that need it do so themselves
     from torch import nn
@@ -65,7 +65,7 @@ def masks(
     as_json: AsJson = False,
 ) -> None:
     """Show the masks for a patch, prove that they cover it, and say what they cost."""
-    size = _size(image_size)
+    size = parse_size(image_size)
     fine = MaskSet.covering(image_size=size, patch_size=parse_patch(patch, size), masks_per_axis=masks_per_axis)
     (h, w), (height, width) = fine.patch_size, size
     hole = fine.uncovered_patch(fine.patch_size)
@@ -151,12 +151,12 @@ def train(
     def prepare() -> tuple[Source, Source, ModelSpec, nn.Sequential]:
         source = load_source(data, split=split, class_map=class_map).first(limit)
         validation = load_source(val_data or data, split=val_split or ("test" if data == "digits" else split), classes=source.classes)
-        return source, validation, *_open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)[:2]
+        return source, validation, *open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)[:2]
 
-    fab = runtime.fabric(device=device, precision=precision, devices=_devices(devices), nodes=nodes)
+    fab = runtime.fabric(device=device, precision=precision, devices=parse_devices(devices), nodes=nodes)
     with _resumable(out), processes.launched(fab):
         source, validation, spec, network = processes.in_turn(fab, prepare)
-        config = _config(
+        config = train_config(
             strategy=strategy, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis, epochs=epochs,
             batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
             gradcam_layer=gradcam_layer, seed=seed,
@@ -207,17 +207,17 @@ def certify(
     from . import certification, processes, runtime
     from .report.summary import summarize, table
 
-    part = _shard(shard)
+    part = parse_shard(shard)
 
     def prepare() -> tuple[Source, ModelSpec, nn.Sequential, dict[str, Any] | None]:
-        source = _source_for(model, data, split, class_map).first(limit)
-        return source, *_open_model(model, source, weights, pretrained, image_size, crop_pct)
+        source = source_for(model, data, split, class_map).first(limit)
+        return source, *open_model(model, source, weights, pretrained, image_size, crop_pct)
 
     # Processes that certify meet at the end only: who is first must not give up on the others.
-    fab = runtime.fabric(device=device, precision=precision, devices=_devices(devices), nodes=nodes, patience=timedelta(days=30))
+    fab = runtime.fabric(device=device, precision=precision, devices=parse_devices(devices), nodes=nodes, patience=timedelta(days=30))
     with _resumable(out), processes.launched(fab):
         source, spec, network, trained = processes.in_turn(fab, prepare)
-        folders = _geometries(patch, masks_per_axis, spec.image_size, out)
+        folders = geometries(patch, masks_per_axis, spec.image_size, out)
         # Each process is a shard: together they need to agree on nothing but the end.
         mine = (part[0] - 1) * fab.world_size + fab.global_rank + 1, part[1] * fab.world_size
         with processes.together(fab):
@@ -241,26 +241,6 @@ def certify(
         stdout.print(f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the records", markup=False)
     for folder in folders:
         stdout.print(f"records: {folder}/records{'*' if mine[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True)
-
-
-def _geometries(patches: str, masks_per_axis: str, size: Size, out: Path) -> dict[Path, MaskSet]:
-    """The mask set for each patch and k, by the folder its records go to."""
-    sizes = list(dict.fromkeys(parse_patch(patch, size) for patch in patches.split(",")))
-    try:
-        ks = list(dict.fromkeys(int(k) for k in masks_per_axis.split(",")))
-    except ValueError:
-        raise ConfigError(f"masks per axis {masks_per_axis!r}: expected a whole number, or several like 3,6") from None
-    sets = [MaskSet.covering(image_size=size, patch_size=patch, masks_per_axis=k) for patch in sizes for k in ks]
-    if len(sets) == 1:
-        return {out: sets[0]}
-    return {out / f"{fine.patch_size[0]}x{fine.patch_size[1]}-k{fine.masks_per_axis}": fine for fine in sets}
-
-
-def _shard(text: str) -> tuple[int, int]:
-    number, slash, shards = text.partition("/")
-    if not (slash and number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
-        raise ConfigError(f"shard {text!r}: expected i/n with 1 <= i <= n, such as 1/8")
-    return int(number), int(shards)
 
 
 @app.command()
@@ -287,7 +267,7 @@ def predict(
     if certified is not None:
         if patch or masks_per_axis or precision:
             raise ConfigError(f"certified {certified}: has its own patch, k and precision; drop --patch, --masks-per-axis and --precision")
-        fine, precision = _as_certified(certified, spec, network)
+        fine, precision = as_certified(certified, spec, network)
     elif patch is not None:
         fine = MaskSet.covering(
             image_size=spec.image_size, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis or 6
@@ -316,30 +296,6 @@ def predict(
         )  # fmt: skip
     if failed:
         raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
-
-
-def _as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple[MaskSet, str]:
-    """The masks and the precision that a certification holds for. Raises SoundnessError if it is of another model."""
-    from .models import weights_sha256
-    from .records import read_manifest
-
-    manifest = read_manifest(folder)
-    if manifest["kind"] != "certify":
-        raise ConfigError(f"certified {folder}: expected records of certify, found those of {manifest['kind']}")
-    try:
-        there = manifest["experiment"]
-        masks, weights, precision = there["masks"], there["weights_sha256"], str(there["precision"])
-        fine = MaskSet.covering(
-            image_size=tuple(masks["image_size"]), patch_size=tuple(masks["patch_size"]), masks_per_axis=masks["masks_per_axis"]
-        )
-        same = {"model": spec.model_dump(mode="json"), "masks": json.loads(json.dumps(fine.to_json()))}
-        differing = differences({key: there[key] for key in same}, same)
-    except (KeyError, TypeError) as error:
-        raise RecordsError(f"{folder}: its manifest lacks {error}; restore it or certify again") from error
-    if differing or weights != weights_sha256(network):
-        what = "; ".join(differing[:3]) or f"weights of sha256 {str(weights)[:12]}... there, {weights_sha256(network)[:12]}... here"
-        raise SoundnessError(f"certified {folder}: is of another model ({what}); certify this one")
-    return fine, precision
 
 
 @app.command()
@@ -384,7 +340,7 @@ def reproduce(
 
     wanted = read_recipe(recipe, precision=precision)
     runs, every = plan(wanted, only=only, scale=scale), plan(wanted, scale=scale)
-    locations = _locations(data or [], every)
+    locations = parse_locations(data or [], every)
     fab = cache(lambda precision: runtime.fabric(device=device, precision=precision))
     if dry_run:
         tasks = runs_of.tasks(runs, out, fabric=fab, tflops=tflops)
@@ -414,17 +370,6 @@ def reproduce(
         raise CertiPatchError(f"{len(failures)} of {len(runs)} runs failed; the first: {failures[0]}")
 
 
-def _locations(data: list[str], runs: list[Any]) -> dict[str, str]:
-    names = sorted({run.setup.data for run in runs})
-    found = {}
-    for entry in data:
-        name, equals, place = entry.partition("=")
-        if not equals or name not in names:
-            raise ConfigError(f"--data {entry!r}: expected NAME=PLACE with a name out of {', '.join(names)}")
-        found[name] = place
-    return found
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo-out"),
@@ -435,102 +380,6 @@ def demo(
     from .demo import run
 
     run(out, seed=seed, as_json=as_json)
-
-
-def _size(text: str) -> Size:
-    try:
-        sides = [int(side) for side in text.lower().split("x")]
-        if len(sides) > 2 or min(sides) < 1:
-            raise ValueError
-    except ValueError:
-        raise ConfigError(f"image size {text!r}: expected 224 or 224x192 (height x width)") from None
-    return sides[0], sides[-1]
-
-
-def _devices(text: str) -> int | str:
-    if text != "auto" and not (text.isdecimal() and int(text)):
-        raise ConfigError(f"devices {text!r}: expected a number of 1 or more, or auto")
-    return text if text == "auto" else int(text)
-
-
-def _config(**options: Any) -> TrainConfig:
-    from pydantic import ValidationError
-
-    try:
-        return TrainConfig(**options)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, found {problem['input']}") from None
-
-
-def _is_run(model: str) -> bool:
-    is_path = os.sep in model or model.startswith(".")
-    if is_path and not os.path.isdir(model):
-        raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
-    return is_path or (os.path.isdir(model) and os.path.exists(os.path.join(model, "manifest.json")))
-
-
-def _source_for(model: str, data: str, split: str | None, class_map: str | None) -> Source:
-    """The data set with labels as the model means them: a run brings its class names."""
-    from .data import load_source
-    from .models import load_run
-
-    classes = load_run(Path(model))[0].classes if _is_run(model) else None
-    split = split or ("test" if data == "digits" else None)
-    source = load_source(data, split=split, class_map=class_map, classes=classes)
-    if classes is not None and source.classes != classes:
-        raise DataError(
-            f"data {data}: expected the classes of {model} ({', '.join(classes[:5])} ...), found {', '.join(source.classes[:5])} ..."
-        )
-    return source
-
-
-def _open_model(
-    model: str, source: Source, weights: str | None, pretrained: bool, image_size: str | None, crop_pct: float | None,
-    *, training: bool = False, seed: int = 0,
-) -> tuple[ModelSpec, nn.Sequential, dict[str, Any] | None]:  # fmt: skip
-    """The model behind ``--model`` with its spec and, for a run, what it was trained with."""
-    from . import models
-    from .runtime import stderr
-
-    if _is_run(model):
-        if weights or pretrained or image_size or crop_pct:
-            raise ConfigError(
-                f"model {model}: a training run has its own weights and size; drop --weights, --pretrained, --image-size and --crop-pct"
-            )
-        spec, network, manifest = models.load_run(Path(model))
-        if spec.classes != source.classes:
-            raise DataError(
-                f"data: expected the classes of {model} ({', '.join(spec.classes[:5])} ...), found {', '.join(source.classes[:5])} ..."
-            )
-        return spec, network, manifest["experiment"]["train"]
-    if not training and not weights and not pretrained:
-        raise ConfigError(
-            f"model {model}: expected a training run, or --weights or --pretrained with a timm name; random weights certify nothing"
-        )
-    size = _size(image_size) if image_size else None
-    spec = models.describe(model, classes=source.classes, num_classes=len(source.classes), image_size=size, crop_pct=crop_pct)
-    if _smaller(source, spec.image_size):
-        enlarged = spec.model_copy(update={"interpolation": "bicubic", "crop_pct": crop_pct or 1.0})
-        if enlarged != spec:
-            spec = enlarged
-            crop = "without a crop" if spec.crop_pct == 1 else f"with crop_pct {spec.crop_pct:g}"
-            stderr.print(f"images are smaller than the model's input: resized bicubic {crop} (--crop-pct sets it)", markup=False)
-    return spec, models.build(spec, pretrained=pretrained, weights=weights, replace_head=training, seed=seed), None
-
-
-def _smaller(source: Source, size: Size) -> bool:
-    """Whether all of some images, spread over the set, are smaller than the model's input."""
-    from .data import UNREADABLE
-
-    some, smaller = source.first(10), []
-    for i in range(len(some)):
-        try:
-            width, height = some.open(i).size
-        except UNREADABLE:
-            continue
-        smaller.append(height < size[0] or width < size[1])
-    return bool(smaller) and all(smaller)
 
 
 @contextmanager
