@@ -222,6 +222,11 @@ class TestOut:
         refused(cli(*certify_options(trained, photos, tmp_path / "c")), "--resume")
         assert (tmp_path / "c" / "records.jsonl").read_bytes() == before
 
+    def test_among_the_images(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        refused(cli(*certify_options(trained, photos, photos / "c")), "outside of the data")
+        refused(cli(*certify_options(trained, photos, "")), "found no name")
+        assert not (photos / "c").exists()
+
     def test_not_writable(self, cli, trained: Path, photos: Path, tmp_path: Path):
         (tmp_path / "file").write_text("")
         refused(cli(*certify_options(trained, photos, tmp_path / "file" / "c")), "--out")

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 import oracle
-from certipatch import CertiPatchError, MaskSet, PatchCleanser, SoundnessError, Window
+from certipatch import CertiPatchError, MaskSet, PatchCleanser, SoundnessError, Window, defense
 from certipatch.errors import ConfigError
 from certipatch.models import Normalize
 
@@ -352,7 +352,7 @@ def test_a_patch_larger_than_the_image_is_refused(patch):
         PatchCleanser(network(0), MaskSet((4, 4), patch, 0, ((Window(0, 0, 1, 1),),)))
 
 
-@pytest.mark.parametrize("fill", [-0.1, 1.1, math.nan, (0.5, 0.5, 2.0)])
+@pytest.mark.parametrize("fill", [-0.1, 1.1, math.nan, (0.5, 0.5, 2.0), (0.5, 0.5), (0.5, 0.5, 0.5, 0.5), ()])
 def test_a_fill_that_is_no_colour_is_refused(fill):
     with pytest.raises(ConfigError, match="fill"):
         PatchCleanser(network(0), mask_set(3), fill=fill)
@@ -381,3 +381,18 @@ def test_labels_that_are_no_integers_are_refused():
     for labels in (torch.tensor([0.9]), [0], torch.tensor([-1]), torch.tensor([0, 1])):
         with pytest.raises(SoundnessError, match="labels"):
             PatchCleanser(network(0), mask_set(3)).certify(images, labels)
+
+
+def test_many_images_are_examined_in_parts(monkeypatch):
+    """As one by one, with and without labels."""
+    model, images, labels = network(3), pictures(3, 3), true_labels(3, 3)
+    whole = PatchCleanser(model, mask_set(3), fill=FILL)
+    expected, answers = whole.certify(images, labels), whole.predict(images)
+    monkeypatch.setattr(defense, "EXAMINED_AT_ONCE", len(images) - 1)
+    parts = []
+    monkeypatch.setattr(
+        PatchCleanser, "examine", lambda self, x, y=None, old=PatchCleanser.examine: (parts.append(len(x)), old(self, x, y))[1]
+    )
+    assert whole.certify(images, labels) == expected
+    assert whole.predict(images).tolist() == answers.tolist()
+    assert parts == [len(images), len(images) - 1, 1] * 2

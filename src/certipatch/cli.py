@@ -18,7 +18,18 @@ from .config import ModelSpec, default_lr
 from .cost import search_passes
 from .errors import CertiPatchError, ConfigError, DataError
 from .masks import MaskSet, parse_patch
-from .options import as_certified, geometries, open_model, parse_devices, parse_locations, parse_shard, parse_size, source_for, train_config
+from .options import (
+    as_certified,
+    check_out,
+    geometries,
+    open_model,
+    parse_devices,
+    parse_locations,
+    parse_shard,
+    parse_size,
+    source_for,
+    train_config,
+)
 
 if TYPE_CHECKING:  # torch is slow to import: commands that need it do so themselves
     from torch import nn
@@ -143,6 +154,7 @@ def train(
     from .data import load_source
     from .search import STRATEGIES
 
+    check_out(out, data, val_data)
     if strategy not in STRATEGIES:
         raise ConfigError(f"unknown strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     if val_data is None and val_split is None and data != "digits":
@@ -207,6 +219,7 @@ def certify(
     from . import certification, processes, runtime
     from .report.summary import summarize, table
 
+    check_out(out, data)
     part = parse_shard(shard)
 
     def prepare() -> tuple[Source, ModelSpec, nn.Sequential, dict[str, Any] | None]:

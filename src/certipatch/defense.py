@@ -19,6 +19,8 @@ from .models import find_mean
 from .patchcleanser import UNKNOWN, Case, double_masking, missing_pairs, two_mask_correct
 from .views import default_batch_size, predictions, window_tensor
 
+EXAMINED_AT_ONCE = 128
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -86,9 +88,10 @@ class PatchCleanser:
         if hole is not None:
             raise SoundnessError(f"masks: expected every patch to be covered, found {hole} that no mask covers; use MaskSet.covering")
         self.model, self.masks, self.exhaustive = model, masks, exhaustive
-        self.fill = torch.as_tensor(find_mean(model) if fill is None else fill, dtype=torch.float32).reshape(-1).expand(3)
-        if not ((self.fill >= 0) & (self.fill <= 1)).all():
-            raise ConfigError(f"fill: expected a colour in [0, 1], found {self.fill.tolist()}")
+        colour = torch.as_tensor(find_mean(model) if fill is None else fill, dtype=torch.float32).reshape(-1)
+        if len(colour) not in (1, 3) or not ((colour >= 0) & (colour <= 1)).all():
+            raise ConfigError(f"fill: expected one value or three in [0, 1], found {colour.tolist()}")
+        self.fill = colour.expand(3)
         parameter = next(model.parameters(), None)
         on_cpu = parameter is None or parameter.device.type == "cpu"
         # A CPU is fastest while a batch stays in its caches, an accelerator wants large ones.
@@ -122,6 +125,9 @@ class PatchCleanser:
         n, k = len(images), len(self.masks)
         if n == 0:
             return []
+        if n > EXAMINED_AT_ONCE:  # the tables of all undecided images are looked at for every batch
+            parts = [slice(i, i + EXAMINED_AT_ONCE) for i in range(0, n, EXAMINED_AT_ONCE)]
+            return [verdict for part in parts for verdict in self.examine(images[part], None if labels is None else labels[part])]
         truth: list[int | None] = [None] * n if labels is None else [int(label) for label in labels]
         device = images.device
         nothing = torch.zeros(1, 1, 4, dtype=torch.int64, device=device)

@@ -56,6 +56,15 @@ def parse_locations(data: list[str], runs: list[Any]) -> dict[str, str]:
     return found
 
 
+def check_out(out: Path, *data: str | None) -> None:
+    """Refuse to write into the current folder by an empty name, or among the images."""
+    if out == Path():
+        raise ConfigError("out '': expected a folder to write, found no name")
+    for place in data:
+        if place and os.path.isdir(place) and out.resolve().is_relative_to(Path(place).resolve()):
+            raise ConfigError(f"out {out}: expected a folder outside of the data {place}; choose another --out")
+
+
 def train_config(**options: Any) -> TrainConfig:
     try:
         return TrainConfig(**options)
