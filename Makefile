@@ -3,16 +3,22 @@ PYTHON ?= python3
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-gpu lint clean
 
 demo: .venv/installed
 	$(BIN)/certipatch demo --out demo-out
 
+# Two processes of one thread each; the tests of a file stay together, as they share what they trained.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
 test: .venv/installed-dev
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: .venv/installed-dev
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
+
+test-gpu: .venv/installed-dev
+	$(BIN)/pytest -m gpu
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
