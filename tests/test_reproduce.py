@@ -37,7 +37,7 @@ train_patch = "2.4%"
 patches = ["2.4%"]
 masks_per_axis = [2, 3]
 strategies = ["random-cutout", "greedy-coarse"]
-equal_compute = { random-cutout = "greedy-coarse" }
+equal_compute = [["random-cutout", "greedy-coarse"]]
 seeds = [0]
 epochs = 1
 batch_size = 8
@@ -137,7 +137,7 @@ def test_only_and_scale():
         (("epochs = 1\nbatch", "epochs = 0\nbatch"), "epochs: Input should be greater than or equal to 1, found 0"),
         (("[[setup]]", "[[setup]]\nweights = 'file'"), "base and weights: only one of them"),
         (('models = ["small-cnn"]', 'models = ["no-such-net"]'), "unknown model 'no-such-net'"),
-        (('{ random-cutout = "greedy-coarse" }', '{ random-cutout = "greedy" }'), "strategy 'greedy'"),
+        (('["random-cutout", "greedy-coarse"]]', '["random-cutout", "greedy"]]'), "strategy 'greedy'"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(cli, tmp_path, change, complaint):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class Setup(Frozen):
 
     ``data`` names it in folders and for ``--only`` and ``--data``; ``location`` is what ``--data`` of ``train`` takes.
     ``train_images`` and ``test_images`` are those used, spread over the data set. A network begins with
-    timm's weights, those of ``weights`` (as ``--weights`` of ``train``), or those of a ``base`` trained here. ``equal_compute`` names, for a strategy, another one: its row is
-    repeated with as many epochs as cost what the other one does. Without ``crop_pct`` the crop is the weights' own.
+    timm's weights, those of ``weights`` (as ``--weights`` of ``train``), or those of a ``base`` trained here. A pair (cheap, costly) of ``equal_compute`` adds a row: the
+    cheap strategy with as many epochs as cost what the costly one does. Without ``crop_pct`` the crop is the weights' own.
     """
 
     data: str = Field(pattern=r"^[\w.-]+$")
@@ -63,7 +63,7 @@ class Setup(Frozen):
     patches: tuple[str, ...] = Field(min_length=1)
     masks_per_axis: tuple[int, ...] = Field(min_length=1)
     strategies: tuple[str, ...] = Field(min_length=1)
-    equal_compute: dict[str, str] = Field(default_factory=dict)
+    equal_compute: tuple[tuple[str, str], ...] = ()
     clean_fraction: float = 0.0
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     epochs: int = 10
@@ -294,13 +294,13 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
 def _runs(setup: Setup, scale: float) -> Iterator[Run]:
     size = (setup.image_size, setup.image_size)
     masks = MaskSet.covering(image_size=size, patch_size=parse_patch(setup.train_patch, size), masks_per_axis=setup.train_masks_per_axis)
-    for strategy in (*setup.strategies, *setup.equal_compute, *setup.equal_compute.values()):
+    for strategy in (*setup.strategies, *chain.from_iterable(setup.equal_compute)):
         if strategy not in STRATEGIES:
             raise ConfigError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     for patch, k in product(setup.patches, setup.masks_per_axis):
         MaskSet.covering(image_size=size, patch_size=parse_patch(patch, size), masks_per_axis=k)
     rows = [(strategy, strategy, setup.epochs) for strategy in setup.strategies]
-    for cheap, costly in setup.equal_compute.items():
+    for cheap, costly in setup.equal_compute:
         epochs = round(setup.epochs * forward_equivalents(costly, masks) / forward_equivalents(cheap, masks))
         rows.append((cheap, f"{cheap}, compute of {costly}", epochs))
     for seed in setup.seeds:
