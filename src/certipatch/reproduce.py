@@ -92,14 +92,16 @@ def run(
 def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: int) -> None:
     setup = run.setup
     train = _load(setup, locations, "train")
-    test = _load(setup, locations, "test").first(run.test_images)
+    every = _load(setup, locations, "test")
+    test = every.first(run.test_images)
+    validation = every.first(max(run.test_images, 4 * len(every.classes)))  # at a small scale too, images of every class
     for what, source, asked in (("training", train, run.train_images), ("test", test, run.test_images)):
         if len(source) < asked:
             raise DataError(f"data {setup.data}: expected at least {asked} {what} images, as the recipe says, found {len(source)}")
     base = out / run.place / "base"
     if setup.base is not None:
         with FileLock(out / run.place / ".base.lock"):  # whoever comes second waits for it
-            _train_base(run, setup.base, train, test, base, fab, workers)
+            _train_base(run, setup.base, train, validation, base, fab, workers)
     if not _trained(run, out):
         if setup.base is not None:
             spec, network = _load_run(base, test)
@@ -107,7 +109,7 @@ def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: i
             spec = _spec(run, train)
             network = models.build(spec, pretrained=not setup.weights, weights=setup.weights, replace_head=True, seed=run.seed)
         training.train(
-            network, spec, train.first(run.train_images), test, run.config, out / run.name,
+            network, spec, train.first(run.train_images), validation, run.config, out / run.name,
             fabric=fab, data=setup.data, workers=workers, resume=True,
         )  # fmt: skip
     for patch, k in run.certifications:
@@ -119,7 +121,7 @@ def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: i
             )  # fmt: skip
 
 
-def _train_base(run: Run, base: Base, train: Source, test: Source, folder: Path, fab: Fabric, workers: int) -> None:
+def _train_base(run: Run, base: Base, train: Source, validation: Source, folder: Path, fab: Fabric, workers: int) -> None:
     if _is_finished(folder):
         return
     spec = _spec(run, train)
@@ -127,7 +129,7 @@ def _train_base(run: Run, base: Base, train: Source, test: Source, folder: Path,
         strategy="vanilla", patch_size=(1, 1), masks_per_axis=1, epochs=base.epochs, batch_size=run.setup.batch_size, lr=base.lr
     )
     training.train(
-        models.build(spec), spec, train.first(run.scaled(base.train_images)), test, config, folder,
+        models.build(spec), spec, train.first(run.scaled(base.train_images)), validation, config, folder,
         fabric=fab, data=run.setup.data, workers=workers, resume=True,
     )  # fmt: skip
 
