@@ -8,8 +8,8 @@ export HF_HUB_OFFLINE = 1
 demo: .venv/installed
 	$(BIN)/certipatch demo --out demo-out
 
-# Two processes of one thread each; the tests of a file stay together, as they share what they trained.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+# Two processes of one thread each.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test: .venv/installed-dev
 	$(PYTEST)
@@ -26,6 +26,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "installing PyTorch and the rest into .venv: some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@

@@ -49,7 +49,7 @@ def certify_options(model: Path, photos: Path, out: Path, **changed: object) -> 
         ({"strategy": "gutout-fine", "gradcam_layer": "layer9"}, ["no layer 'layer9'", "8, 10"]),
         ({"strategy": "gutout-fine", "gradcam_layer": "13"}, ["(1, 3)", "--gradcam-layer"]),
         ({"strategy": "random-fine", "gradcam_layer": "11"}, ["gutout", "random-fine"]),
-        ({"data": "no/such/folder"}, ["unknown data set"]),
+        ({"data": "no/such/folder"}, ["no such file or folder"]),
         ({"data": "torch/nothing"}, ["torch/nothing"]),
         ({"split": "nosuch"}, ["split", "nosuch"]),
         ({"data": "digits", "split": "middle"}, ["split", "train and test"]),
@@ -262,7 +262,7 @@ class TestOut:
         refused(cli("report", tmp_path / "c"), "line 2")
         path.write_text("\n".join([lines[0], lines[0]]) + "\n")
         refused(cli("report", tmp_path / "c"), "occurs twice")
-        refused(cli("report", tmp_path), "manifest.json")
+        refused(cli("report", tmp_path / "nothing"), "manifest.json")
 
     def test_changed_records_of_a_finished_run(self, cli, trained: Path, photos: Path, tmp_path: Path):
         cli(*certify_options(trained, photos, tmp_path / "c"))

@@ -127,6 +127,7 @@ def test_bad_shards(certify, tmp_path, shard):
     assert f"shard '{shard}': expected i/n" in outcome.err
 
 
+@pytest.mark.slow  # the next test kills too
 def test_a_killed_shard_loses_nothing(certify, one, trained, many, tmp_path):
     """Two processes at once; one is killed after its first block. The other ends, --resume does the rest."""
     out = tmp_path / "parts"

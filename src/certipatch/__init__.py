@@ -15,9 +15,10 @@ from .masks import MaskSet, Window
 
 if TYPE_CHECKING:
     from .defense import PatchCleanser, Verdict
+    from .models import load_run
     from .search import STRATEGIES
 
-__all__ = ["STRATEGIES", "CertiPatchError", "MaskSet", "PatchCleanser", "SoundnessError", "Verdict", "Window"]
+__all__ = ["STRATEGIES", "CertiPatchError", "MaskSet", "PatchCleanser", "SoundnessError", "Verdict", "Window", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from . import defense
 
         return getattr(defense, name)
+    if name == "load_run":
+        from .models import load_run
+
+        return load_run
     if name == "STRATEGIES":
         from .search import STRATEGIES
 

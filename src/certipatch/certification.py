@@ -65,7 +65,7 @@ def certify(
         "exhaustive": exhaustive,
     }
     about = {**manifest("certify", experiment, **runtime.environment(fabric)), "data": data}
-    blocks = _blocks(len(source), shard)
+    blocks = blocks_of(len(source), shard)
     name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
     certified = 0
     with (
@@ -82,7 +82,7 @@ def certify(
         store.finish()
 
 
-def _blocks(images: int, shard: tuple[int, int]) -> list[range]:
+def blocks_of(images: int, shard: tuple[int, int]) -> list[range]:
     """The blocks of consecutive images that a shard certifies: every n-th."""
     number, shards = shard
     if not 1 <= number <= shards:

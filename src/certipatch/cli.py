@@ -15,13 +15,14 @@ import typer
 from rich.console import Console
 
 from .config import ModelSpec, default_lr
-from .cost import search_passes
+from .cost import STRATEGIES, search_passes
 from .errors import CertiPatchError, ConfigError, DataError
 from .masks import MaskSet, parse_patch
 from .options import (
     as_certified,
     check_out,
     geometries,
+    is_run,
     open_model,
     parse_devices,
     parse_locations,
@@ -59,13 +60,28 @@ CropPct = Annotated[
 BatchSize = Annotated[int | None, typer.Option(min=1, help="images (train: of each process) or masked views (certify) in one pass")]
 Limit = Annotated[int | None, typer.Option(min=1, help="use only this many images, spread over the data set")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
-Precision = Annotated[str, typer.Option(help="Fabric's names: 32-true, bf16-mixed, 16-mixed ...")]
+Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed")]
 Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
 Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
 Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"certipatch {version('certipatch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -122,7 +138,7 @@ def masks(
 def train(
     model: Model,
     data: Data,
-    strategy: Annotated[str, typer.Option(help="which pixels to hide in training, see certipatch.STRATEGIES")],
+    strategy: Annotated[str, typer.Option(help=f"which pixels to hide in training: {', '.join(STRATEGIES)}")],
     patch: Patch,
     out: Annotated[Path, typer.Option(help="folder to write")],
     val_data: Annotated[str | None, typer.Option(help="like --data; default: --data with --val-split")] = None,
@@ -152,7 +168,6 @@ def train(
     """Fine-tune a model on worst-case masked images."""
     from . import processes, runtime, training
     from .data import load_source
-    from .search import STRATEGIES
 
     check_out(out, data, val_data)
     if strategy not in STRATEGIES:
@@ -182,8 +197,9 @@ def train(
     right = last["validation_vanilla"]
     following = ["certipatch", "certify", "--model", str(out), "--data", val_data or data, "--patch", patch]
     following += ["--masks-per-axis", str(masks_per_axis), *(["--split", val_split] if val_split else []), "--out", f"{out}-certified"]
+    start = "" if is_run(model) or weights or pretrained else " from random weights (--pretrained takes trained ones)"
     stdout.print(
-        f"trained {spec.arch} with {strategy} for {epochs} epochs; validation vanilla accuracy "
+        f"trained {spec.arch}{start} with {strategy} for {epochs} epochs; validation vanilla accuracy "
         f"{100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})\n"
         f"next: {shlex.join(following)}",
         soft_wrap=True,
@@ -250,6 +266,8 @@ def certify(
         return
     if summaries:
         stdout.print(table(summaries))
+    if mine[1] > 1 and not certification.blocks_of(len(source), mine):
+        stdout.print(f"shard {mine[0]}/{mine[1]} holds no images: they are dealt in blocks of {certification.BLOCK}")
     if summaries and summaries[0].unreadable:
         stdout.print(f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the records", markup=False)
     for folder in folders:
@@ -320,25 +338,35 @@ def report(
     """Compare certifications, from their records alone."""
     from .report.summary import summarize, table
 
-    summaries = [summarize(folder, min_margin=min_margin) for folder in certified]
+    folders = [inside for folder in certified for inside in _certifications(folder)]
+    summaries = [summarize(folder, min_margin=min_margin) for folder in folders]
     if as_json:
         print(json.dumps([summary.to_json() for summary in summaries]))
     else:
         stdout.print(table(summaries))
 
 
+def _certifications(folder: Path) -> list[Path]:
+    """The folder, or those in it that certify has written for several patches or k."""
+    inside = sorted({path.parent for path in folder.glob("*/manifest*.json")})
+    return inside if inside and not any(folder.glob("manifest*.json")) else [folder]
+
+
 @app.command()
 def reproduce(
-    recipe: Annotated[str, typer.Argument(help="table1, table2, table3, tableA1, figure5, or a .toml file like those")],
+    recipe: Annotated[str, typer.Argument(help="table1, table2, table3, tableA1, figure5, lite0, or a .toml file like those")],
     out: Annotated[Path, typer.Option(help="folder to write; tables share the runs in it")] = Path("reproduced"),
-    only: Annotated[str | None, typer.Option(help="such as 'cifar10,resnet*,!grid-fine': data, model, strategy, seed0")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="run only what matches each of 'cifar10,resnet*,!grid-fine,seed0' (data, model, strategy, seed; ! none)"),
+    ] = None,
     scale: Annotated[float, typer.Option(help="share of the images, for a quick look")] = 1.0,
     data: Annotated[list[str] | None, typer.Option(help="NAME=PLACE: where a data set is (repeat for more)")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="always on: what is there is continued")] = True,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only plan: passes, FLOPs, time")] = False,
     tflops: Annotated[float | None, typer.Option(min=0.001, help="plan for a device that sustains this rate")] = None,
     device: Device = "auto",
-    precision: Annotated[str | None, typer.Option(help="Fabric's name; default: the recipe's")] = None,
+    precision: Annotated[str | None, typer.Option(help="as in train; default: the recipe's")] = None,
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -368,7 +396,8 @@ def reproduce(
         return cells
 
     if any(cell.summary is None for cell in tables.collect(wanted, runs, out)):
-        runtime.stderr.print(runs_of.plan_table(runs_of.tasks(runs, out, fabric=fab, tflops=tflops)))
+        left = [task for task in runs_of.tasks(runs, out, fabric=fab, tflops=tflops) if not task.finished]
+        runtime.stderr.print(runs_of.plan_table(left))
     with _resumable(out, "run the same command again"):
         failures = runs_of.run(runs, out, locations=locations, fabric=fab, workers=workers, after_each=render)
     cells = render()

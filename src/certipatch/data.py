@@ -117,6 +117,8 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Im
 
 def why_unreadable(problem: Exception) -> str:
     """The reason in one line, the same in every run (Pillow's text may hold a memory address)."""
+    if isinstance(problem, IsADirectoryError):
+        return "a folder, not an image"
     text = "not an image of a known format" if isinstance(problem, UnidentifiedImageError) else " ".join(str(problem).split())
     return f"{type(problem).__name__}: {text}"[:200]
 
@@ -182,6 +184,8 @@ def load_source(data: str, *, split: str | None = None, class_map: str | None = 
         source = _timm_named(data, split or "train")
     elif os.path.exists(data):
         source = _folder_or_tar(data, split, class_map, classes)
+    elif os.sep in data:
+        raise ConfigError(f"data {data}: there is no such file or folder")
     else:
         raise ConfigError(
             f"unknown data set {data!r}: expected 'digits', a folder or .tar of class folders, or a timm name like torch/cifar10"

@@ -131,7 +131,8 @@ class MaskSet:
         most = max(n - p + 1 for n, p in zip(image_size, patch_size, strict=True))
         if not 1 <= masks_per_axis <= most:
             raise ConfigError(
-                f"masks per axis {masks_per_axis}: expected 1 to {most} for a patch of {_by(patch_size)} in an image of {_by(image_size)}"
+                f"masks per axis {masks_per_axis}: expected 1 to {most}, the positions on an axis of a patch of {_by(patch_size)} in an image of "
+                f"{_by(image_size)}; choose a smaller patch or --masks-per-axis"
             )
         (height, tops), (width, lefts) = (
             axis_starts(n, p, min(masks_per_axis, n - p + 1)) for n, p in zip(image_size, patch_size, strict=True)

@@ -91,7 +91,7 @@ def source_for(model: str, data: str, split: str | None, class_map: str | None) 
     from .data import load_source
     from .models import load_run
 
-    classes = load_run(Path(model))[0].classes if _is_run(model) else None
+    classes = load_run(Path(model))[0].classes if is_run(model) else None
     split = split or ("test" if data == "digits" else None)
     source = load_source(data, split=split, class_map=class_map, classes=classes)
     if classes is not None and source.classes != classes:
@@ -109,7 +109,7 @@ def open_model(
     from . import models
     from .runtime import stderr
 
-    if _is_run(model):
+    if is_run(model):
         if weights or pretrained or image_size or crop_pct:
             raise ConfigError(
                 f"model {model}: a training run has its own weights and size; drop --weights, --pretrained, --image-size and --crop-pct"
@@ -159,7 +159,7 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
     return fine, precision
 
 
-def _is_run(model: str) -> bool:
+def is_run(model: str) -> bool:
     is_path = os.sep in model or model.startswith(".")
     if is_path and not os.path.isdir(model):
         raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")

@@ -223,12 +223,12 @@ def tasks(runs: list[Run], out: Path, *, fabric: Callable[[str], Fabric], tflops
 def plan_table(tasks: list[Task]) -> Table:
     """A line for each folder of a training, with what is left to do there."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", show_footer=True)
-    table.caption = "Passes of certify: at most; wrong pairs that are met early make it less. The time is what is left to do."
+    table.caption = "Certify passes: at most; wrong pairs that are met early make it less. The time is what is left to do."
     left = [task for task in tasks if not task.finished]
     table.add_column("training", "total", overflow="fold")
     for heading, value in (
-        ("train", f"{sum(t.passes for t in tasks if t.patch is None):,}"),
-        ("certify", f"{sum(t.passes for t in tasks if t.patch is not None):,}"),
+        ("train passes", f"{sum(t.passes for t in tasks if t.patch is None):,}"),
+        ("certify passes", f"{sum(t.passes for t in tasks if t.patch is not None):,}"),
         ("TFLOP", f"{sum(t.flops for t in tasks) / 1e12:,.0f}"),
         ("time", _span(sum(t.seconds for t in left))),
     ):

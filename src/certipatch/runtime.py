@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def fabric(
     a process of its own (DDP); ``world_size`` and ``global_rank`` say how many and which. ``patience`` is how long one waits
     for the others (default: torch's).
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the manifest says which precision was used
     options = {"accelerator": device, "precision": precision, "devices": devices, "num_nodes": nodes}
     try:
         found = Fabric(**options)  # type: ignore[arg-type]

@@ -64,6 +64,7 @@ class Summary:
     unreadable: int
     passes: int
     complete: bool
+    min_margin: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         experiment = self.manifest["experiment"]
@@ -80,6 +81,7 @@ class Summary:
             "certified_robust_accuracy": self.certified_robust_accuracy.to_json(),
             "unreadable": self.unreadable,
             "passes": self.passes,
+            "min_margin": self.min_margin,
         }
 
 
@@ -108,6 +110,7 @@ def summarize(folder: str | Path, *, min_margin: float = 0.0) -> Summary:
         unreadable=sum(r.error is not None for r in records),
         passes=sum(r.passes for r in records),
         complete=len(records) == images,
+        min_margin=min_margin,
     )
 
 
@@ -144,14 +147,18 @@ def table(summaries: list[Summary]) -> Table:
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption=CAPTION)
     if len({s.manifest["experiment"]["data"]["fingerprint"] for s in summaries}) > 1:
         out.caption = f"{CAPTION} These runs are not of the same images."
+    for margin in sorted({s.min_margin for s in summaries if s.min_margin}):
+        out.caption = f"{out.caption} Counted: certificates with a logit margin of at least {margin:g}."
     out.add_column("run, model, training", overflow="fold", min_width=22)
     for heading in ("patch", "k", "vanilla", "clean", "certified\nrobust", "passes/\nimage"):
         out.add_column(heading, justify="right")
     for s in summaries:
         experiment = s.manifest["experiment"]
+        done = s.certified_robust_accuracy.images
+        state = "" if s.complete else f" (incomplete: {done} of {experiment['data']['images']} images)"
         (ph, pw), (h, w) = experiment["masks"]["patch_size"], experiment["masks"]["image_size"]
         out.add_row(
-            f"{escape(s.folder)}{'' if s.complete else ' (incomplete)'}\n{experiment['model']['arch']}\n{strategy(s.manifest)}",
+            f"{escape(s.folder)}{state}\n{experiment['model']['arch']}\n{strategy(s.manifest)}",
             f"{ph}x{pw} of\n{h}x{w}\n{100 * ph * pw / (h * w):.1f} %",
             str(experiment["masks"]["masks_per_axis"]),
             *(share.stacked() for share in (s.vanilla_accuracy, s.clean_accuracy, s.certified_robust_accuracy)),

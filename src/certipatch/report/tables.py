@@ -116,7 +116,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 def markdown(recipe: Recipe, cells: list[Cell]) -> str:
     """A table for each data set, model and patch, then where each number comes from."""
-    lines, missing = [f"# {recipe.title}", "", recipe.claim, ""], []
+    lines, missing = [f"# {recipe.title}", "", f"The claim examined: {recipe.claim}", ""], []
 
     def place(cell: Cell) -> tuple[str, str, str]:
         return cell.run.place, cell.run.arch, cell.patch

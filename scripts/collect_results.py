@@ -1,6 +1,6 @@
 """What to keep of a reproduction: its tables, figures, and all manifests (one a line), without records and weights.
 
-python results/collect.py OUT results/NAME
+python scripts/collect_results.py OUT results/NAME
 """
 
 import json
