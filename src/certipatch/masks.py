@@ -83,14 +83,13 @@ def parse_patch(text: str, image_size: Size) -> Size:
 
 def _check_patch(patch_size: Size, image_size: Size, *, shown: str) -> None:
     if min(patch_size) < 1:
-        raise ConfigError(f"patch {shown!r}: expected at least 1 pixel on each side, found {_by(patch_size)}")
+        raise ConfigError(f"patch {shown!r}: expected at least 1 pixel on each side, found {by(patch_size)}")
     if patch_size[0] > image_size[0] or patch_size[1] > image_size[1]:
-        raise ConfigError(
-            f"patch {shown!r}: {_by(patch_size)} pixels do not fit into an image of {_by(image_size)}; choose a smaller patch"
-        )
+        raise ConfigError(f"patch {shown!r}: {by(patch_size)} pixels do not fit into an image of {by(image_size)}; choose a smaller patch")
 
 
-def _by(size: Size) -> str:
+def by(size: Size) -> str:
+    """(39, 20) -> ``39x20``: height x width, as it is typed."""
     return f"{size[0]}x{size[1]}"
 
 
@@ -114,8 +113,8 @@ class MaskSet:
     def __post_init__(self) -> None:
         """Refuse what would make "every patch is covered" hold of nothing, or mean other pixels than it says."""
         if min(self.image_size) < 1:
-            raise ConfigError(f"image size {_by(self.image_size)}: expected at least 1x1 pixels")
-        _check_patch(self.patch_size, self.image_size, shown=_by(self.patch_size))
+            raise ConfigError(f"image size {by(self.image_size)}: expected at least 1x1 pixels")
+        _check_patch(self.patch_size, self.image_size, shown=by(self.patch_size))
         for window in (window for mask in self.windows for window in mask):
             if min(window.top, window.left, window.height, window.width) < 0:
                 raise ConfigError(f"masks: expected windows with nothing negative, found {window}")
@@ -127,12 +126,12 @@ class MaskSet:
         Raises ConfigError for sizes that are not positive, a patch larger than the image, or a
         ``masks_per_axis`` below 1 or above the number of patch positions on an axis.
         """
-        _check_patch(patch_size, image_size, shown=_by(patch_size))
+        _check_patch(patch_size, image_size, shown=by(patch_size))
         most = max(n - p + 1 for n, p in zip(image_size, patch_size, strict=True))
         if not 1 <= masks_per_axis <= most:
             raise ConfigError(
-                f"masks per axis {masks_per_axis}: expected 1 to {most}, the positions on an axis of a patch of {_by(patch_size)} in an image of "
-                f"{_by(image_size)}; choose a smaller patch or --masks-per-axis"
+                f"masks per axis {masks_per_axis}: expected 1 to {most}, the positions on an axis of a patch of {by(patch_size)} in an image of "
+                f"{by(image_size)}; choose a smaller patch or --masks-per-axis"
             )
         (height, tops), (width, lefts) = (
             axis_starts(n, p, min(masks_per_axis, n - p + 1)) for n, p in zip(image_size, patch_size, strict=True)
@@ -192,7 +191,7 @@ class MaskSet:
         A mask covers a patch if it hides each of its pixels, be it with several windows.
         """
         (h, w), (height, width) = patch_size, self.image_size
-        _check_patch(patch_size, self.image_size, shown=_by(patch_size))
+        _check_patch(patch_size, self.image_size, shown=by(patch_size))
         covered = np.zeros((height - h + 1, width - w + 1), dtype=bool)
         for mask in self.windows:
             visible = np.ones((height, width), dtype=np.int32)
