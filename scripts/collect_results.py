@@ -16,6 +16,8 @@ for path in sorted(out.glob("*.*")):
 with open(kept / "manifests.jsonl", "w") as file:
     for path in sorted(out.rglob("manifest*.json")):
         manifest = json.loads(path.read_text())
+        if manifest["finished"] is None:
+            continue
         manifest["environment"].pop("command")  # it names folders of one machine
         epochs = path.with_name("epochs.jsonl")
         lines = [json.loads(line) for line in epochs.read_text().splitlines()] if epochs.exists() else None
