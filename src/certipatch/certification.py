@@ -16,7 +16,7 @@ from .config import ModelSpec
 from .data import Images, Item, Source, as_float
 from .defense import PatchCleanser, Verdict
 from .errors import ConfigError
-from .masks import MaskSet, by
+from .masks import MaskSet
 from .models import weights_sha256
 from .records import RECORDS, Record, Store, manifest, read_records
 
@@ -70,7 +70,7 @@ def certify(
     certified = 0
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
-        runtime.progress_bar(sum(map(len, blocks)), f"certify {by(masks.patch_size)} k={masks.masks_per_axis} {name}".strip()) as advance,
+        runtime.progress_bar(sum(map(len, blocks)), f"certify {masks.name} {name}".strip()) as advance,
     ):
 
         def progress(records: list[Record], *, resumed: bool = False) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .config import ModelSpec, default_lr
+from .config import ModelSpec, default_lr, train_config
 from .cost import STRATEGIES, search_passes
 from .errors import CertiPatchError, ConfigError, DataError
 from .masks import MaskSet, parse_patch
@@ -29,7 +29,6 @@ from .options import (
     parse_shard,
     parse_size,
     source_for,
-    train_config,
 )
 
 if TYPE_CHECKING:  # torch is slow to import: commands that need it do so themselves

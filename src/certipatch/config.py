@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError
 
 
 class Frozen(BaseModel):
@@ -49,6 +51,15 @@ class TrainConfig(Frozen):
     clean_fraction: float = Field(default=0.0, ge=0, le=1)
     gradcam_layer: str | None = None
     seed: int = 0
+
+
+def train_config(**options: Any) -> TrainConfig:
+    """A :class:`TrainConfig`, or a ConfigError that names the first value that cannot be."""
+    try:
+        return TrainConfig(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, found {problem['input']}") from None
 
 
 def default_lr(arch: str) -> float:

@@ -153,6 +153,11 @@ class MaskSet:
                 keep[i, w.top : w.top + w.height, w.left : w.left + w.width] = False
         return keep
 
+    @property
+    def name(self) -> str:
+        """``39x39-k6``: the folder of its records where there are several."""
+        return f"{by(self.patch_size)}-k{self.masks_per_axis}"
+
     def to_json(self) -> dict[str, Any]:
         """The set as a manifest states it: sizes, and each mask's windows as [top, left, height, width]."""
         return {

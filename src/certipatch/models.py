@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from .config import ModelSpec
-from .errors import ConfigError, ModelError, RecordsError, SoundnessError
+from .errors import ConfigError, DataError, ModelError, RecordsError, SoundnessError
 from .records import read_manifest
 
 SMALL_CNN = "small-cnn"
@@ -145,11 +145,11 @@ def build(
     return nn.Sequential(Normalize(spec.mean, spec.std), network.to(memory_format=torch.channels_last)).eval()  # type: ignore[call-overload]
 
 
-def load_run(folder: Path) -> tuple[ModelSpec, nn.Sequential, dict[str, Any]]:
+def load_run(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[ModelSpec, nn.Sequential, dict[str, Any]]:
     """The model that a training run ended with, its spec and the run's manifest.
 
     Raises:
-        RecordsError: not a folder of a finished training run.
+        RecordsError: not a folder of a finished training run. DataError: its classes are not ``classes``.
         SoundnessError: the weights are not the ones that were trained.
     """
     manifest = read_manifest(folder)
@@ -161,6 +161,8 @@ def load_run(folder: Path) -> tuple[ModelSpec, nn.Sequential, dict[str, Any]]:
         spec = ModelSpec.model_validate_json(json.dumps(manifest["experiment"]["model"]))
     except (KeyError, ValidationError) as error:
         raise RecordsError(f"model {folder}: its manifest does not describe a model ({_line(error)})") from error
+    if classes is not None and classes != spec.classes:
+        raise DataError(f"data: expected the classes of {folder} ({', '.join(spec.classes[:5])} ...), found {', '.join(classes[:5])} ...")
     model = build(spec, weights=str(folder / "model.safetensors"))
     found, expected = weights_sha256(model), manifest["finished"].get("weights_sha256")
     if found != expected:

@@ -10,9 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from .config import ModelSpec, TrainConfig, differences
+from .config import ModelSpec, differences
 from .errors import ConfigError, DataError, RecordsError, SoundnessError
 from .masks import MaskSet, Size, parse_patch
 
@@ -65,14 +63,6 @@ def check_out(out: Path, *data: str | None) -> None:
             raise ConfigError(f"out {out}: expected a folder outside of the data {place}; choose another --out")
 
 
-def train_config(**options: Any) -> TrainConfig:
-    try:
-        return TrainConfig(**options)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, found {problem['input']}") from None
-
-
 def geometries(patches: str, masks_per_axis: str, size: Size, out: Path) -> dict[Path, MaskSet]:
     """The mask set for each patch and k, by the folder its records go to."""
     sizes = list(dict.fromkeys(parse_patch(patch, size) for patch in patches.split(",")))
@@ -83,7 +73,7 @@ def geometries(patches: str, masks_per_axis: str, size: Size, out: Path) -> dict
     sets = [MaskSet.covering(image_size=size, patch_size=patch, masks_per_axis=k) for patch in sizes for k in ks]
     if len(sets) == 1:
         return {out: sets[0]}
-    return {out / f"{fine.patch_size[0]}x{fine.patch_size[1]}-k{fine.masks_per_axis}": fine for fine in sets}
+    return {out / fine.name: fine for fine in sets}
 
 
 def source_for(model: str, data: str, split: str | None, class_map: str | None) -> Source:
@@ -114,11 +104,7 @@ def open_model(
             raise ConfigError(
                 f"model {model}: a training run has its own weights and size; drop --weights, --pretrained, --image-size and --crop-pct"
             )
-        spec, network, manifest = models.load_run(Path(model))
-        if spec.classes != source.classes:
-            raise DataError(
-                f"data: expected the classes of {model} ({', '.join(spec.classes[:5])} ...), found {', '.join(source.classes[:5])} ..."
-            )
+        spec, network, manifest = models.load_run(Path(model), classes=source.classes)
         return spec, network, manifest["experiment"]["train"]
     if not training and not weights and not pretrained:
         raise ConfigError(

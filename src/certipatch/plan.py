@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from .config import Frozen, TrainConfig, default_lr, differences
+from .config import Frozen, TrainConfig, default_lr, differences, train_config
 from .cost import STRATEGIES, copies, forward_equivalents
 from .errors import ConfigError, RecordsError
 from .masks import MaskSet, Size, parse_patch
@@ -42,9 +42,10 @@ class Setup(Frozen):
     """One data set and what is trained and certified on it.
 
     ``data`` names it in folders and for ``--only`` and ``--data``; ``location`` is what ``--data`` of ``train`` takes.
-    ``train_images`` and ``test_images`` are those used, spread over the data set. A network begins with
-    timm's weights, those of ``weights`` (as ``--weights`` of ``train``), or those of a ``base`` trained here. A pair (cheap, costly) of ``equal_compute`` adds a row: the
-    cheap strategy with as many epochs as cost what the costly one does. Without ``crop_pct`` the crop is the weights' own.
+    ``train_images`` and ``test_images`` are those used, spread over the data set. A network begins with timm's weights,
+    those of ``weights`` (as ``--weights`` of ``train``), or those of a ``base`` trained here. A pair (cheap, costly) of
+    ``equal_compute`` adds a row: the cheap strategy with as many epochs as cost what the costly one does. Without
+    ``crop_pct`` the crop is the weights' own.
     """
 
     data: str = Field(pattern=r"^[\w.-]+$")
@@ -117,7 +118,8 @@ class Recipe(Frozen):
         return None
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder if what it describes is finished, else None."""
     found = read_manifest(folder) if read_manifests(folder) else None
     return found if found and found["finished"] else None
 
@@ -160,8 +162,7 @@ class Run:
 
     def certified(self, patch: str, masks_per_axis: int) -> str:
         """The folder of one certification, relative to ``--out``."""
-        height, width = parse_patch(patch, self.image_size)
-        return f"{self.name}-certified/{height}x{width}-k{masks_per_axis}"
+        return f"{self.name}-certified/{self.masks(patch, masks_per_axis).name}"
 
     @property
     def image_size(self) -> Size:
@@ -184,7 +185,7 @@ class Run:
     @cached_property
     def config(self) -> TrainConfig:
         setup = self.setup
-        return TrainConfig(
+        return train_config(
             strategy=self.strategy,
             patch_size=parse_patch(setup.train_patch, self.image_size),
             masks_per_axis=setup.train_masks_per_axis,
@@ -200,10 +201,10 @@ class Run:
 
         Raises RecordsError if the folder holds another training, or one that began from another base.
         """
-        found = _finished(out / self.name)
+        found = finished(out / self.name)
         if found is None:
             return None
-        base = _finished(out / self.place / "base") if self.setup.base else None
+        base = finished(out / self.place / "base") if self.setup.base else None
         start = {"initial_weights_sha256": base["finished"]["weights_sha256"]} if base else {}
         self._compare(out / self.name, found, images=self.train_images, train=self.config.model_dump(mode="json"), **start)
         return found
@@ -307,9 +308,5 @@ def _runs(setup: Setup, scale: float) -> Iterator[Run]:
         for arch in setup.models:
             for strategy, row, epochs in rows:
                 run = Run(setup, arch, strategy, row, epochs, seed, scale)
-                try:
-                    run.config  # noqa: B018, validated now and not when it is its turn
-                except ValidationError as error:
-                    problem = error.errors()[0]
-                    raise ConfigError(f"{run.name}: {problem['loc'][0]}: {problem['msg']}, found {problem['input']}") from None
+                run.config  # noqa: B018, validated now and not when it is its turn
                 yield run

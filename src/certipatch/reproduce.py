@@ -21,7 +21,6 @@ from lightning_fabric import Fabric
 from rich import box
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import certification, models, runtime, training
@@ -29,8 +28,8 @@ from .config import ModelSpec, TrainConfig
 from .cost import BACKWARD, FORWARD
 from .data import Source, load_source
 from .errors import CertiPatchError, ConfigError, DataError, RecordsError
-from .plan import Base, Run, Setup
-from .records import read_manifest, read_records
+from .plan import Base, Run, Setup, finished
+from .records import read_records
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: i
             _train_base(run, setup.base, train, validation, base, fab, workers)
     if not _trained(run, out):
         if setup.base is not None:
-            spec, network = _load_run(base, test)
+            spec, network, _ = models.load_run(base, classes=test.classes)
         else:
             spec = _spec(run, train)
             network = models.build(spec, pretrained=not setup.weights, weights=setup.weights, replace_head=True, seed=run.seed)
@@ -114,7 +113,7 @@ def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: i
         )  # fmt: skip
     for patch, k in run.certifications:
         if not _certified(run, out, patch, k):
-            spec, network = _load_run(out / run.name, test)
+            spec, network, _ = models.load_run(out / run.name, classes=test.classes)
             certification.certify(
                 network, spec, test, run.masks(patch, k), out / run.certified(patch, k),
                 fabric=fab, data=setup.data, trained=run.config.model_dump(mode="json"), resume=True,
@@ -122,7 +121,7 @@ def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: i
 
 
 def _train_base(run: Run, base: Base, train: Source, validation: Source, folder: Path, fab: Fabric, workers: int) -> None:
-    if _is_finished(folder):
+    if finished(folder):
         return
     spec = _spec(run, train)
     config = TrainConfig(
@@ -132,15 +131,6 @@ def _train_base(run: Run, base: Base, train: Source, validation: Source, folder:
         models.build(spec), spec, train.first(run.scaled(base.train_images)), validation, config, folder,
         fabric=fab, data=run.setup.data, workers=workers, resume=True,
     )  # fmt: skip
-
-
-def _load_run(folder: Path, test: Source) -> tuple[ModelSpec, nn.Sequential]:
-    spec, network, _ = models.load_run(folder)
-    if spec.classes != test.classes:
-        raise DataError(
-            f"data: expected the classes of {folder} ({', '.join(spec.classes[:5])} ...), found {', '.join(test.classes[:5])} ..."
-        )
-    return spec, network
 
 
 def _spec(run: Run, source: Source) -> ModelSpec:
@@ -167,10 +157,6 @@ def _load(setup: Setup, locations: dict[str, str], part: str) -> Source:
         return train if part == "train" else _load_source(location, setup.test_split, train.classes)
     except ConfigError as error:
         raise ConfigError(f"{error} (--data {setup.data}=PLACE says where it is)") from None
-
-
-def _is_finished(folder: Path) -> bool:
-    return (folder / "manifest.json").exists() and read_manifest(folder)["finished"] is not None
 
 
 def _trained(run: Run, out: Path) -> bool:
@@ -211,7 +197,7 @@ def tasks(runs: list[Run], out: Path, *, fabric: Callable[[str], Fabric], tflops
         steps: list[tuple[str, str, int, bool, str | None]] = []
         if base is not None and place not in {task.folder for task in found}:
             steps.append(
-                (place, place, one.scaled(base.train_images) * base.epochs * (FORWARD + BACKWARD), _is_finished(out / place), None)
+                (place, place, one.scaled(base.train_images) * base.epochs * (FORWARD + BACKWARD), finished(out / place) is not None, None)
             )
         steps.append((one.name, one.name, one.train_passes, _is(_trained, one, out), None))
         for patch, k in one.certifications:
