@@ -81,14 +81,18 @@ class Network:
         }
 
     def room_for(self, views: int) -> Tensor | None:
-        """Memory for the activations of so many views, if a shared prefix has a use for them."""
-        return None if self._activation is None else self._activation.new_empty(views, *self._activation.shape[1:])
+        """Memory for the activations of so many views, channels last: (views, b, c, a), if a shared prefix has a use for them."""
+        if self._activation is None:
+            return None
+        _, a, b, c = self._activation.shape
+        return self._activation.new_empty(views, b, c, a)
 
     @torch.inference_mode()
     def head(self, images: Tensor, windows: Tensor) -> Tensor:
-        """What the head makes of (V, 3, H, W) images under (V, windows, 4), V at most ``batch_size``."""
+        """What the head makes of (V, 3, H, W) images under (V, windows, 4), V at most ``batch_size``; activations in channels_last."""
         empty = windows.new_zeros(len(windows), self._windows - windows.shape[1], 4)
-        return self._run(self._head, images, torch.cat([windows, empty], dim=1))
+        found = self._run(self._head, images.contiguous(), torch.cat([windows, empty], dim=1))
+        return found.contiguous(memory_format=torch.channels_last) if self.prefix else found
 
     @torch.inference_mode()
     def tail(self, activations: Tensor) -> Tensor:
@@ -102,19 +106,21 @@ class Network:
         with autocast(self.precision, self.device):
             return part(*inputs)[:n]
 
+    @torch.inference_mode()
     def _compile(self, masks: MaskSet, parameter: Tensor) -> None:
         """Compile head and tail and try them, on noise under the first masks; or say in a line why they cannot be."""
-        pixels = torch.rand(1, 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
         windows = window_tensor(masks, self.device)[: self.batch_size]
-        pixels = pixels.expand(len(windows), -1, -1, -1)
+        pixels = torch.rand(len(windows), 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
         expected = self.tail(self.head(pixels, windows)).float()
         plain = self._head, self._tail
         try:
-            options: Any = {"freezing": True}
-            self._head = torch.compile(self._head, dynamic=False, options=options)
-            self._tail = self._tail and torch.compile(self._tail, dynamic=False, options=options)
+            self._head = torch.compile(self._head, dynamic=False)
+            self._tail = self._tail and torch.compile(self._tail, dynamic=False)
             self.compiled = True
-            difference = float((self.tail(self.head(pixels, windows)).float() - expected).abs().max())
+            # Freezing must be on while torch traces (as an option of torch.compile it comes too late), which is in the first
+            # call; the limit is one for the whole process, which may make many networks.
+            with torch._inductor.config.patch(freezing=True), torch._dynamo.config.patch(recompile_limit=10**6):
+                difference = float((self.tail(self.head(pixels, windows)).float() - expected).abs().max())
             tolerance = (1e-3 if self.precision == "32-true" else 0.1) * max(1.0, float(expected.abs().max()))
             if not difference <= tolerance:
                 raise ValueError(f"it answers otherwise than the model, by {difference:.2g}")
