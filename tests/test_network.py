@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import oracle
-from certipatch import MaskSet, PatchCleanser, prefix
+from certipatch import MaskSet, PatchCleanser, certification, prefix
 from certipatch.errors import ConfigError, SoundnessError
 from certipatch.models import Normalize
 from certipatch.network import fastest_batch_size
+from certipatch.records import read_manifest, read_records
 from certipatch.views import mask_images, visible, window_tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -220,6 +221,38 @@ def test_compiled_answers(precision):
         if other.margin > (1e-4 if precision == "32-true" else 0.02):
             assert settled([one]) == settled([other])
         assert one.margin == pytest.approx(other.margin, abs=1e-4 if precision == "32-true" else 0.05)
+
+
+def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, photos, tmp_path):
+    """Compiled, with a batch size of its own, by default; the manifest says so, --resume and predict do the same again."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda module, **_options: (asked.append(module), module)[1])
+    monkeypatch.setattr(certification, "LARGE", 0)
+    monkeypatch.setattr(certification, "fastest_batch_size", lambda *_: 11)
+    certify = ["certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 3, "--out", tmp_path]
+    assert cli(*certify).code == 0
+    way = read_manifest(tmp_path)["environment"]["network"]
+    assert way["compiled"]
+    assert way["batch_size"] == 11
+    assert way["shared_prefix"] is not None
+    assert way["pairs_pasted"] > 0
+    before = (tmp_path / "records.jsonl").read_bytes()
+
+    made = []
+    init = PatchCleanser.__init__
+    monkeypatch.setattr(PatchCleanser, "__init__", lambda self, *a, **k: (made.append(k), init(self, *a, **k))[1])
+    monkeypatch.setattr(certification, "LARGE", float("inf"))
+    assert cli(*certify, "--resume").code == 0
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    assert cli("predict", "--model", trained, "--certified", tmp_path, photos / "red" / "0.png").code == 0
+    for options in made:
+        assert (options["compile"], options["batch_size"], options["shared_prefix"]) == (True, 11, way["shared_prefix"])
+
+    out = tmp_path / "plain"
+    assert cli(*certify[:-1], out, "--no-compile", "--no-shared-prefix", "--batch-size", 5).code == 0
+    assert read_manifest(out)["environment"]["network"] == {"batch_size": 5, "compiled": False, "shared_prefix": None, "pairs_pasted": 0}
+    for one, other in zip(read_records(tmp_path), read_records(out), strict=True):
+        assert (one.certified, one.defended_label, one.case) == (other.certified, other.defended_label, other.case)
 
 
 # --- Precision and batches -------------------------------------------------------------------------------------------

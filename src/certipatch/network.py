@@ -89,10 +89,9 @@ class Network:
 
     @torch.inference_mode()
     def head(self, images: Tensor, windows: Tensor) -> Tensor:
-        """What the head makes of (V, 3, H, W) images under (V, windows, 4), V at most ``batch_size``; activations in channels_last."""
+        """What the head makes of (V, 3, H, W) images under (V, windows, 4), V at most ``batch_size``."""
         empty = windows.new_zeros(len(windows), self._windows - windows.shape[1], 4)
-        found = self._run(self._head, images.contiguous(), torch.cat([windows, empty], dim=1))
-        return found.contiguous(memory_format=torch.channels_last) if self.prefix else found
+        return self._run(self._head, images, torch.cat([windows, empty], dim=1))
 
     @torch.inference_mode()
     def tail(self, activations: Tensor) -> Tensor:
@@ -101,8 +100,11 @@ class Network:
 
     def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         n = len(inputs[0])
-        if self.compiled and n < self.batch_size:  # compiled for one shape: repeat the last
-            inputs = tuple(torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])]) for each in inputs)
+        if self.compiled:  # for one shape: repeat the last; and for one layout
+            if n < self.batch_size:
+                inputs = tuple(torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])]) for each in inputs)
+            first = inputs[0].contiguous(memory_format=torch.channels_last if part is self._tail else torch.contiguous_format)
+            inputs = (first, *inputs[1:])
         with autocast(self.precision, self.device):
             return part(*inputs)[:n]
 
