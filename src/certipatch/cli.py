@@ -154,6 +154,10 @@ def train(
     crop_pct: CropPct = None,
     clean_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of each batch left unmasked")] = 0.0,
     gradcam_layer: Annotated[str | None, typer.Option(help="module that gutout looks at; default: the last feature map")] = None,
+    search_every: Annotated[
+        int, typer.Option(min=1, help="search in every n-th epoch only; in between the masks found last are used again")
+    ] = 1,
+    search_precision: Annotated[str | None, typer.Option(help="of the search alone, as --precision; default: the same")] = None,
     limit: Limit = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -185,7 +189,7 @@ def train(
         config = train_config(
             strategy=strategy, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis, epochs=epochs,
             batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
-            gradcam_layer=gradcam_layer, seed=seed,
+            gradcam_layer=gradcam_layer, search_every=search_every, search_precision=search_precision, seed=seed,
         )  # fmt: skip
         last = training.train(network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, resume=resume)
     if not fab.is_global_zero:

@@ -17,7 +17,8 @@ TWO_COPIES = ("random-both", "gutout-both", "greedy-multisize")
 def search_passes(masks: MaskSet) -> dict[str, int]:
     """Extra forward passes of search for one training image, by strategy (0 for those not listed).
 
-    Grad-CAM's backward passes count like forward ones, as in the paper: 4 for each set.
+    Grad-CAM's backward passes count like forward ones, as in the paper: 4 for each set. What is run may be less:
+    one pass of greedy-multisize, whose loss is known, and epochs without a search. Records hold what was counted.
     """
     coarse, children = masks.coarsen()
     n, m = len(masks), len(coarse)

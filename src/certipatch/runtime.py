@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -72,6 +72,15 @@ def environment(fab: Fabric) -> dict[str, Any]:
 def precision(fab: Fabric) -> str:
     """Fabric's name of the precision in use, as --precision takes it."""
     return str(fab._precision.precision)
+
+
+def autocast(fab: Fabric, precision: str | None = None) -> AbstractContextManager[Any]:
+    """The context in which modules run in ``precision``: 32-true, bf16-mixed or 16-mixed, default that of ``fab``."""
+    if precision is None:
+        return fab.autocast()
+    return torch.autocast(
+        fab.device.type, dtype=torch.float16 if precision == "16-mixed" else torch.bfloat16, enabled=precision != "32-true"
+    )
 
 
 def derived_seed(*parts: int) -> int:
