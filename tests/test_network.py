@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import oracle
-from certipatch import MaskSet, PatchCleanser, certification, prefix
+from certipatch import MaskSet, PatchCleanser, certification, models, prefix, runtime, training
+from certipatch.config import TrainConfig
+from certipatch.data import load_source
 from certipatch.errors import ConfigError, SoundnessError
 from certipatch.models import Normalize
 from certipatch.network import fastest_batch_size
@@ -253,6 +255,23 @@ def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, phot
     assert read_manifest(out)["environment"]["network"] == {"batch_size": 5, "compiled": False, "shared_prefix": None, "pairs_pasted": 0}
     for one, other in zip(read_records(tmp_path), read_records(out), strict=True):
         assert (one.certified, one.defended_label, one.case) == (other.certified, other.defended_label, other.case)
+
+
+@pytest.mark.slow
+def test_compiled_search(photos, tmp_path):
+    """With the real compiler: training goes the same way at the same count of passes, and the weights that it sees are today's."""
+    source = load_source(str(photos))
+    spec = models.describe("test_resnet", classes=source.classes, num_classes=3, image_size=(32, 32))
+    config = TrainConfig(strategy="greedy-multisize", patch_size=(5, 5), masks_per_axis=6, epochs=3, batch_size=8, lr=0.01)
+    last = {}
+    for compile in (False, True):
+        fabric = runtime.fabric(device="cpu")
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            last[compile] = training.train(
+                models.build(spec, seed=1), spec, source, source, config, tmp_path / str(compile), fabric=fabric, compile=compile
+            )  # fmt: skip
+    assert last[True]["forward_equivalents"] == last[False]["forward_equivalents"] == (25 + 6) * 24
+    assert last[True]["loss"] == pytest.approx(last[False]["loss"], rel=1e-3)
 
 
 # --- Precision and batches -------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed")]
 Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
 Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
 Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="run the network compiled; default: in large runs")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
@@ -158,6 +159,7 @@ def train(
         int, typer.Option(min=1, help="search in every n-th epoch only; in between the masks found last are used again")
     ] = 1,
     search_precision: Annotated[str | None, typer.Option(help="of the search alone, as --precision; default: the same")] = None,
+    compile: Compile = None,
     limit: Limit = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -191,7 +193,9 @@ def train(
             batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
             gradcam_layer=gradcam_layer, search_every=search_every, search_precision=search_precision, seed=seed,
         )  # fmt: skip
-        last = training.train(network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, resume=resume)
+        last = training.train(
+            network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, compile=compile, resume=resume
+        )
     if not fab.is_global_zero:
         return
     if as_json:
@@ -230,7 +234,7 @@ def certify(
     devices: Devices = "1",
     nodes: Nodes = 1,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")] = False,
-    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: in large runs")] = None,
+    compile: Compile = None,
     shared_prefix: Annotated[
         bool | None, typer.Option("--shared-prefix/--no-shared-prefix", help="share a CNN's local layers; default: in large runs")
     ] = None,

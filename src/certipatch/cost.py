@@ -10,6 +10,7 @@ from .masks import MaskSet
 FORWARD, BACKWARD = 1, 2
 RANDOM = ("vanilla", "random-cutout", "random-coarse", "random-fine", "random-both")
 SEARCHES = ("gutout-coarse", "gutout-fine", "gutout-both", "greedy-coarse", "greedy-fine", "greedy-multisize", "grid-coarse", "grid-fine")
+SEARCHES_BY_LOSS = SEARCHES[3:]  # greedy and grid: they need no gradient
 STRATEGIES = RANDOM + SEARCHES  # the names, for those who need no torch
 TWO_COPIES = ("random-both", "gutout-both", "greedy-multisize")
 

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .errors import ConfigError
 
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Fabric's name of the precision
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -74,13 +75,15 @@ def precision(fab: Fabric) -> str:
     return str(fab._precision.precision)
 
 
-def autocast(fab: Fabric, precision: str | None = None) -> AbstractContextManager[Any]:
-    """The context in which modules run in ``precision``: 32-true, bf16-mixed or 16-mixed, default that of ``fab``."""
-    if precision is None:
-        return fab.autocast()
-    return torch.autocast(
-        fab.device.type, dtype=torch.float16 if precision == "16-mixed" else torch.bfloat16, enabled=precision != "32-true"
-    )
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Reduced precision as Fabric has it under this name: float32 weights, cast where torch knows it to be safe.
+
+    Raises ConfigError for a precision with other weights than those whose hash is recorded.
+    """
+    if precision not in AUTOCAST:
+        raise ConfigError(f"precision {precision!r}: expected one of {', '.join(AUTOCAST)}, which keep float32 weights")
+    dtype = AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def derived_seed(*parts: int) -> int:

@@ -8,7 +8,8 @@ one entry for each masked copy of the batch to train on: the windows to hide, as
 them. ``masks`` is the fine set; the coarse set is its 2x2 union. Searches run the current weights in evaluation mode
 without gradient, maximise the cross-entropy with the true label, and break ties by the lowest index. Only ``random-*``
 draw from ``generator``; they draw for a whole batch of which ``images`` may be a part: ``place`` is (index of its first
-image, images of the whole). ``gutout-*`` look for heat instead of loss, with a gradient, in the ``layer`` that may be named.
+image, images of the whole). Searches by loss take ``look``, (images, windows) -> logits, in place of the model: its
+compiled twin. ``gutout-*`` look for heat instead of loss, with a gradient, in the ``layer`` that may be named.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from .gradcam import saliency
 from .masks import MaskSet
-from .views import frozen, losses, mask_images, visible, window_tensor
+from .views import Look, Masked, frozen, losses, mask_images, visible, window_tensor
 
 Strategy = Callable[..., list[Tensor]]
 Worst = Callable[..., tuple[Tensor, Tensor]]  # (images, masks, candidates, known) -> indices and losses, see _worst
@@ -126,19 +127,23 @@ def _heat_under(masks: MaskSet, heat: Tensor) -> Tensor:
     return (units.double().flatten(1) @ hidden.double().flatten(1).T).to(heat.device, torch.int64)
 
 
-def greedy_coarse(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+def greedy_coarse(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
+) -> list[Tensor]:
     """Greedy Cutout with the coarse set ("greedy 3x3"): 2K-1 = 17 extra passes."""
-    return [_greedy(model, images, labels, masks.coarsen()[0], fill)]
+    return [_greedy(model, images, labels, masks.coarsen()[0], fill, look)]
 
 
-def greedy_fine(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+def greedy_fine(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
+) -> list[Tensor]:
     """Greedy Cutout with the fine set ("greedy 6x6"): 2K-1 = 71 extra passes."""
-    return [_greedy(model, images, labels, masks, fill)]
+    return [_greedy(model, images, labels, masks, fill, look)]
 
 
-def _greedy(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor) -> Tensor:
+def _greedy(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor, look: Look | None) -> Tensor:
     """Round 1: the worst single mask m1. Round 2: the worst m2 != m1 on x.m1."""
-    worst: Worst = partial(_worst, model, labels, fill)
+    worst: Worst = partial(_worst, model, look or Masked(model, fill), labels)
     m1 = worst(images, masks, _all(masks, images))[0]
     masked = _masked(images, masks, m1[:, None], fill)
     m2 = worst(masked, masks, _all_but(m1, masks))[0] if len(masks) > 1 else m1
@@ -146,7 +151,7 @@ def _greedy(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fi
 
 
 def greedy_multisize(
-    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
 ) -> list[Tensor]:
     """Multi-size Greedy Cutout ("greedy (ours)"): 9+4+8+4 = 25 extra passes; the gradient batch doubles.
 
@@ -158,7 +163,7 @@ def greedy_multisize(
     """
     coarse, children = masks.coarsen()
     child = torch.tensor(children, device=images.device)
-    worst: Worst = partial(_worst, model, labels, fill)
+    worst: Worst = partial(_worst, model, look or Masked(model, fill), labels)
 
     M1, loss = worst(images, coarse, _all(coarse, images))
     M11 = worst(images, masks, child[M1])[0]
@@ -180,7 +185,7 @@ def _all_but(mask: Tensor, masks: MaskSet) -> Tensor:
 
 
 def _worst(
-    model: nn.Module, labels: Tensor, fill: float | Tensor,
+    model: nn.Module, look: Look, labels: Tensor,
     images: Tensor, masks: MaskSet, candidates: Tensor, known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(N,) index and (N,) loss of the mask with the highest loss, out of ``candidates`` (N, C), one pass for each.
@@ -188,7 +193,7 @@ def _worst(
     ``known`` are the index and the loss of one candidate more for each image, whose loss needs no pass.
     """
     with frozen(model):
-        found = losses(model, images, labels, window_tensor(masks, images.device)[candidates], fill=fill)
+        found = losses(look, images, labels, window_tensor(masks, images.device)[candidates])
     if known:
         candidates, found = (torch.cat([a, b[:, None]], dim=1) for a, b in zip((candidates, found), known, strict=True))
     # By index of the mask, of which argmax takes the lowest among equals: the known one is in its place.
@@ -197,21 +202,25 @@ def _worst(
     return worst, by_mask.gather(1, worst[:, None])[:, 0]
 
 
-def grid_coarse(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+def grid_coarse(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
+) -> list[Tensor]:
     """The worst of all pairs of the coarse set ("grid 3x3"): K(K+1)/2 = 45 extra passes."""
-    return [_grid(model, images, labels, masks.coarsen()[0], fill)]
+    return [_grid(model, images, labels, masks.coarsen()[0], fill, look)]
 
 
-def grid_fine(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+def grid_fine(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
+) -> list[Tensor]:
     """The worst of all pairs of the fine set ("grid 6x6"): K(K+1)/2 = 666 extra passes."""
-    return [_grid(model, images, labels, masks, fill)]
+    return [_grid(model, images, labels, masks, fill, look)]
 
 
-def _grid(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor) -> Tensor:
+def _grid(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor, look: Look | None) -> Tensor:
     pairs = torch.triu_indices(len(masks), len(masks), device=images.device).T
     windows = window_tensor(masks, images.device)[pairs].flatten(1, 2)
     with frozen(model):
-        worst = losses(model, images, labels, windows[None], fill=fill).argmax(dim=1)
+        worst = losses(look or Masked(model, fill), images, labels, windows[None]).argmax(dim=1)
     return windows[worst]
 
 
