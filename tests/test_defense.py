@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 import oracle
-from certipatch import CertiPatchError, MaskSet, PatchCleanser, SoundnessError, Window, defense
+from certipatch import CertiPatchError, MaskSet, PatchCleanser, SoundnessError, Window
 from certipatch.errors import ConfigError
 from certipatch.models import Normalize
 
@@ -383,16 +383,16 @@ def test_labels_that_are_no_integers_are_refused():
             PatchCleanser(network(0), mask_set(3)).certify(images, labels)
 
 
-def test_many_images_are_examined_in_parts(monkeypatch):
-    """As one by one, with and without labels."""
+@pytest.mark.parametrize("room", [1, 3])
+def test_images_make_room_for_each_other(monkeypatch, room):
+    """Few at a time give the same as all at once, with and without labels."""
     model, images, labels = network(3), pictures(3, 3), true_labels(3, 3)
     whole = PatchCleanser(model, mask_set(3), fill=FILL)
     expected, answers = whole.certify(images, labels), whole.predict(images)
-    monkeypatch.setattr(defense, "EXAMINED_AT_ONCE", len(images) - 1)
-    parts = []
-    monkeypatch.setattr(
-        PatchCleanser, "examine", lambda self, x, y=None, old=PatchCleanser.examine: (parts.append(len(x)), old(self, x, y))[1]
-    )
-    assert whole.certify(images, labels) == expected
+    monkeypatch.setattr(whole.network, "images_at_once", room)
+
+    def settled(verdicts):
+        return [(v.vanilla_label, v.defended_label, v.case, v.certified) for v in verdicts]
+
+    assert settled(whole.certify(images, labels)) == settled(expected)
     assert whole.predict(images).tolist() == answers.tolist()
-    assert parts == [len(images), len(images) - 1, 1] * 2

@@ -13,6 +13,8 @@ LAYERS = [
     {"demo", "reproduce", "bench", "options"},
     {"certification", "training", "attack"},
     {"defense"},
+    {"network", "schedule"},
+    {"prefix"},
     {"search", "gradcam", "views"},
     {"masks", "patchcleanser", "published", "cost", "plan", "models", "data", "report"},
     {"config", "records", "processes", "runtime", "errors"},

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from certipatch.patchcleanser import UNKNOWN, double_masking, majority_label, missing_pairs, two_mask_correct
+from certipatch.patchcleanser import UNKNOWN, double_masking, majority_label, two_mask_correct
 
 many = settings(deadline=None, max_examples=1000)
 CASES = {"agreed", "disagreer", "majority"}
@@ -99,73 +99,6 @@ def test_the_second_round_is_asked_for_disagreers_only():
     assert asked([[1, 0], [0, 1]]) == []
     assert asked([[1, 1, 1, 2], [1, 2, 1, 1], [1, 1, 1, 1], [2, 1, 1, 2]]) == [1, 3]
     assert asked([[2, 2, 2, 2], [2, 0, 0, 0], [2, 0, 3, 0], [2, 0, 0, 0]]) == [0]
-
-
-# --- The schedule: which views are still needed ----------------------------------------------------------------------
-
-
-def reveal(table, label, rng):
-    """Play the model: start from the one-mask labels, reveal the pairs asked for in any order and any portions."""
-    known = np.full_like(table, UNKNOWN)
-    np.fill_diagonal(known, table.diagonal())
-    for _ in range(table.size):
-        pairs = missing_pairs(known, label)
-        if not len(pairs):
-            return known
-        assert (pairs[:, 0] <= pairs[:, 1]).all(), "a pair is asked for as i <= j"
-        assert len({*map(tuple, pairs.tolist())}) == len(pairs), "and once"
-        assert (known[pairs[:, 0], pairs[:, 1]] == UNKNOWN).all(), "a known pair is never asked for"
-        for i, j in rng.permutation(pairs)[: rng.integers(1, len(pairs) + 1)]:
-            known[i, j] = known[j, i] = table[i, j]
-        if label is not None and (known == UNKNOWN).any():
-            assert not two_mask_correct(known, label), "what is not known never certifies"
-    raise AssertionError("the schedule does not end")
-
-
-def check_schedule(table, rng):
-    """The answers read from the part that the schedule asked for are those of the full table."""
-    for label in (None, *range(3)):
-        known = reveal(table, label, rng)
-        assert decide(known) == oracle.double_masking(table.tolist())
-        if label is not None:
-            assert two_mask_correct(known, label) is oracle.certified(table.tolist(), label)
-    return decide(table)[1]
-
-
-@many
-@given(tables(), st.integers(0, 2**32))
-def test_schedule_changes_no_answer(table, seed):
-    check_schedule(table, np.random.default_rng(seed))
-
-
-def test_schedule_changes_no_answer_in_any_case():
-    """The same on 1000 tables of a fixed seed, where each case of Algorithm 1 is known to occur."""
-    rng = np.random.default_rng(1)
-    cases = [check_schedule(random_table(rng), rng) for _ in range(1000)]
-    assert min(cases.count(case) for case in CASES) >= 75
-
-
-def test_schedule_asks_for_nothing_that_is_settled():
-    """All agree and no certificate is asked for; or one wrong pair has ended it: nothing more to know."""
-    agreed = np.full((4, 4), UNKNOWN)
-    np.fill_diagonal(agreed, 1)
-    assert len(missing_pairs(agreed, None)) == 0
-    assert len(missing_pairs(agreed, 0)) == 0, "agreed on a wrong label"
-    assert len(missing_pairs(agreed, 1)) == 6
-
-    agreed[0, 2] = agreed[2, 0] = 5
-    assert len(missing_pairs(agreed, 1)) == 0
-
-    outvoted = agreed.copy()
-    outvoted[3, 3] = 0
-    assert missing_pairs(outvoted, None).tolist() == [[0, 3], [1, 3], [2, 3]]
-    outvoted[1, 3] = outvoted[3, 1] = 1  # row 3 is not unanimous: the majority stands
-    assert len(missing_pairs(outvoted, None)) == 0
-
-    unanimous = np.full((5, 5), UNKNOWN)
-    np.fill_diagonal(unanimous, [1, 1, 1, 2, 2])
-    unanimous[3, :] = unanimous[:, 3] = 2  # row 3 has decided: row 4 is not looked at
-    assert len(missing_pairs(unanimous, None)) == len(missing_pairs(unanimous, 1)) == 0
 
 
 @settings(many, max_examples=200)

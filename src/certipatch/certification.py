@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from .defense import PatchCleanser, Verdict
 from .errors import ConfigError
 from .masks import MaskSet
 from .models import weights_sha256
-from .records import RECORDS, Record, Store, manifest, read_records
+from .network import fastest_batch_size
+from .records import RECORDS, Record, Store, manifest, read_manifests, read_records
 
 BLOCK = 32
+LARGE = 4e9  # pixels of all views at most, from which on it pays to compile and to try batch sizes
 
 
 def certify(
@@ -35,22 +38,39 @@ def certify(
     trained: dict[str, Any] | None = None,
     batch_size: int | None = None,
     exhaustive: bool = False,
+    compile: bool | None = None,
+    shared_prefix: bool | None = None,
     shard: tuple[int, int] = (1, 1),
     resume: bool = False,
 ) -> None:
     """Certify ``source`` into the folder ``out``: ``manifest.json`` and a line of ``records.jsonl`` an image.
 
     Args:
-        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it.
+        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; moved to the device.
         data: how the data set is called in tables; trained: the configuration of the training run, if any.
+        batch_size, compile, shared_prefix: as of :class:`PatchCleanser`. None: as the run that is resumed, or else
+            what is fastest: in a large run both, with the batch size that a quick trial finds best, in a small one neither. They
+            change rounding only; the manifest states them.
         shard: (i, n): only the i-th of n parts, 1 <= i <= n, with files of its own. Parts need no communication,
             may run in any order and anywhere, and have the records that one process would write.
 
     Raises:
         SoundnessError: a premise of the certificate fails. RecordsError: ``out`` cannot be used.
     """
-    model = fabric.setup_module(network).eval()
-    defense = PatchCleanser(model, masks, batch_size=batch_size, exhaustive=exhaustive)
+    model = network.to(fabric.device).eval()
+    name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
+    precision = runtime.precision(fabric)
+    large = len(source) * len(masks) * (len(masks) + 1) / 2 * masks.image_size[0] * masks.image_size[1] >= LARGE
+    earlier = _network_of(out, name)
+    defense = PatchCleanser(
+        model,
+        masks,
+        batch_size=batch_size or earlier.get("batch_size") or (fastest_batch_size(model, masks, precision) if large else None),
+        exhaustive=exhaustive,
+        precision=precision,
+        compile=earlier.get("compiled", large) if compile is None else compile,
+        shared_prefix=earlier.get("shared_prefix", large) or False if shared_prefix is None else shared_prefix,
+    )
     experiment = {
         "model": spec.model_dump(mode="json"),
         "weights_sha256": weights_sha256(network),
@@ -59,14 +79,12 @@ def certify(
         "fill": defense.fill.tolist(),
         "data": source.describe(),
         "device": fabric.device.type,
-        "precision": runtime.precision(fabric),
-        "batch_size": defense.batch_size,
+        "precision": precision,
         "block": BLOCK,
         "exhaustive": exhaustive,
     }
-    about = {**manifest("certify", experiment, **runtime.environment(fabric)), "data": data}
+    about = {**manifest("certify", experiment, network=defense.network.describe(), **runtime.environment(fabric)), "data": data}
     blocks = blocks_of(len(source), shard)
-    name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
     certified = 0
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
@@ -108,20 +126,42 @@ def certify_images(
     before = [record for record in read_records(store.folder) if record.index in mine]
     done = {record.index for record in before}
     progress(before, resumed=True)
-    for block in blocks:
-        missing = [index for index in block if index not in done]
-        if missing:
-            records = _certify_block(defense, [images[index] for index in block], device)
-            new = [record for record in records if record.index in set(missing)]
-            store.append(record.model_dump(mode="json") for record in new)
-            progress(new)
+    left = [block for block in blocks if not done.issuperset(block)]
+
+    for items in _read_ahead(images, left):
+        new = [record for record in _certify_block(defense, items, device) if record.index not in done]
+        store.append(record.model_dump(mode="json") for record in new)
+        progress(new)
+
+
+def _read_ahead(images: Images, blocks: list[range]) -> Iterator[list[Item]]:
+    """The images of each block, read while the block before is examined."""
+
+    def read(block: range) -> list[Item]:
+        return [images[index] for index in block]
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        coming = [reader.submit(read, block) for block in blocks[:1]]
+        for following in [*([block] for block in blocks[1:]), []]:
+            coming += [reader.submit(read, block) for block in following]
+            if coming:
+                yield coming.pop(0).result()
+
+
+def _network_of(out: Path, shard: str) -> dict[str, Any]:
+    """How the network was run by the attempt that is resumed, if there is one."""
+    for path, found in read_manifests(out).items():
+        if path.stem.removeprefix("manifest").lstrip("-") == shard:
+            return dict(found["environment"].get("network") or {})
+    return {}
 
 
 def _certify_block(defense: PatchCleanser, items: list[Item], device: torch.device) -> list[Record]:
     readable = [item for item in items if item.pixels is not None]
     verdicts: dict[int, Verdict] = {}
     if readable:
-        pixels = torch.stack([item.pixels for item in readable if item.pixels is not None]).to(device)
+        pixels = torch.stack([item.pixels for item in readable if item.pixels is not None])
+        pixels = (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
         labels = torch.tensor([item.label for item in readable])
         found = defense.certify(as_float(pixels), labels)
         verdicts = {item.index: verdict for item, verdict in zip(readable, found, strict=True)}

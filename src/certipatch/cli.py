@@ -226,6 +226,10 @@ def certify(
     devices: Devices = "1",
     nodes: Nodes = 1,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")] = False,
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: in large runs")] = None,
+    shared_prefix: Annotated[
+        bool | None, typer.Option("--shared-prefix/--no-shared-prefix", help="share a CNN's local layers; default: in large runs")
+    ] = None,
     shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, into files of its own in the same folder")] = "1/1",
     resume: Resume = False,
     as_json: AsJson = False,
@@ -253,7 +257,7 @@ def certify(
                 certification.certify(
                     network, spec, source, fine, folder,
                     fabric=processes.alone(fab), data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive,
-                    shard=mine, resume=resume,
+                    compile=compile, shared_prefix=shared_prefix, shard=mine, resume=resume,
                 )  # fmt: skip
     if not fab.is_global_zero:
         return
@@ -297,15 +301,16 @@ def predict(
     if certified is not None:
         if patch or masks_per_axis or precision:
             raise ConfigError(f"certified {certified}: has its own patch, k and precision; drop --patch, --masks-per-axis and --precision")
-        fine, precision = as_certified(certified, spec, network)
+        fine, options = as_certified(certified, spec, network)
     elif patch is not None:
         fine = MaskSet.covering(
             image_size=spec.image_size, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis or 6
         )
+        options = {"precision": precision or "32-true"}
     else:
         raise ConfigError("patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of certify")
-    fab = runtime.fabric(device=device, precision=precision or "32-true")
-    defense = PatchCleanser(fab.setup_module(network).eval(), fine)
+    fab = runtime.fabric(device=device, precision=options["precision"])
+    defense = PatchCleanser(network.to(fab.device).eval(), fine, **options)
     transform = evaluation_transform(spec)
     failed = 0
     for path in images:
@@ -321,7 +326,7 @@ def predict(
             json.dumps(
                 {"image": str(path), "label": label, "class": spec.classes[label], "case": verdict.case,
                  "vanilla_label": vanilla, "vanilla_class": spec.classes[vanilla], "margin": verdict.margin,
-                 "patch_size": fine.patch_size, "masks_per_axis": fine.masks_per_axis, "precision": runtime.precision(fab)}
+                 "patch_size": fine.patch_size, "masks_per_axis": fine.masks_per_axis, "precision": options["precision"]}
             )
         )  # fmt: skip
     if failed:

@@ -1,11 +1,12 @@
 """PatchCleanser around a model: one examination of images that both ``predict`` and ``certify`` are read from.
 
-The labels of masked views come from the network (``views``), the decisions from the integer algorithms
-(``patchcleanser``); here is the schedule between the two, which computes no view that cannot matter.
+The labels of masked views come from the network (``network``), what is asked next from the schedule (``schedule``), and the
+decisions from the integer algorithms (``patchcleanser``).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from .errors import ConfigError, SoundnessError
 from .masks import MaskSet
 from .models import find_mean
-from .patchcleanser import UNKNOWN, Case, double_masking, missing_pairs, two_mask_correct
-from .views import default_batch_size, predictions, window_tensor
-
-EXAMINED_AT_ONCE = 128
+from .network import Network
+from .patchcleanser import UNKNOWN, Case, double_masking, two_mask_correct
+from .schedule import Schedule, View
+from .views import check_logits, default_batch_size, window_tensor
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,16 @@ class PatchCleanser:
             layer (so 0 after normalisation), or 0.5 for a model without one.
         batch_size: views in one forward pass; default by image size.
         exhaustive: compute every pair of every image, also where the answer is already settled.
+        precision: "32-true", or "bf16-mixed" or "16-mixed" for a forward pass under autocast.
+        compile: compile the network with torch.compile, its weights frozen as they are now: some times faster after some
+            seconds to a minute. Where it cannot be compiled, a line says so and ``network.compiled`` is False.
+        shared_prefix: run the first, local layers of a CNN for the one-mask views only, if the model has such; or the
+            name of the layer where they end (``network.prefix.layer`` of an earlier one).
 
     Raises:
         SoundnessError: the masks do not cover the patch; on use: training mode, images of another size or
             outside [0, 1], logits that are not finite.
+        ConfigError: an unknown precision, a fill that is no colour.
     """
 
     def __init__(
@@ -83,6 +90,9 @@ class PatchCleanser:
         fill: float | tuple[float, ...] | Tensor | None = None,
         batch_size: int | None = None,
         exhaustive: bool = False,
+        precision: str = "32-true",
+        compile: bool = False,
+        shared_prefix: bool | str = False,
     ) -> None:
         hole = masks.uncovered_patch(masks.patch_size)
         if hole is not None:
@@ -99,6 +109,11 @@ class PatchCleanser:
         self.batch_size = default if batch_size is None else batch_size
         if self.batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: expected at least 1 view")
+        if compile or shared_prefix:  # both run the model as it is now
+            self._check_model()
+        self.network = Network(
+            model, masks, fill=self.fill, batch_size=self.batch_size, precision=precision, compile=compile, shared_prefix=shared_prefix
+        )
 
     def predict(self, images: Tensor) -> Tensor:
         """Algorithm 1: the defended labels (N,) int64 of (N, 3, H, W) float images in [0, 1]."""
@@ -117,80 +132,16 @@ class PatchCleanser:
     def examine(self, images: Tensor, labels: Tensor | None = None) -> list[Verdict]:
         """The verdicts behind both: with labels the certificates too, without them only what Algorithm 1 needs.
 
-        All images share the forward passes: after the one-mask views, every batch is filled with the next
-        missing pairs of the images that are still undecided. Which pair of an image comes next depends on its
-        one-mask margins alone (smallest sum first: the likeliest to be wrong), so a wrong pair is met early.
+        All images share the forward passes: batches are filled with the next missing pairs of the images that are
+        still undecided, and a decided image makes room for another.
         """
-        self._check(images, labels)
-        n, k = len(images), len(self.masks)
-        if n == 0:
-            return []
-        if n > EXAMINED_AT_ONCE:  # the tables of all undecided images are looked at for every batch
-            parts = [slice(i, i + EXAMINED_AT_ONCE) for i in range(0, n, EXAMINED_AT_ONCE)]
-            return [verdict for part in parts for verdict in self.examine(images[part], None if labels is None else labels[part])]
-        truth: list[int | None] = [None] * n if labels is None else [int(label) for label in labels]
-        device = images.device
-        nothing = torch.zeros(1, 1, 4, dtype=torch.int64, device=device)
-        windows = window_tensor(self.masks, device)
+        self._check_model()
+        self._check_images(images, labels)
+        truth: list[int | None] = [None] * len(images) if labels is None else [int(label) for label in labels]
+        return _Examination(self.network, self.masks, images, truth, exhaustive=self.exhaustive).run()
 
-        def look(which: np.ndarray, shown: Tensor) -> tuple[np.ndarray, np.ndarray]:
-            index = torch.as_tensor(which, device=device)
-            found = predictions(self.model, images, index, shown, fill=self.fill, batch_size=self.batch_size)
-            return found[0].numpy(), found[1].numpy()
-
-        table = np.full((n, k, k), UNKNOWN, dtype=np.int64)
-        margin = np.full((n, k, k), np.inf, dtype=np.float32)
-        vanilla, _ = look(np.arange(n), nothing.expand(n, 1, 4))
-        which, mask = np.divmod(np.arange(n * k), k)
-        table[which, mask, mask], margin[which, mask, mask] = look(which, windows[torch.as_tensor(mask, device=device)])
-
-        single = margin.diagonal(axis1=1, axis2=2)
-        order = single[:, :, None] + single[:, None, :]
-        while True:
-            batch = self._next_views(table, truth, order)
-            if not len(batch):
-                break
-            which, i, j = batch.T
-            pair = windows[torch.as_tensor(batch[:, 1:], device=device)].flatten(1, 2)
-            found, gap = look(which, pair)
-            if (found == UNKNOWN).any():
-                raise SoundnessError("views: expected a label for each, found some not computed")
-            table[which, i, j] = table[which, j, i] = found
-            margin[which, i, j] = gap  # the upper triangle is enough for the minimum
-
-        return [self._verdict(truth[a], int(vanilla[a]), table[a], margin[a], order[a]) for a in range(n)]
-
-    def _next_views(self, table: np.ndarray, truth: list[int | None], order: np.ndarray) -> np.ndarray:
-        """Up to ``batch_size`` views (image, i, j): the undecided images in turn, each in the order of its margins."""
-        queues = []
-        for a, label in enumerate(truth):
-            pairs = np.argwhere(np.triu(table[a] == UNKNOWN)) if self.exhaustive else missing_pairs(table[a], label)
-            if len(pairs):
-                i, j = pairs[np.argsort(order[a][pairs[:, 0], pairs[:, 1]], kind="stable")[: self.batch_size]].T
-                queues.append(np.stack([np.arange(len(i)), np.full_like(i, a), i, j], axis=1))
-        if not queues:
-            return np.empty((0, 3), dtype=np.int64)
-        views = np.concatenate(queues)
-        return views[np.argsort(views[:, 0], kind="stable")[: self.batch_size], 1:]
-
-    @staticmethod
-    def _verdict(label: int | None, vanilla: int, table: np.ndarray, margin: np.ndarray, order: np.ndarray) -> Verdict:
-        defended, case = double_masking(table.diagonal().tolist(), lambda i: table[i].tolist())
-        certified, failing, failing_label = None, None, None
-        if label is not None:
-            certified = two_mask_correct(table, label)
-            wrong = np.argwhere(np.diag(table.diagonal() != label))
-            if not len(wrong):
-                wrong = np.argwhere(np.triu((table != label) & (table != UNKNOWN)))
-            if len(wrong):
-                first = order[wrong[:, 0], wrong[:, 1]].argmin()
-                failing = (int(wrong[first, 0]), int(wrong[first, 1]))
-                failing_label = int(table[failing])
-        passes = 1 + int(np.triu(table != UNKNOWN).sum())
-        return Verdict(label, vanilla, defended, case, certified, failing, failing_label, float(margin.min()), passes)
-
-    def _check(self, images: Tensor, labels: Tensor | None) -> None:
-        """The premises on the model and the images. Refuse, do not warn."""
+    def _check_model(self) -> None:
+        """The premises on the model. Refuse, do not warn."""
         if any(module.training for module in self.model.modules()):
             raise SoundnessError("model: expected evaluation mode, found training mode; call model.eval() first")
         batch_norm = nn.modules.batchnorm._BatchNorm
@@ -199,6 +150,8 @@ class PatchCleanser:
                 "model: expected answers that depend on one image alone, found a BatchNorm without running statistics, "
                 "which mixes the images of a batch; set track_running_stats"
             )
+
+    def _check_images(self, images: Tensor, labels: Tensor | None) -> None:
         expected = (3, *self.masks.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise SoundnessError(
@@ -211,3 +164,113 @@ class PatchCleanser:
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (labels < 0).any():
             found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
             raise SoundnessError(f"labels: expected an int64 tensor ({len(images)},) of classes from 0 up, found {found}")
+
+
+@dataclass
+class _Answers:
+    """What the network has said about one image. ``order``: summed one-mask margins."""
+
+    vanilla: int
+    labels: np.ndarray
+    margins: np.ndarray
+    order: np.ndarray
+
+    def verdict(self, label: int | None) -> Verdict:
+        table = self.labels
+        defended, case = double_masking(table.diagonal().tolist(), lambda i: table[i].tolist())
+        certified, failing, failing_label = None, None, None
+        if label is not None:
+            certified = two_mask_correct(table, label)
+            wrong = np.argwhere(np.diag(table.diagonal() != label))
+            if not len(wrong):
+                wrong = np.argwhere(np.triu((table != label) & (table != UNKNOWN)))
+            if len(wrong):
+                first = self.order[wrong[:, 0], wrong[:, 1]].argmin()
+                failing = (int(wrong[first, 0]), int(wrong[first, 1]))
+                failing_label = int(table[failing])
+        passes = 1 + int(np.triu(table != UNKNOWN).sum())
+        return Verdict(label, self.vanilla, defended, case, certified, failing, failing_label, float(self.margins.min()), passes)
+
+
+class _Examination:
+    """One way through some images: the network's answers go into tables, tables become verdicts.
+
+    Activations of the shared prefix are kept for as many images as fit; an image that is decided makes room for the next.
+    """
+
+    def __init__(self, network: Network, masks: MaskSet, images: Tensor, truth: list[int | None], *, exhaustive: bool) -> None:
+        self.network, self.images, self.truth, self.masks = network, images, truth, len(masks)
+        windows = window_tensor(masks, images.device)
+        self.windows = torch.cat([torch.zeros_like(windows[:1]), windows])  # the first hides nothing
+        self.schedule = Schedule(network.apart, exhaustive=exhaustive)
+        self.room = list(range(min(len(images), network.images_at_once)))
+        self.shared = network.room_for(len(self.room) * len(self.windows))
+        self.place: dict[int, int] = {}  # of an image's activations
+        self.answers: dict[int, _Answers] = {}
+        self.verdicts: dict[int, Verdict] = {}
+
+    def run(self) -> list[Verdict]:
+        waiting = deque(range(len(self.images)))
+        while waiting or self.schedule.images:
+            new = min(len(waiting), len(self.room))
+            if new and (new * len(self.windows) >= self.network.batch_size or new == len(waiting) or not self.schedule.images):
+                self._first_round([waiting.popleft() for _ in range(new)])
+            else:
+                self._second_round(*self.schedule.next(self.network.batch_size))
+        return [self.verdicts[image] for image in range(len(self.images))]
+
+    def _first_round(self, images: list[int]) -> None:
+        """The unmasked and the one-mask views of new images."""
+        for image in images:
+            self.place[image] = self.room.pop()
+        n, k = len(images), self.masks
+        which, mask = np.repeat(images, k + 1), np.tile(np.arange(k + 1), n)
+        labels, margins = np.full(n * (k + 1), UNKNOWN), np.zeros(n * (k + 1), np.float32)
+        for start in range(0, len(which), self.network.batch_size):
+            part = slice(start, start + self.network.batch_size)
+            shown = self._index(mask[part])
+            activations = self.network.head(self.images[self._index(which[part])], self.windows[shown])
+            if self.shared is not None:
+                self.shared[self._at(which[part], mask[part])] = activations
+            labels[part], margins[part] = _read(self.network.tail(activations), len(shown))
+        for image, found, gap in zip(images, labels.reshape(n, k + 1), margins.reshape(n, k + 1), strict=True):
+            gap = gap[1:]
+            one = _Answers(int(found[0]), np.full((k, k), UNKNOWN), np.full((k, k), np.inf, np.float32), gap[:, None] + gap[None, :])
+            np.fill_diagonal(one.labels, found[1:])
+            np.fill_diagonal(one.margins, gap)
+            self.answers[image] = one
+            if not self.schedule.add(image, one.labels, self.truth[image], one.order):
+                self._decided(image)
+
+    def _second_round(self, views: list[View], apart: bool) -> None:
+        """Two-mask views."""
+        which, i, j = np.array(views).T
+        if apart and self.network.prefix and self.shared is not None:
+            one, other = self.shared[self._at(which, i + 1)], self.shared[self._at(which, j + 1)]
+            activations = self.network.prefix.paste(one, other, self._index(j))
+        else:
+            pairs = torch.cat([self.windows[self._index(i + 1)], self.windows[self._index(j + 1)]], dim=1)
+            activations = self.network.head(self.images[self._index(which)], pairs)
+        labels, margins = _read(self.network.tail(activations), len(views))
+        for (image, a, b), margin in zip(views, margins.tolist(), strict=True):
+            self.answers[image].margins[a, b] = margin  # the upper triangle is enough for the minimum
+        for image in self.schedule.tell(views, labels.tolist()):
+            self._decided(image)
+
+    def _decided(self, image: int) -> None:
+        self.verdicts[image] = self.answers.pop(image).verdict(self.truth[image])
+        self.room.append(self.place.pop(image))
+
+    def _index(self, numbers: np.ndarray) -> Tensor:
+        return torch.as_tensor(numbers, device=self.images.device)
+
+    def _at(self, which: np.ndarray, mask: np.ndarray) -> Tensor:
+        """Where the activations of images under masks are kept."""
+        return self._index(np.array([self.place[image] for image in which.tolist()]) * len(self.windows) + mask)
+
+
+def _read(logits: Tensor, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (the first of equals, which topk does not promise) and margins (best minus second-best logit) of so many views."""
+    logits = check_logits(logits, views)
+    best = logits.topk(2, dim=1).values
+    return logits.argmax(dim=1).cpu().numpy(), (best[:, 0] - best[:, 1]).cpu().numpy()

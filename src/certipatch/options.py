@@ -121,8 +121,11 @@ def open_model(
     return spec, models.build(spec, pretrained=pretrained, weights=weights, replace_head=training, seed=seed), None
 
 
-def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple[MaskSet, str]:
-    """The masks and the precision that a certification holds for. Raises SoundnessError if it is of another model."""
+def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple[MaskSet, dict[str, Any]]:
+    """The masks that a certification holds for, and the options of :class:`PatchCleanser` it was made with.
+
+    Raises SoundnessError if it is of another model.
+    """
     from .models import weights_sha256
     from .records import read_manifest
 
@@ -131,18 +134,25 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
         raise ConfigError(f"certified {folder}: expected records of certify, found those of {manifest['kind']}")
     try:
         there = manifest["experiment"]
-        masks, weights, precision = there["masks"], there["weights_sha256"], str(there["precision"])
+        masks, weights = there["masks"], there["weights_sha256"]
+        way = manifest["environment"].get("network") or {}
+        options = {
+            "precision": str(there["precision"]),
+            "batch_size": way.get("batch_size"),
+            "compile": way.get("compiled", False),
+            "shared_prefix": way.get("shared_prefix") or False,
+        }
         fine = MaskSet.covering(
             image_size=tuple(masks["image_size"]), patch_size=tuple(masks["patch_size"]), masks_per_axis=masks["masks_per_axis"]
         )
         same = {"model": spec.model_dump(mode="json"), "masks": json.loads(json.dumps(fine.to_json()))}
         differing = differences({key: there[key] for key in same}, same)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise RecordsError(f"{folder}: its manifest lacks {error}; restore it or certify again") from error
     if differing or weights != weights_sha256(network):
         what = "; ".join(differing[:3]) or f"weights of sha256 {str(weights)[:12]}... there, {weights_sha256(network)[:12]}... here"
         raise SoundnessError(f"certified {folder}: is of another model ({what}); certify this one")
-    return fine, precision
+    return fine, options
 
 
 def is_run(model: str) -> bool:

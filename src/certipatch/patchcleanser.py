@@ -47,26 +47,3 @@ def two_mask_correct(table: np.ndarray, label: int) -> bool:
     every content of the patch at every position.
     """
     return bool((table == label).all())
-
-
-def missing_pairs(table: np.ndarray, label: int | None) -> np.ndarray:
-    """The pairs (i <= j) that must still be known, as an (n, 2) array; empty when everything is decided.
-
-    The table's diagonal is known. For the certificate (``label`` given) one wrong entry decides; for
-    Algorithm 1 a row decides as soon as one entry disagrees. Rows are asked for one at a time, in the order in
-    which Algorithm 1 looks at them.
-    """
-    first_round = table.diagonal()
-    if label is not None and (first_round == label).all():
-        # The defended label is settled (agreed); the certificate needs every pair, or one wrong one.
-        if ((table != label) & (table != UNKNOWN)).any():
-            return np.empty((0, 2), dtype=np.int64)
-        return np.argwhere(np.triu(table == UNKNOWN))
-    majority = majority_label(first_round)
-    for i in np.flatnonzero(first_round != majority):
-        known = table[i] != UNKNOWN
-        if (table[i][known] != first_round[i]).any():
-            continue  # this disagreer has been outvoted
-        others = np.flatnonzero(~known)
-        return np.sort(np.stack([np.full_like(others, i), others], axis=1), axis=1)
-    return np.empty((0, 2), dtype=np.int64)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .errors import SoundnessError
 from .masks import MaskSet, Size
-from .patchcleanser import UNKNOWN
 
 Model = Callable[[Tensor], Tensor]  # (N, 3, H, W) float in [0, 1] -> (N, classes) logits; normalisation inside
 
@@ -52,48 +51,13 @@ def visible(windows: Tensor, image_size: Size) -> Tensor:
     return ~(rows.unsqueeze(3) & columns.unsqueeze(2)).any(dim=1)
 
 
-def _logits(
-    model: Model, images: Tensor, which: Tensor, windows: Tensor, *, fill: float | Tensor, batch_size: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the float32 logits of views ``images[which]`` under ``windows``, a batch at a time."""
-    for start in range(0, len(which), batch_size):
-        part = slice(start, start + batch_size)
-        keep = visible(windows[part], (images.shape[2], images.shape[3]))
-        logits = model(mask_images(images[which[part]], keep, fill)).float()
-        if logits.ndim != 2 or len(logits) != len(keep) or logits.shape[1] < 2:
-            raise SoundnessError(f"model output: expected (views, classes) = ({len(keep)}, 2 or more), found {tuple(logits.shape)}")
-        if not torch.isfinite(logits).all():
-            raise SoundnessError("model output: expected finite logits, found NaN or infinity; check the weights and the precision")
-        yield part, logits
-
-
-@torch.inference_mode()
-def predictions(
-    model: Model, images: Tensor, which: Tensor, windows: Tensor, *, fill: float | Tensor, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Labels and margins of V views.
-
-    Args:
-        model: maps (N, 3, H, W) in [0, 1] to (N, classes) logits.
-        images: (N, 3, H, W) float in [0, 1].
-        which: (V,) index of each view's image.
-        windows: (V, windows, 4) as rows of :func:`window_tensor`, those of two masks side by side.
-        fill: colour of masked pixels, a number or (3,).
-        batch_size: views in one forward pass.
-
-    Returns:
-        labels (V,) int64 and margins (V,) float32 (best minus second-best logit, >= 0), on the CPU.
-
-    Raises:
-        SoundnessError: logits that are not finite or not (views, classes).
-    """
-    labels = torch.full((len(which),), UNKNOWN)  # what is not computed certifies nothing
-    margins = torch.zeros(len(which))
-    for part, logits in _logits(model, images, which, windows, fill=fill, batch_size=batch_size):
-        best = logits.topk(2, dim=1).values
-        labels[part] = logits.argmax(dim=1).cpu()  # the first of equals, which topk does not promise
-        margins[part] = (best[:, 0] - best[:, 1]).cpu()
-    return labels, margins
+def check_logits(logits: Tensor, views: int) -> Tensor:
+    """The logits of so many views as float32. Raises SoundnessError if they are not finite or not (views, classes)."""
+    if logits.ndim != 2 or len(logits) != views or logits.shape[1] < 2:
+        raise SoundnessError(f"model output: expected (views, classes) = ({views}, 2 or more), found {tuple(logits.shape)}")
+    if not torch.isfinite(logits).all():
+        raise SoundnessError("model output: expected finite logits, found NaN or infinity; check the weights and the precision")
+    return logits.float()
 
 
 @torch.no_grad()
@@ -120,8 +84,10 @@ def losses(
     flat = windows.expand(n, -1, -1, -1).flatten(0, 1)
     size = batch_size or default_batch_size((images.shape[2], images.shape[3]))
     out = torch.empty(n * candidates, device=images.device)
-    for part, logits in _logits(model, images, which, flat, fill=fill, batch_size=size):
-        out[part] = F.cross_entropy(logits, labels[which[part]], reduction="none")
+    for start in range(0, len(which), size):
+        part = slice(start, start + size)
+        views = mask_images(images[which[part]], visible(flat[part], (images.shape[2], images.shape[3])), fill)
+        out[part] = F.cross_entropy(check_logits(model(views), len(views)), labels[which[part]], reduction="none")
     return out.view(n, candidates)
 
 

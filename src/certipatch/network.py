@@ -1,0 +1,178 @@
+"""The network as the defense runs it: masking, precision, compilation, the shared prefix, and the size of its batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .masks import MaskSet
+from .prefix import SharedPrefix, find
+from .runtime import stderr
+from .views import mask_images, visible, window_tensor
+
+KEPT_ON_CPU, KEPT = 2**29, 2**32  # bytes of activations of the shared prefix
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Fabric's name of the precision
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Reduced precision as Fabric has it: float32 weights, cast where torch knows it to be safe.
+
+    Raises ConfigError for a precision with other weights than those whose hash is recorded.
+    """
+    if precision not in AUTOCAST:
+        raise ConfigError(f"precision {precision!r}: expected one of {', '.join(AUTOCAST)}, which keep float32 weights")
+    dtype = AUTOCAST[precision]
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+class Network:
+    """(images, windows) -> activations -> logits, in batches of one size.
+
+    ``tail(head(images, windows))`` are the logits of masked views. The head ends behind the shared prefix; of a network without
+    one the head is everything, and the tail does nothing.
+
+    Args:
+        model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, in evaluation mode.
+        fill: (3,) colour of masked pixels.
+        batch_size: views in one forward pass.
+        precision: one of :data:`AUTOCAST`.
+        compile: compile with torch.compile: weights frozen into the code (BatchNorm folded into convolutions), one
+            batch shape. The weights are those of this moment. ``compiled`` says whether it could be.
+        shared_prefix: look for one; or the name of the layer where it ends.
+    """
+
+    def __init__(
+        self, model: nn.Module, masks: MaskSet, *, fill: Tensor, batch_size: int, precision: str, compile: bool, shared_prefix: bool | str
+    ) -> None:
+        parameter = next(model.parameters(), torch.zeros(()))
+        self.batch_size, self.precision, self.device = batch_size, precision, parameter.device
+        autocast(precision, self.device)  # refused now, not later
+        self.prefix: SharedPrefix | None = None
+        if shared_prefix:
+            self.prefix = find(model, masks, layer=shared_prefix if isinstance(shared_prefix, str) else None)
+        self._windows = 2 * max(len(mask) for mask in masks.windows)
+        self._head: Callable[[Tensor, Tensor], Tensor] = _Masked(self.prefix.head if self.prefix else model, fill.to(self.device))
+        self._tail: Callable[[Tensor], Tensor] | None = self.prefix.tail if self.prefix else None
+        self.compiled = False
+        self.apart = self.prefix.apart.cpu().numpy() if self.prefix else np.zeros((len(masks), len(masks)), dtype=bool)
+        self.images_at_once, self._activation = 128, None
+        if self.prefix:
+            nothing = window_tensor(masks, self.device)[:1]
+            self._activation = self.head(torch.zeros(1, 3, *masks.image_size).to(parameter), nothing)
+            each = self._activation.nbytes * (len(masks) + 1)
+            self.images_at_once = max(1, min(128, (KEPT_ON_CPU if self.device.type == "cpu" else KEPT) // each))
+        if compile:
+            self._compile(masks, parameter)
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest says of it, and what makes an equal one."""
+        return {
+            "batch_size": self.batch_size,
+            "compiled": self.compiled,
+            "shared_prefix": self.prefix.layer if self.prefix else None,
+            "pairs_pasted": int(self.apart.sum()) // 2,
+        }
+
+    def room_for(self, views: int) -> Tensor | None:
+        """Memory for the activations of so many views, if a shared prefix has a use for them."""
+        return None if self._activation is None else self._activation.new_empty(views, *self._activation.shape[1:])
+
+    @torch.inference_mode()
+    def head(self, images: Tensor, windows: Tensor) -> Tensor:
+        """What the head makes of (V, 3, H, W) images under (V, windows, 4), V at most ``batch_size``."""
+        empty = windows.new_zeros(len(windows), self._windows - windows.shape[1], 4)
+        return self._run(self._head, images, torch.cat([windows, empty], dim=1))
+
+    @torch.inference_mode()
+    def tail(self, activations: Tensor) -> Tensor:
+        """The logits (V, classes) of what the head, or pasting, has made."""
+        return activations if self._tail is None else self._run(self._tail, activations)
+
+    def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        n = len(inputs[0])
+        if self.compiled and n < self.batch_size:  # compiled for one shape: repeat the last
+            inputs = tuple(torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])]) for each in inputs)
+        with autocast(self.precision, self.device):
+            return part(*inputs)[:n]
+
+    def _compile(self, masks: MaskSet, parameter: Tensor) -> None:
+        """Compile head and tail and try them, on noise under the first masks; or say in a line why they cannot be."""
+        pixels = torch.rand(1, 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
+        windows = window_tensor(masks, self.device)[: self.batch_size]
+        pixels = pixels.expand(len(windows), -1, -1, -1)
+        expected = self.tail(self.head(pixels, windows)).float()
+        plain = self._head, self._tail
+        try:
+            options: Any = {"freezing": True}
+            self._head = torch.compile(self._head, dynamic=False, options=options)
+            self._tail = self._tail and torch.compile(self._tail, dynamic=False, options=options)
+            self.compiled = True
+            difference = float((self.tail(self.head(pixels, windows)).float() - expected).abs().max())
+            tolerance = (1e-3 if self.precision == "32-true" else 0.1) * max(1.0, float(expected.abs().max()))
+            if not difference <= tolerance:
+                raise ValueError(f"it answers otherwise than the model, by {difference:.2g}")
+        except Exception as error:  # noqa: BLE001, whatever a compiler raises: no compiler, an operation it does not know ...
+            self._head, self._tail = plain
+            self.compiled = False
+            reason = " ".join(str(error).split())[:120]
+            stderr.print(f"not compiled, which is slower: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
+
+
+class _Masked(nn.Module):
+    """A network behind its masking, in one module, so that a compiler makes one kernel of masking and normalisation."""
+
+    fill: Tensor
+
+    def __init__(self, network: nn.Module, fill: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("fill", fill, persistent=False)
+
+    def forward(self, images: Tensor, windows: Tensor) -> Tensor:
+        out: Tensor = self.network(mask_images(images, visible(windows, (images.shape[2], images.shape[3])), self.fill))
+        return out
+
+
+@torch.inference_mode()
+def fastest_batch_size(model: nn.Module, masks: MaskSet, precision: str) -> int:
+    """The number of views in a forward pass at which most go through in a second, found by a quick trial.
+
+    The smallest within 5 % of the best; sizes double until it gets slower, or the memory is full.
+    """
+    parameter = next(model.parameters(), torch.zeros(()))
+    on_cpu = parameter.device.type == "cpu"
+    best: dict[int, float] = {}
+    size = 4 if on_cpu else 32
+    while size <= (64 if on_cpu else 2048):
+        try:
+            views = torch.rand(size, 3, *masks.image_size).to(parameter).contiguous(memory_format=torch.channels_last)
+            best[size] = _seconds(model, views, precision) / size
+        except (torch.OutOfMemoryError, RuntimeError):  # the CPU's allocator raises the latter
+            break
+        if best[size] > 1.2 * min(best.values()):
+            break
+        size *= 2
+    if not best:
+        return 1
+    return min(size for size, seconds in best.items() if seconds <= 1.05 * min(best.values()))
+
+
+def _seconds(model: nn.Module, views: Tensor, precision: str) -> float:
+    """Of one forward pass, the best of some."""
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 3 or (len(times) < 10 and time.perf_counter() - began < 0.3):
+        started = time.perf_counter()
+        with autocast(precision, views.device):
+            model(views)
+        if views.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])

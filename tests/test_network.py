@@ -1,0 +1,272 @@
+"""The fast ways through the network give what the plain one gives, and are left where they would not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import oracle
+from certipatch import MaskSet, PatchCleanser, prefix
+from certipatch.errors import ConfigError, SoundnessError
+from certipatch.models import Normalize
+from certipatch.network import fastest_batch_size
+from certipatch.views import mask_images, visible, window_tensor
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MASKS = MaskSet.covering(image_size=(24, 24), patch_size=(3, 3), masks_per_axis=6)
+
+
+def cnn(*, late: nn.Module | None = None) -> nn.Sequential:
+    """A local stem whose maps are as large as the image, then a global head; double precision, so equal means equal."""
+    torch.manual_seed(1)
+    stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU())
+    rest = nn.Sequential(late or nn.Identity(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(8 * 9, 4))
+    model = nn.Sequential(Normalize((0.5,) * 3, (0.25,) * 3), stem, rest)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    nn.init.normal_(model[2][-1].weight, std=0.5)
+    return model.double().eval()
+
+
+def pictures(n: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.rand(n, 3, 24, 24, generator=generator, dtype=torch.float64)
+    return noise * torch.linspace(0.1, 1, n).view(-1, 1, 1, 1)
+
+
+def labels_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(images).argmax(1)
+
+
+def settled(verdicts):
+    return [(v.vanilla_label, v.defended_label, v.case, v.certified) for v in verdicts]
+
+
+# --- The shared prefix -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch_size", "exhaustive"), [(7, False), (64, False), (64, True)])
+def test_pasting_changes_no_answer(batch_size, exhaustive):
+    model, images = cnn(), pictures()
+    labels = labels_of(model, images)
+    labels[1] = (labels[1] + 1) % 4
+    options = {"batch_size": batch_size, "exhaustive": exhaustive}
+    plain = PatchCleanser(model, MASKS, **options)
+    fast = PatchCleanser(model, MASKS, **options, shared_prefix=True)
+    assert fast.network.prefix is not None
+    found, expected = fast.certify(images, labels), plain.certify(images, labels)
+    assert settled(found) == settled(expected)
+    assert {v.certified for v in found} == {True, False}
+    for one, other in zip(found, expected, strict=True):
+        if exhaustive or one.certified:  # the same views were looked at
+            assert one.passes == other.passes
+            assert one.margin == pytest.approx(other.margin, rel=1e-6)
+    assert fast.predict(images).tolist() == plain.predict(images).tolist()
+
+
+def test_the_head_runs_for_fewer_views():
+    model, images = cnn(), pictures(2)
+    fast = PatchCleanser(model, MASKS, shared_prefix=True, exhaustive=True, batch_size=32)
+    seen = {"head": 0, "tail": 0}
+    fast.network.prefix.head.register_forward_hook(lambda _m, x, _y: seen.__setitem__("head", seen["head"] + len(x[0])))
+    fast.network.prefix.tail.register_forward_hook(lambda _m, x, _y: seen.__setitem__("tail", seen["tail"] + len(x[0])))
+    fast.predict(images)
+    k, apart = len(MASKS), int(fast.network.apart.sum()) // 2
+    assert apart > 0.3 * k * (k - 1) / 2
+    assert seen["tail"] == 2 * (1 + k * (k + 1) // 2)
+    assert seen["head"] == seen["tail"] - 2 * apart
+
+
+def test_reach_is_what_a_mask_changes():
+    """Against one pixel at a time: no activation outside of a mask's reach depends on a pixel under it."""
+    model = cnn()
+    found = prefix.find(model, MASKS)
+    image = pictures(1).requires_grad_()
+    with torch.no_grad():
+        shape = found.head(image).shape
+    for i in (0, 8, 21, 35):
+        keep = torch.from_numpy(oracle.keep_of((24, 24), [(w.top, w.left, w.height, w.width) for w in MASKS.windows[i]]))
+        outside = ~found.reach[i].expand(shape[1:])
+        gradient = torch.autograd.grad(found.head(image)[0][outside].pow(2).sum(), image)[0]
+        assert (gradient[0].abs().sum(0)[~keep] == 0).all()
+        inside = torch.autograd.grad(found.head(image)[0][~outside].pow(2).sum(), image)[0]
+        assert (inside[0].abs().sum(0)[~keep] > 0).any()
+
+
+class GlobalNorm(nn.Module):
+    def forward(self, x):
+        return x - x.mean(dim=(1, 2, 3), keepdim=True)
+
+
+class Forgetful(nn.Module):
+    """A blur over the whole map that hides NaN from whoever measures with it."""
+
+    def forward(self, x):
+        return torch.nan_to_num(x, nan=0.0).mean(dim=(2, 3), keepdim=True) + torch.where(x.isnan(), x, 0.0) + x
+
+
+@pytest.mark.parametrize("late", [GlobalNorm(), nn.GroupNorm(2, 8).double()], ids=["mean", "group norm"])
+def test_global_layers_are_not_in_the_prefix(late):
+    found = prefix.find(cnn(late=late), MASKS)
+    assert found is not None
+    with_late = prefix.find(cnn(late=late), MASKS, layer=found.layer)
+    assert with_late.layer == found.layer
+    assert not any(isinstance(module, type(late)) for module in found.head.modules())
+
+
+def test_a_wrong_reach_is_caught(capsys):
+    """A layer that looks local and is not: pasting would give something else, so it is not used."""
+    model = cnn(late=Forgetful())
+    module = model[2][0]
+    model[1].append(module)
+    model[2][0] = nn.Identity()
+    with pytest.raises(ConfigError, match="shared prefix '_1_5'"):
+        prefix.find(model, MASKS, layer="_1_5")
+    assert "shared prefix: not used, pasting at _1_5" in capsys.readouterr().err
+    assert prefix.find(model, MASKS, layer="_1_4") is not None
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "resnetv2_50x1_bit"])
+def test_networks_without_local_layers_have_none(arch):
+    """Attention, and GroupNorm over space behind the first pooling: nothing worth pasting."""
+    size = 64
+    options = {"img_size": size} if arch.startswith("vit") else {}
+    model = timm.create_model(arch, num_classes=3, **options).eval()
+    masks = MaskSet.covering(image_size=(size, size), patch_size=(11, 11), masks_per_axis=3)
+    assert prefix.find(model, masks) is None
+    with pytest.raises(ConfigError, match="shared prefix 'add_1'"):
+        prefix.find(model, masks, layer="add_1")
+
+
+def test_a_model_that_cannot_be_traced_has_none():
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x[:, :, 0, 0].repeat(1, 2) if x.sum() > 0 else x[:, :, 1, 1].repeat(1, 2)
+
+    model = Branching().eval()
+    assert prefix.find(model, MASKS) is None
+    PatchCleanser(model, MASKS, shared_prefix=True).predict(pictures(1))
+
+
+# --- Compilation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["raises", "lies"])
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch, capsys, how):
+    def broken(module, **_options):
+        def run(*inputs):
+            if how == "raises":
+                raise RuntimeError("no C++ compiler\non this machine")
+            return module(*inputs) + 5 * torch.arange(4)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model, images = cnn(), pictures(2)
+    defense = PatchCleanser(model, MASKS, compile=True)
+    said = capsys.readouterr().err
+    assert said.startswith("not compiled, which is slower:")
+    assert said.count("\n") == 1
+    assert defense.network.compiled is False
+    assert defense.predict(images).tolist() == PatchCleanser(model, MASKS).predict(images).tolist()
+
+
+def test_compiled_batches_have_one_shape(monkeypatch):
+    """Whatever is left for the last batch is filled up, and what fills it is not read."""
+    shapes = set()
+
+    def compiled(module, **_options):
+        def run(*inputs):
+            shapes.add(tuple(len(each) for each in inputs))
+            return module(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    model, images = cnn(), pictures(3)
+    labels = labels_of(model, images)
+    for shared_prefix in (False, True):
+        shapes.clear()
+        defense = PatchCleanser(model, MASKS, compile=True, shared_prefix=shared_prefix, batch_size=10)
+        assert defense.network.compiled
+        assert settled(defense.certify(images, labels)) == settled(PatchCleanser(model, MASKS).certify(images, labels))
+        assert shapes == ({(10, 10), (10,)} if shared_prefix else {(10, 10)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_compiled_answers(precision):
+    """With the real compiler and prefix: labels as computed one view at a time, wherever the margin is above rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Normalize((0.5,) * 3, (0.25,) * 3), timm.create_model("test_resnet", num_classes=5)).eval()
+    size = (48, 48)
+    masks = MaskSet.covering(image_size=size, patch_size=(8, 8), masks_per_axis=6)
+    images = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(1)) * torch.tensor([0.2, 0.4, 0.7, 1]).view(-1, 1, 1, 1)
+    fast = PatchCleanser(model, masks, precision=precision, compile=True, shared_prefix=True, exhaustive=True)
+    assert fast.network.compiled
+    assert fast.network.prefix is not None
+    labels = labels_of(model, images)
+    plain = PatchCleanser(model, masks, precision=precision, exhaustive=True)
+    for one, other in zip(fast.certify(images, labels), plain.certify(images, labels), strict=True):
+        if other.margin > (1e-4 if precision == "32-true" else 0.02):
+            assert settled([one]) == settled([other])
+        assert one.margin == pytest.approx(other.margin, abs=1e-4 if precision == "32-true" else 0.05)
+
+
+# --- Precision and batches -------------------------------------------------------------------------------------------
+
+
+def test_precision():
+    model, images = cnn().float(), pictures(1).float()
+    seen = []
+    model[2][-1].register_forward_hook(lambda _m, _x, y: seen.append(y.dtype))
+    PatchCleanser(model, MASKS, precision="bf16-mixed").predict(images)
+    PatchCleanser(model, MASKS).predict(images)
+    assert set(seen[: len(seen) // 2]) == {torch.bfloat16}
+    assert set(seen[len(seen) // 2 :]) == {torch.float32}
+    with pytest.raises(ConfigError, match=r"'bf16-true'.*32-true"):
+        PatchCleanser(model, MASKS, precision="bf16-true")
+
+
+def test_training_mode_is_refused_before_the_model_is_cut_or_compiled():
+    for option in ("compile", "shared_prefix"):
+        with pytest.raises(SoundnessError, match="training mode"):
+            PatchCleanser(cnn().train(), MASKS, **{option: True})
+
+
+def test_fastest_batch_size(monkeypatch):
+    """The smallest that is as good as the best; what no longer fits into memory ends the trial."""
+    from certipatch import network
+
+    cost = {4: 1.0, 8: 0.8, 16: 0.79, 32: 0.78}
+
+    def seconds(_model, views, _precision):
+        if len(views) > 32:
+            raise torch.OutOfMemoryError
+        return cost[len(views)] * len(views)
+
+    monkeypatch.setattr(network, "_seconds", seconds)
+    assert fastest_batch_size(cnn(), MASKS, "32-true") == 8
+    monkeypatch.undo()
+    assert fastest_batch_size(cnn().float(), MASKS, "32-true") in (4, 8, 16, 32, 64)
+
+
+def test_paste_equals_the_head_under_both_masks():
+    model, image = cnn(), pictures(1)
+    found, windows = prefix.find(model, MASKS), window_tensor(MASKS, torch.device("cpu"))
+
+    def head(*masks):
+        keep = visible(torch.cat([windows[m] for m in masks])[None], MASKS.image_size)
+        return found.head(mask_images(image, keep, 0.5))
+
+    with torch.no_grad():
+        for i, j in np.argwhere(np.triu(found.apart.numpy())).tolist()[::17]:
+            assert torch.equal(found.paste(head(i), head(j), torch.tensor([j])), head(i, j))
+            assert torch.equal(found.paste(head(j), head(i), torch.tensor([i])), head(i, j))
