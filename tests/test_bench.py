@@ -32,9 +32,9 @@ def briefly(monkeypatch: pytest.MonkeyPatch):
 
 
 def options(model: Path, photos: Path, *more: object, **changed: object) -> list[object]:
-    given = {"model": model, "data": photos, "patch": 5, "masks-per-axis": 3, "limit": 6, "repeats": 2, "device": "cpu"}
+    given = {"model": model, "data": photos, "patch": 5, "masks-per-axis": 3, "limit": 6, "repeats": 2, "device": "cpu", "batch-size": 16}
     given |= {key.replace("_", "-"): value for key, value in changed.items()}
-    return ["bench", *(word for key, value in given.items() if value is not None for word in (f"--{key}", value)), *more]
+    return ["bench", *(word for key, value in given.items() if value is not None for word in (f"--{key}", value)), "--no-compile", *more]
 
 
 # --- The published loop against the naive restatement of the paper ---------------------------------------------------
@@ -177,6 +177,7 @@ def test_results_say_what_was_measured_where_and_how(cli, trained: Path, photos:
     vanilla, both = results["train"]["rows"]
     assert (vanilla["passes_per_image"], both["passes_per_image"]) == (3, 6)
     assert vanilla["ratio"]["rounds"] == [1, 1]
+    assert both["ratio"]["rounds"] == pytest.approx([b / a for a, b in zip(vanilla["rounds"], both["rounds"], strict=True)])
     network = results["network"]
     alone = {int(row["what"].split()[-1]): row["median"] for row in network["rows"][:-1]}
     assert alone[network["best_batch_size"]] == min(alone.values())
@@ -195,7 +196,7 @@ def test_memory_and_scaling_run_certify_as_typed(cli, trained: Path, photos: Pat
 
     def run(command, threads=None):
         assert command[:3] == [sys.executable, "-m", "certipatch"]
-        typed = dict(zip(command[4::2], command[5::2], strict=True))
+        typed = dict(pairwise(command))
         commands.append((typed["--limit"], typed["--masks-per-axis"], typed.get("--devices"), threads))
         app([word if word != "2" or before != "--devices" else "1" for before, word in pairwise(command[2:])], standalone_mode=False)  # fmt: skip
         return {None: 1.0, "1": 8.0, "2": 5.0}[typed.get("--devices")], 0.5 * len(commands)
@@ -207,6 +208,7 @@ def test_memory_and_scaling_run_certify_as_typed(cli, trained: Path, photos: Pat
     assert commands == [("1", "2", None, None), ("1", "3", None, None), ("6", "3", None, None), ("6", "3", "1", 4), ("6", "3", "2", 2)]
     results = json.loads((tmp_path / "b.json").read_text())["results"]
     assert [row["rounds"] for row in results["memory"]["rows"]] == [[0.5], [1.0], [1.5]]
+    assert [row["ratio"]["median"] for row in results["memory"]["rows"]] == [1, 2, 3]
     assert [row["rounds"][0] for row in results["scaling"]["rows"]] == pytest.approx([8 / 6, 5 / 6])
     assert results["scaling"]["rows"][1]["ratio"]["median"] == pytest.approx(1.6)
     assert "raise --limit" in " ".join(done.out.split())

@@ -38,7 +38,7 @@ def network() -> nn.Sequential:
 
 def largest(k: int, images: int, batch_size: int) -> int:
     masks = MaskSet.covering(image_size=SIZE, patch_size=(5, 5), masks_per_axis=k)
-    settings = Settings(batch_size=batch_size, exhaustive=True, shared_prefix=False)
+    settings = Settings(batch_size=batch_size, exhaustive=True, compile=False, shared_prefix=False)
     defense = build_defense(network(), masks, settings)
     pixels = torch.rand(images, 3, *SIZE)
     with Largest() as seen:
@@ -71,7 +71,7 @@ def test_what_is_counted_sees_full_size_masks():
 SCRIPT = """
 import timm, torch
 from certipatch import MaskSet
-from certipatch.bench import Settings, build_defense, supported
+from certipatch.bench import Settings, build_defense
 from certipatch.models import Normalize
 
 torch.manual_seed(0)
@@ -79,7 +79,7 @@ network = timm.create_model("tf_efficientnet_lite0")
 model = torch.nn.Sequential(Normalize((0.5,) * 3, (0.5,) * 3), network.to(memory_format=torch.channels_last)).eval()
 masks = MaskSet.covering(image_size=(224, 224), patch_size=(39, 39), masks_per_axis=10)
 assert len(masks) == 100
-defense = build_defense(model, masks, supported(Settings(compile=True)))
+defense = build_defense(model, masks, Settings())
 images = torch.rand(3, 3, 224, 224)
 labels = defense.predict(images)
 labels[1:] += 1  # wrong, so that two images are decided by their one-mask views, and one needs all pairs, if it is certified

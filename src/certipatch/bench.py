@@ -8,7 +8,6 @@ a ratio is taken within a round. No certification is timed before its answers ha
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import os
 import subprocess
@@ -39,6 +38,7 @@ from .defense import PatchCleanser, Verdict
 from .errors import ConfigError, DataError, ProcessError, SoundnessError
 from .masks import MaskSet
 from .models import weights_sha256
+from .network import fastest_batch_size
 from .published import published_answer, published_loop
 from .records import manifest, now, read_records
 
@@ -50,33 +50,19 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Settings:
-    """How the defense runs its network: arguments of :class:`PatchCleanser`."""
+    """How the defense runs its network: arguments of :class:`PatchCleanser`, as ``certify`` chooses them in a large run."""
 
     batch_size: int | None = None
     exhaustive: bool = False
     precision: str = "32-true"
-    compile: bool = False
+    compile: bool = True
     shared_prefix: bool = True
-
-    def __str__(self) -> str:
-        on = [name.replace("_", " ") for name in ("compile", "shared_prefix", "exhaustive") if getattr(self, name)]
-        return ", ".join([self.precision, *on])
-
-
-def supported(settings: Settings) -> Settings:
-    """Without what PatchCleanser does not know (yet), so that no result claims it."""
-    known = inspect.signature(PatchCleanser).parameters
-    off: dict[str, Any] = {name: False for name in ("compile", "shared_prefix") if name not in known}
-    return replace(settings, **off)
 
 
 def build_defense(network: nn.Module, masks: MaskSet, settings: Settings) -> PatchCleanser:
     """The defense as ``certify`` builds it, on the device of the network: the one place here that knows how."""
-    known = inspect.signature(PatchCleanser).parameters
-    if "precision" not in known:  # then Fabric's wrapper brings it
-        device = next(network.parameters()).device.type
-        network = runtime.fabric(device=device, precision=settings.precision).setup_module(network).eval()
-    return PatchCleanser(network, masks, **{name: value for name, value in asdict(settings).items() if name in known})
+    size = settings.batch_size or fastest_batch_size(network, masks, settings.precision)
+    return PatchCleanser(network, masks, **{**asdict(settings), "batch_size": size})
 
 
 @dataclass(frozen=True)
@@ -121,7 +107,7 @@ class Case:
         return as_float(pixels.to(self.fabric.device)), labels
 
     def defense(self, **changed: Any) -> PatchCleanser:
-        return build_defense(self.network, self.masks, supported(replace(self.settings, **changed)))
+        return build_defense(self.network, self.masks, replace(self.settings, **changed))
 
 
 def run(case: Case, themes: Sequence[str]) -> dict[str, Any]:
@@ -131,17 +117,17 @@ def run(case: Case, themes: Sequence[str]) -> dict[str, Any]:
     """
     about = {
         "model": case.spec.arch, "weights_sha256": weights_sha256(case.network), "images": list(case.source.names),
-        "masks": case.masks.to_json() | {"windows": len(case.masks)}, "settings": asdict(supported(case.settings)),
+        "masks": case.masks.to_json(), "settings": asdict(case.settings),
         "repeats": case.repeats, "full": case.full,
     }  # fmt: skip
     load = os.getloadavg()[0]  # of others: a number from a busy machine is worth little
     where = {**runtime.environment(case.fabric), "cores": os.cpu_count(), "processor": _processor(), "load_before": load}
-    results = {}
+    found, results = manifest("bench", about, **where), {}
     for theme in themes:
         runtime.stderr.print(f"bench {theme}")
         measure, ratio = THEMES[theme]
         results[theme] = {**measure(case), "ratio": ratio}
-    return {**manifest("bench", about, **where), "finished": now(), "results": results}
+    return {**found, "finished": now(), "results": results}
 
 
 # --- (1) Certification against the published code --------------------------------------------------------------------
@@ -185,9 +171,10 @@ def certification(case: Case) -> dict[str, Any]:
     return {
         "rows": [
             row("published loop, float32", "s/image", [s / len(images) for s in loop], len(pairs)),
-            row(f"certify, {supported(case.settings)}", "s/image", [s / len(images) for s in ours], passes, _quotients(loop, ours)),
+            row(f"certify, {_shown(defense)}", "s/image", [s / len(images) for s in ours], passes, _quotients(loop, ours)),
         ],
-        "compared": checked, "certified": certified, "pairs": len(pairs), "pairs_timed": len(timed), "differences": differences, "notes": notes,
+        "compared": checked, "certified": certified, "pairs": len(pairs), "pairs_timed": len(timed), "differences": differences, "network": defense.network.describe(),
+        "notes": notes,
     }  # fmt: skip
 
 
@@ -239,19 +226,24 @@ def network_share(case: Case) -> dict[str, Any]:
     (images, labels), defense = case.data, case.defense()
     passes = sum(verdict.passes for verdict in defense.certify(images, labels))  # and compiles, and warms up
     forward: Any = case.network
-    if supported(case.settings).compile:
+    if defense.network.compiled:
         forward = torch.compile(case.network, dynamic=False, options={"freezing": True})
-    sizes = sorted({max(1, defense.batch_size * quarters // 4) for quarters in (1, 2, 4, 8)})
+    sizes = sorted({max(1, defense.batch_size // 2), defense.batch_size, 2 * defense.batch_size, 4 * defense.batch_size})
     views = {size: images[:1].expand(size, -1, -1, -1).contiguous(memory_format=torch.channels_last) for size in sizes}
     alone: dict[int, list[float]] = {size: [] for size in sizes}
     whole: list[float] = []
-    with torch.inference_mode(), case.fabric.autocast():
-        for size in sizes:
+
+    def one_pass(size: int) -> None:
+        with torch.inference_mode(), case.fabric.autocast():
             forward(views[size])
-        for _ in range(case.repeats):
-            whole += interleaved(1, lambda: defense.certify(images, labels))[0]
-            for size in sizes:
-                alone[size].append(_pace(lambda size=size: forward(views[size])) / size)  # type: ignore[misc]
+
+    for size in sizes:
+        one_pass(size)
+    for _ in range(case.repeats):
+        whole += interleaved(1, lambda: defense.certify(images, labels))[0]
+        for size in sizes:
+            alone[size].append(_pace(lambda size=size: one_pass(size)) / size)  # type: ignore[misc]
+    with case.fabric.autocast():
         peak = _matmul_rate(images.device)
     best = min(sizes, key=lambda size: median(alone[size]))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -261,9 +253,9 @@ def network_share(case: Case) -> dict[str, Any]:
     return {
         "rows": [
             *(row(f"a forward pass alone, batch {size}", "s", alone[size], 1) for size in sizes),
-            row(f"certify, {supported(case.settings)}", "s/image", [s / n for s in whole], passes / n, _quotients(whole, [passes * s for s in alone[best]])),
+            row(f"certify, {_shown(defense)}", "s/image", [s / n for s in whole], passes / n, _quotients(whole, [passes * s for s in alone[best]])),
         ],
-        "best_batch_size": best, "images_per_second": n / median(whole), "tflops": rate / 1e12, "peak_tflops": peak / 1e12,
+        "network": defense.network.describe(), "best_batch_size": best, "images_per_second": n / median(whole), "tflops": rate / 1e12, "peak_tflops": peak / 1e12,
         "notes": [
             f"best batch size {best}; {n / median(whole):.3g} images a second; passes x operations of one: {rate / 1e12:.3g} TFLOP/s, "
             f"{100 * rate / peak:.0f} % of the {peak / 1e12:.3g} that a product of large matrices reaches here"
@@ -446,6 +438,13 @@ def table(found: dict[str, Any]) -> Table:
 
 def _quotients(one: Sequence[float], other: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(one, other, strict=True)]
+
+
+def _shown(defense: PatchCleanser) -> str:
+    """What of the settings is in effect: not every network can be compiled, or has a shared prefix."""
+    network = defense.network
+    on = [network.compiled and "compiled", network.prefix and "shared prefix", defense.exhaustive and "exhaustive"]
+    return ", ".join([network.precision, f"batch {network.batch_size}", *(word for word in on if word)])
 
 
 def _outcome(verdict: Verdict) -> tuple[bool | None, int, float]:

@@ -447,12 +447,11 @@ def bench(
     device: Device = "auto",
     precision: Precision = "32-true",
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="as in certify")] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="compile the network")] = False,
-    shared_prefix: Annotated[bool, typer.Option(help="run the local first layers once for several views")] = True,
+    compile: Annotated[bool, typer.Option(help="torch.compile")] = True,
+    shared_prefix: Annotated[bool, typer.Option(help="share a CNN's local layers")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Measure certification (against the published code), training steps, memory and processes on a model and data of your own."""
-    import inspect
     from dataclasses import replace
 
     from . import bench as benchmarks
@@ -482,10 +481,10 @@ def bench(
     same = {
         "model": model, "data": data, "weights": weights, "pretrained": pretrained, "split": split, "class-map": class_map,
         "image-size": image_size, "crop-pct": crop_pct, "patch": by(fine.patch_size), "masks-per-axis": fine.masks_per_axis,
-        "batch-size": batch_size, "limit": limit, "device": device, "precision": precision, "exhaustive": exhaustive, "compile": compile,
+        "batch-size": batch_size, "limit": limit, "device": device, "precision": precision, "exhaustive": exhaustive,
+        "compile" if compile else "no-compile": True, "shared-prefix" if shared_prefix else "no-shared-prefix": True,
     }  # fmt: skip
-    known = inspect.signature(certify).parameters
-    options = {name: value for name, value in same.items() if value not in (None, False) and name.replace("-", "_") in known}
+    options = {name: value for name, value in same.items() if value not in (None, False)}
     case = benchmarks.Case(network, spec, source, fine, settings, device, options, repeats, full, chosen, train_batch_size)
     images = benchmarks.only_certified(case, limit) if only_certified else source.first(limit)
     found = benchmarks.run(replace(case, source=images), themes)
