@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-gpu lint clean
+.PHONY: demo test test-slow test-gpu lint bench clean
 
 demo: .venv/installed
 	$(BIN)/certipatch demo --out demo-out
@@ -24,6 +24,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# make bench HARDWARE=xeon-2core; an hour, on a machine that does nothing else.
+bench: .venv/installed-dev
+	benchmarks/run.sh $(HARDWARE)
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing PyTorch and the rest into .venv: some minutes"

@@ -10,13 +10,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
-    {"demo", "reproduce", "options"},
+    {"demo", "reproduce", "bench", "options"},
     {"certification", "training", "attack"},
     {"defense"},
     {"network", "schedule"},
     {"prefix"},
     {"search", "gradcam", "views"},
-    {"masks", "patchcleanser", "cost", "plan", "models", "data", "report"},
+    {"masks", "patchcleanser", "published", "cost", "plan", "models", "data", "report"},
     {"config", "records", "processes", "runtime", "errors"},
 ]
 

@@ -64,6 +64,10 @@ Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
 Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
 Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
 Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="run the network compiled; default: in large runs")]
+SearchEvery = Annotated[
+    int, typer.Option(min=1, help="train: search in every n-th epoch only; in between the masks found last are used again")
+]
+SearchPrecision = Annotated[str | None, typer.Option(help="train: of the search alone, as --precision; default: the same")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
@@ -155,10 +159,8 @@ def train(
     crop_pct: CropPct = None,
     clean_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of each batch left unmasked")] = 0.0,
     gradcam_layer: Annotated[str | None, typer.Option(help="module that gutout looks at; default: the last feature map")] = None,
-    search_every: Annotated[
-        int, typer.Option(min=1, help="search in every n-th epoch only; in between the masks found last are used again")
-    ] = 1,
-    search_precision: Annotated[str | None, typer.Option(help="of the search alone, as --precision; default: the same")] = None,
+    search_every: SearchEvery = 1,
+    search_precision: SearchPrecision = None,
     compile: Compile = None,
     limit: Limit = None,
     seed: Seed = 0,
@@ -422,6 +424,86 @@ def reproduce(
     runtime.stderr.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
     if failures:
         raise CertiPatchError(f"{len(failures)} of {len(runs)} runs failed; the first: {failures[0]}")
+
+
+@app.command()
+def bench(
+    model: Model,
+    data: Data,
+    patch: Annotated[str | None, typer.Option(help="as in certify; without --certified")] = None,
+    masks_per_axis: Annotated[int | None, typer.Option(help="as in certify; without --certified; default 6")] = None,
+    what: Annotated[str, typer.Option(help="some of certify,network,train,memory,scaling")] = "certify,network",
+    repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds of what is compared")] = 3,
+    full: Annotated[
+        bool, typer.Option("--full", help="time the published loop over all pairs of masks, and compare all images with it")
+    ] = False,
+    certified: Annotated[
+        Path | None, typer.Option(help="folder that certify wrote: its masks, and of the data the images certified there")
+    ] = None,
+    only_certified: Annotated[bool, typer.Option("--only-certified", help="find images that are certified: nothing stops early")] = False,
+    strategies: Annotated[
+        str, typer.Option(help="train: which to compare with vanilla; several: a,b; or all")
+    ] = "random-both,greedy-multisize",
+    train_batch_size: Annotated[int, typer.Option(min=2, help="train: images in a step")] = 64,
+    search_every: SearchEvery = 1,
+    search_precision: SearchPrecision = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    split: Split = None,
+    class_map: ClassMap = None,
+    image_size: ImageSize = None,
+    crop_pct: CropPct = None,
+    batch_size: BatchSize = None,
+    limit: Annotated[int, typer.Option(min=1, help="use this many images, spread over the data set")] = 8,
+    device: Device = "auto",
+    precision: Precision = "32-true",
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="as in certify")] = False,
+    compile: Annotated[bool, typer.Option(help="torch.compile")] = True,
+    shared_prefix: Annotated[bool, typer.Option(help="share a CNN's local layers")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Measure certification (against the published code), training steps, memory and processes on a model and data of your own."""
+    from dataclasses import replace
+
+    from . import bench as benchmarks
+    from .masks import by
+
+    themes, chosen = benchmarks.parse_themes(what), list(STRATEGIES) if strategies == "all" else strategies.split(",")
+    if unknown := [name for name in chosen if name not in STRATEGIES]:
+        raise ConfigError(f"unknown strategy {unknown[0]!r}: expected some of {', '.join(STRATEGIES)}")
+    if out is not None and (out.is_dir() or not out.resolve().parent.is_dir()):
+        raise ConfigError(f"out {out}: expected a file to write in a folder that exists")
+    source = source_for(model, data, split, class_map)
+    spec, network, _ = open_model(model, source, weights, pretrained, image_size, crop_pct)
+    if certified is not None:
+        if patch or masks_per_axis or only_certified:
+            raise ConfigError(
+                f"certified {certified}: has its own patch, k and images; drop --patch, --masks-per-axis and --only-certified"
+            )
+        fine, _ = as_certified(certified, spec, network)
+        source = benchmarks.certified_in(certified, source)
+    elif patch is not None:
+        fine = MaskSet.covering(
+            image_size=spec.image_size, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis or 6
+        )
+    else:
+        raise ConfigError("patch: expected --patch, or --certified FOLDER, found neither")
+    settings = benchmarks.Settings(batch_size, exhaustive, precision, compile, shared_prefix)
+    same = {
+        "model": model, "data": data, "weights": weights, "pretrained": pretrained, "split": split, "class-map": class_map,
+        "image-size": image_size, "crop-pct": crop_pct, "patch": by(fine.patch_size), "masks-per-axis": fine.masks_per_axis,
+        "batch-size": batch_size, "limit": limit, "device": device, "precision": precision, "exhaustive": exhaustive,
+        "compile" if compile else "no-compile": True, "shared-prefix" if shared_prefix else "no-shared-prefix": True,
+    }  # fmt: skip
+    options = {name: value for name, value in same.items() if value not in (None, False)}
+    search = {"search_every": search_every, "search_precision": search_precision}
+    case = benchmarks.Case(network, spec, source, fine, settings, device, options, repeats, full, chosen, train_batch_size, search)
+    images = benchmarks.only_certified(case, limit) if only_certified else source.first(limit)
+    found = benchmarks.run(replace(case, source=images), themes)
+    if out is not None:
+        out.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found)) if as_json else stdout.print(benchmarks.table(found))
 
 
 @app.command()

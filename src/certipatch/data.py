@@ -79,7 +79,10 @@ class Source:
             return self
         if limit < 1:
             raise ConfigError(f"limit {limit}: expected at least 1 image")
-        chosen = [i * len(self) // limit for i in range(limit)]
+        return self.take([i * len(self) // limit for i in range(limit)])
+
+    def take(self, chosen: Sequence[int]) -> Source:
+        """Only the images at these positions, in this order."""
         return Source(self.classes, [self.names[i] for i in chosen], [self.labels[i] for i in chosen], lambda i: self.open(chosen[i]))
 
 
