@@ -296,20 +296,21 @@ def test_training_mode_is_refused_before_the_model_is_cut_or_compiled():
 
 
 def test_fastest_batch_size(monkeypatch):
-    """The smallest that is as good as the best; what no longer fits into memory ends the trial."""
+    """As good as the best within 5 %, on a CPU the largest; what no longer fits into memory ends the trial."""
     from certipatch import network
 
-    cost = {4: 1.0, 8: 0.8, 16: 0.79, 32: 0.78}
+    cost = {4: 1.0, 8: 0.8, 16: 0.82, 32: 0.9}
 
     def seconds(_model, views, _precision):
-        if len(views) > 32:
+        if len(views) > most:
             raise torch.OutOfMemoryError
         return cost[len(views)] * len(views)
 
     monkeypatch.setattr(network, "_seconds", seconds)
-    assert fastest_batch_size(cnn(), MASKS, "32-true") == 8
+    for most, expected in [(32, 16), (8, 8), (4, 4), (2, 1)]:
+        assert fastest_batch_size(cnn(), MASKS, "32-true") == expected
     monkeypatch.undo()
-    assert fastest_batch_size(cnn().float(), MASKS, "32-true") in (4, 8, 16, 32, 64)
+    assert fastest_batch_size(cnn().float(), MASKS, "32-true") in (4, 8, 16, 32)
 
 
 def test_paste_equals_the_head_under_both_masks():
