@@ -17,6 +17,7 @@ from certipatch.masks import MaskSet, parse_patch
 from certipatch.models import LITE0_PACKAGE, build, describe, find_mean
 from certipatch.report.pictures import strategy_masks
 from certipatch.search import STRATEGIES
+from certipatch.views import visible
 
 PHOTO = "imagenet_00_243.jpg"  # <running number>_<class number>
 
@@ -33,6 +34,6 @@ keeps = {}
 for name, strategy in STRATEGIES.items():
     started = time.perf_counter()
     copies = strategy(model, images, labels, masks, fill=torch.as_tensor(find_mean(model)), generator=torch.Generator().manual_seed(0))
-    keeps[name] = [copy[0].numpy() for copy in copies]
+    keeps[name] = [visible(copy, spec.image_size)[0].numpy() for copy in copies]
     print(f"{name:17} {time.perf_counter() - started:6.2f} s", flush=True)
 strategy_masks(Path(__file__).with_name("strategies.png"), image.numpy(), keeps)

@@ -39,6 +39,25 @@ def test_train_with_gutout(cli, photos: Path, tmp_path: Path):
         assert read_manifest(run)["experiment"]["train"]["gradcam_layer"] == (layer[1] if layer else None)
 
 
+def test_a_run_from_before_there_was_a_cheaper_search(cli, trained: Path, photos: Path, tmp_path: Path):
+    """Its manifest has nothing of when and how precisely to search: it is that of the defaults, and no other."""
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "old")
+    manifest = read_manifest(trained)
+    for key in ("search_every", "search_precision"):
+        assert manifest["experiment"]["train"].pop(key) is None
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    again = ["train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "greedy-coarse", "--patch", 5,
+             "--epochs", 4, "--batch-size", 8, "--lr", 0.05, "--device", "cpu", "--out", tmp_path / "old", "--resume"]  # fmt: skip
+    for options in ((), ("--search-every", 1)):
+        done = cli(*again, *options)
+        assert done.code == 0, done.err
+    assert "search_every: None there, 2 here" in cli(*again, "--search-every", 2).err
+    assert "search_precision: None there" in cli(*again, "--search-precision", "bf16-mixed").err
+    assert cli("certify", "--model", tmp_path / "old", "--data", photos, "--patch", 5, "--limit", 3, "--out", tmp_path / "c").code == 0
+
+
 def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
     run, cert = tmp_path / "run", tmp_path / "cert"
     done = cli("train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "greedy-multisize",
@@ -46,8 +65,8 @@ def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
     assert done.code == 0, done.err
     epochs = read_lines(run / "epochs.jsonl")
     assert [line["epoch"] for line in epochs] == [1, 2]
-    # 26 passes of search and two copies of one forward and one backward pass (worth two) for each image.
-    assert epochs[0]["forward_equivalents"] == 32 * epochs[0]["images"]
+    # 25 passes of search and two copies of one forward and one backward pass (worth two) for each image.
+    assert epochs[0]["forward_equivalents"] == (25 + 6) * epochs[0]["images"]
     assert (run / "model.safetensors").exists()
     assert not (run / "checkpoint.pt").exists()
 

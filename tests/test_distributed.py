@@ -25,6 +25,7 @@ from certipatch.records import read_lines, read_manifest
 from certipatch.runtime import derived_seed
 from certipatch.search import STRATEGIES
 from certipatch.training import _check_batch, _leave_clean, convert_sync_batchnorm, epoch_batches, part_of
+from certipatch.views import visible
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -80,13 +81,14 @@ def test_two_processes_train_as_one_with_the_doubled_batch(cli, photos: Path, tm
 def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """One run that loses process 1, and then, in one pair of processes, what becomes of it and of others.
 
-    With BatchNorm and a search, which depends on the running statistics.
+    With BatchNorm and a search in every second epoch, which depends on the running statistics.
     """
     from conftest import write_photos
 
     folder = tmp_path_factory.mktemp("distributed")
     base = ["train", "--model", "small-cnn", "--patch", 5, "--lr", 0.05, "--device", "cpu", "--devices", 2]
-    options = [*base, "--data", photos, "--val-data", photos, "--strategy", "greedy-coarse", "--epochs", 12, "--batch-size", 3]
+    options = [*base, "--data", photos, "--val-data", photos, "--strategy", "greedy-coarse", "--search-every", 2,
+               "--epochs", 12, "--batch-size", 3]  # fmt: skip
     whole, broken = folder / "whole", folder / "broken"
     killed = kill_process_1([*options, "--out", broken], broken / "checkpoint.pt")
     kept = without_time(broken)
@@ -148,6 +150,7 @@ def test_a_killed_run_that_is_resumed_ends_as_an_undisturbed_one(runs: SimpleNam
     found = without_time(runs.broken)
     assert found == without_time(runs.whole)
     assert found[: len(runs.kept)] == runs.kept
+    assert [line["forward_equivalents"] for line in found] == 6 * [24 * 20, 24 * 3], "each uses what the other had found"
     whole = read_manifest(runs.whole)["finished"]["weights_sha256"]
     assert read_manifest(runs.broken)["finished"]["weights_sha256"] == whole
     assert [process["weights"] for process in runs.jobs["undisturbed"]] == [[whole], [whole]], "BatchNorm's statistics too"
@@ -213,8 +216,8 @@ def test_parts_of_a_batch_draw_what_the_whole_does(name: str):
 
     def masked(n: int, place: tuple[int, int] | None) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(1)
-        keeps = STRATEGIES[name](None, torch.zeros(n, 3, 18, 18), None, masks, fill=0.0, generator=generator, place=place)
-        return [_leave_clean(keep, 0.7, place or (0, n)) for keep in keeps]
+        copies = STRATEGIES[name](None, torch.zeros(n, 3, 18, 18), None, masks, fill=0.0, generator=generator, place=place)
+        return [_leave_clean(visible(windows, (18, 18)), 0.7, place or (0, n)) for windows in copies]
 
     for copy, *parts in zip(masked(6, None), *(masked(2, (start, 6)) for start in (0, 2, 4)), strict=True):
         assert torch.equal(copy, torch.cat(parts))

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 import oracle
-from certipatch import MaskSet, PatchCleanser, prefix
+from certipatch import MaskSet, PatchCleanser, certification, models, prefix, runtime, training
+from certipatch.config import TrainConfig
+from certipatch.data import load_source
 from certipatch.errors import ConfigError, SoundnessError
 from certipatch.models import Normalize
 from certipatch.network import fastest_batch_size
+from certipatch.records import read_manifest, read_records
 from certipatch.views import mask_images, visible, window_tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,7 +96,7 @@ def test_reach_is_what_a_mask_changes():
         shape = found.head(image).shape
     for i in (0, 8, 21, 35):
         keep = torch.from_numpy(oracle.keep_of((24, 24), [(w.top, w.left, w.height, w.width) for w in MASKS.windows[i]]))
-        outside = ~found.reach[i].expand(shape[1:])
+        outside = ~found.reach[i].permute(2, 0, 1).expand(shape[1:])
         gradient = torch.autograd.grad(found.head(image)[0][outside].pow(2).sum(), image)[0]
         assert (gradient[0].abs().sum(0)[~keep] == 0).all()
         inside = torch.autograd.grad(found.head(image)[0][~outside].pow(2).sum(), image)[0]
@@ -214,10 +217,61 @@ def test_compiled_answers(precision):
     assert fast.network.prefix is not None
     labels = labels_of(model, images)
     plain = PatchCleanser(model, masks, precision=precision, exhaustive=True)
-    for one, other in zip(fast.certify(images, labels), plain.certify(images, labels), strict=True):
+    with torch._dynamo.config.patch(error_on_recompile=True):  # one batch shape is one program
+        found = fast.certify(images, labels)
+    for one, other in zip(found, plain.certify(images, labels), strict=True):
         if other.margin > (1e-4 if precision == "32-true" else 0.02):
             assert settled([one]) == settled([other])
         assert one.margin == pytest.approx(other.margin, abs=1e-4 if precision == "32-true" else 0.05)
+
+
+def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, photos, tmp_path):
+    """Compiled, with a batch size of its own, by default; the manifest says so, --resume and predict do the same again."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda module, **_options: (asked.append(module), module)[1])
+    monkeypatch.setattr(certification, "LARGE", 0)
+    monkeypatch.setattr(certification, "fastest_batch_size", lambda *_: 11)
+    certify = ["certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 3, "--out", tmp_path]
+    assert cli(*certify).code == 0
+    way = read_manifest(tmp_path)["environment"]["network"]
+    assert way["compiled"]
+    assert way["batch_size"] == 11
+    assert way["shared_prefix"] is not None
+    assert way["pairs_pasted"] > 0
+    before = (tmp_path / "records.jsonl").read_bytes()
+
+    made = []
+    init = PatchCleanser.__init__
+    monkeypatch.setattr(PatchCleanser, "__init__", lambda self, *a, **k: (made.append(k), init(self, *a, **k))[1])
+    monkeypatch.setattr(certification, "LARGE", float("inf"))
+    assert cli(*certify, "--resume").code == 0
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    assert cli("predict", "--model", trained, "--certified", tmp_path, photos / "red" / "0.png").code == 0
+    for options in made:
+        assert (options["compile"], options["batch_size"], options["shared_prefix"]) == (True, 11, way["shared_prefix"])
+
+    out = tmp_path / "plain"
+    assert cli(*certify[:-1], out, "--no-compile", "--no-shared-prefix", "--batch-size", 5).code == 0
+    assert read_manifest(out)["environment"]["network"] == {"batch_size": 5, "compiled": False, "shared_prefix": None, "pairs_pasted": 0}
+    for one, other in zip(read_records(tmp_path), read_records(out), strict=True):
+        assert (one.certified, one.defended_label, one.case) == (other.certified, other.defended_label, other.case)
+
+
+@pytest.mark.slow
+def test_compiled_search(photos, tmp_path):
+    """With the real compiler: training goes the same way at the same count of passes, and the weights that it sees are today's."""
+    source = load_source(str(photos))
+    spec = models.describe("test_resnet", classes=source.classes, num_classes=3, image_size=(32, 32))
+    config = TrainConfig(strategy="greedy-multisize", patch_size=(5, 5), masks_per_axis=6, epochs=3, batch_size=8, lr=0.01)
+    last = {}
+    for compile in (False, True):
+        fabric = runtime.fabric(device="cpu")
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            last[compile] = training.train(
+                models.build(spec, seed=1), spec, source, source, config, tmp_path / str(compile), fabric=fabric, compile=compile
+            )  # fmt: skip
+    assert last[True]["forward_equivalents"] == last[False]["forward_equivalents"] == (25 + 6) * 24
+    assert last[True]["loss"] == pytest.approx(last[False]["loss"], rel=1e-3)
 
 
 # --- Precision and batches -------------------------------------------------------------------------------------------
@@ -264,7 +318,7 @@ def test_paste_equals_the_head_under_both_masks():
 
     def head(*masks):
         keep = visible(torch.cat([windows[m] for m in masks])[None], MASKS.image_size)
-        return found.head(mask_images(image, keep, 0.5))
+        return found.head(mask_images(image, keep, 0.5)).permute(0, 2, 3, 1)
 
     with torch.no_grad():
         for i, j in np.argwhere(np.triu(found.apart.numpy())).tolist()[::17]:

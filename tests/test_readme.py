@@ -41,7 +41,7 @@ def test_quick_start_in_python(capsys: pytest.CaptureFixture[str]):
     scope: dict[str, object] = {}
     exec(block, scope)
     assert len(scope["verdicts"]) == 2
-    assert [tuple(keep.shape) for keep in scope["keeps"]] == [(2, 64, 64)] * 2
+    assert [tuple(windows.shape) for windows in scope["copies"]] == [(2, 2, 4)] * 2
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -40,6 +40,10 @@ def check(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, ma
         with torch.no_grad():
             assert verdict.vanilla_label == int(model(image[None]).argmax())
     assert defense.predict(images).tolist() == [verdict.defended_label for verdict in verdicts]
+    for other in ({"exhaustive": True}, {"shared_prefix": True}):
+        again = cp.PatchCleanser(model, masks, batch_size=50, **other).certify(images, labels)
+        for a, b in zip(again, verdicts, strict=True):
+            assert (a.vanilla_label, a.defended_label, a.case, a.certified) == (b.vanilla_label, b.defended_label, b.case, b.certified)
     return verdicts
 
 

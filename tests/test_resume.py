@@ -76,11 +76,12 @@ def test_train(cli, tmp_path: Path, sig: int):
     assert without_time(broken) == without_time(whole)
 
 
-def test_resume_in_the_middle_of_an_epoch(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Every step is a checkpoint; the run dies in the middle of the second epoch and loses nothing."""
+@pytest.mark.parametrize("strategy", [("random-cutout",), ("greedy-coarse", "--search-every", 2)])
+def test_resume_in_the_middle_of_an_epoch(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: tuple[object, ...]):
+    """Every step is a checkpoint; the run dies in the middle of the second epoch and loses nothing, masks to use again neither."""
     from certipatch import training
 
-    options = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", "random-cutout", "--limit", 96,
+    options = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", *strategy, "--limit", 96,
                "--patch", 5, "--epochs", 3, "--batch-size", 16]  # fmt: skip
     cli(*options, "--out", tmp_path / "whole")
 
@@ -89,11 +90,11 @@ def test_resume_in_the_middle_of_an_epoch(cli, tmp_path: Path, monkeypatch: pyte
 
     steps, cross_entropy = [], training.F.cross_entropy
 
-    def dies(*arguments: object) -> object:
-        steps.append(1)
+    def dies(*arguments: object, **of_search: object) -> object:
+        steps.extend([] if of_search else [1])
         if len(steps) == 10:
             raise PowerCut
-        return cross_entropy(*arguments)
+        return cross_entropy(*arguments, **of_search)
 
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(training.F, "cross_entropy", dies)
@@ -103,3 +104,5 @@ def test_resume_in_the_middle_of_an_epoch(cli, tmp_path: Path, monkeypatch: pyte
     assert cli(*options, "--out", tmp_path / "broken", "--resume").code == 0
     whole, broken = (read_manifest(tmp_path / name)["finished"]["weights_sha256"] for name in ("whole", "broken"))
     assert whole == broken
+    costs = [[line["forward_equivalents"] for line in read_lines(tmp_path / name / "epochs.jsonl")] for name in ("whole", "broken")]
+    assert costs[0] == costs[1] == [96 * (20 if strategy[1:] and epoch != 1 else 3) for epoch in range(3)]

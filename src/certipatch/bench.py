@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import runtime, training
 from .config import ModelSpec, train_config
+from .cost import SEARCHES_BY_LOSS
 from .data import Images, Source, as_float, collate
 from .defense import PatchCleanser, Verdict
 from .errors import ConfigError, DataError, ProcessError, SoundnessError
@@ -40,7 +41,8 @@ from .masks import MaskSet
 from .models import weights_sha256
 from .network import fastest_batch_size
 from .published import published_answer, published_loop
-from .records import manifest, now, read_records
+from .records import manifest, now, read_lines, read_records
+from .views import window_tensor
 
 CHECKED, TIMED_PAIRS = 4, 40  # without ``full``: images compared over all pairs, and pairs that the loop is timed on
 BLOCK = 16  # images, in the search for certified ones
@@ -73,7 +75,8 @@ class Case:
         network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; moved to the device.
         options: those of ``certipatch certify`` that say the same, for what is measured in a fresh process.
         repeats: rounds. full: compare all images with the published loop, and time it over all pairs.
-        strategies, train_batch_size: of training steps.
+        strategies, train_batch_size, search: of training steps; ``search`` are ``search_every`` and ``search_precision`` of
+            :class:`TrainConfig`, for those that search by loss.
     """
 
     network: nn.Sequential
@@ -86,7 +89,8 @@ class Case:
     repeats: int = 3
     full: bool = False
     strategies: Sequence[str] = ()
-    train_batch_size: int = 32
+    train_batch_size: int = 64
+    search: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.network.to(self.fabric.device)
@@ -222,28 +226,21 @@ def certified_in(folder: Path, source: Source) -> Source:
 
 
 def network_share(case: Case) -> dict[str, Any]:
-    """``certify`` against its passes at the pace of the network alone, compiled or not, in the same precision."""
+    """``certify`` against its passes at the pace of the network alone (with its masking), compiled or not, in the same precision."""
     (images, labels), defense = case.data, case.defense()
     passes = sum(verdict.passes for verdict in defense.certify(images, labels))  # and compiles, and warms up
-    forward: Any = case.network
-    if defense.network.compiled:
-        forward = torch.compile(case.network, dynamic=False, options={"freezing": True})
-    sizes = sorted({max(1, defense.batch_size // 2), defense.batch_size, 2 * defense.batch_size, 4 * defense.batch_size})
-    views = {size: images[:1].expand(size, -1, -1, -1).contiguous(memory_format=torch.channels_last) for size in sizes}
+    windows = window_tensor(case.masks, images.device)
+    sizes = sorted({max(1, defense.batch_size * quarters // 4) for quarters in (1, 2, 4, 8)})
+    networks = {size: case.defense(batch_size=size, shared_prefix=False).network for size in sizes}
     alone: dict[int, list[float]] = {size: [] for size in sizes}
     whole: list[float] = []
-
-    def one_pass(size: int) -> None:
-        with torch.inference_mode(), case.fabric.autocast():
-            forward(views[size])
-
-    for size in sizes:
-        one_pass(size)
-    for _ in range(case.repeats):
-        whole += interleaved(1, lambda: defense.certify(images, labels))[0]
-        for size in sizes:
-            alone[size].append(_pace(lambda size=size: one_pass(size)) / size)  # type: ignore[misc]
-    with case.fabric.autocast():
+    with torch.inference_mode():
+        views = {size: (images[:1].repeat(size, 1, 1, 1), windows[torch.arange(size) % len(windows)]) for size in sizes}
+        for _ in range(case.repeats):
+            whole += interleaved(1, lambda: defense.certify(images, labels))[0]
+            for size in sizes:
+                alone[size].append(_pace(lambda size=size: networks[size](*views[size])) / size)  # type: ignore[misc]
+    with torch.inference_mode(), runtime.autocast(case.settings.precision, images.device):
         peak = _matmul_rate(images.device)
     best = min(sizes, key=lambda size: median(alone[size]))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -252,7 +249,7 @@ def network_share(case: Case) -> dict[str, Any]:
     n = len(images)
     return {
         "rows": [
-            *(row(f"a forward pass alone, batch {size}", "s", alone[size], 1) for size in sizes),
+            *(row(f"forward pass, batch {size}", "s/view", alone[size], 1) for size in sizes),
             row(f"certify, {_shown(defense)}", "s/image", [s / n for s in whole], passes / n, _quotients(whole, [passes * s for s in alone[best]])),
         ],
         "network": defense.network.describe(), "best_batch_size": best, "images_per_second": n / median(whole), "tflops": rate / 1e12, "peak_tflops": peak / 1e12,
@@ -292,11 +289,16 @@ def training_steps(case: Case) -> dict[str, Any]:
     masks = {"patch_size": case.masks.patch_size, "masks_per_axis": case.masks.masks_per_axis}
 
     def epoch(strategy: str) -> tuple[float, float]:
-        config = train_config(strategy=strategy, **masks, epochs=1, batch_size=n, lr=1e-4)
+        search = case.search if strategy in SEARCHES_BY_LOSS else {}
+        epochs = search.get("search_every") or 1
+        config = train_config(strategy=strategy, **masks, epochs=epochs, batch_size=n, lr=1e-4, **search)
         with TemporaryDirectory() as folder:
-            network = copy.deepcopy(case.network)
-            last = training.train(network, case.spec, source, source, config, Path(folder) / "run", fabric=case.fabric)
-        return last["seconds"] * n / last["images"], last["forward_equivalents"] / last["images"]
+            network, run = copy.deepcopy(case.network), Path(folder) / "run"
+            compile = case.settings.compile
+            training.train(network, case.spec, source, source, config, run, fabric=case.fabric, compile=compile)
+            lines = read_lines(run / "epochs.jsonl")
+        seconds, passes, images = (sum(line[key] for line in lines) for key in ("seconds", "forward_equivalents", "images"))
+        return seconds * n / images, passes / images
 
     names = list(dict.fromkeys(["vanilla", *case.strategies]))
     with _quiet():
@@ -306,7 +308,10 @@ def training_steps(case: Case) -> dict[str, Any]:
     return {
         "rows": [row(name, "s/step", seconds[i], passes[i], _quotients(seconds[i], seconds[0])) for i, name in enumerate(names)],
         "batch_size": n,
-        "notes": [f"{n} images in a step, {case.settings.precision}; passes: forward passes' worth of search and gradient step"],
+        "notes": [
+            f"{n} images in a step, {case.settings.precision}; passes: forward passes' worth of search and gradient step",
+            *(f"{name.replace('_', ' ')}: {value}" for name, value in case.search.items()),
+        ],
     }
 
 

@@ -19,11 +19,10 @@ from .defense import PatchCleanser, Verdict
 from .errors import ConfigError
 from .masks import MaskSet
 from .models import weights_sha256
-from .network import fastest_batch_size
+from .network import LARGE, fastest_batch_size
 from .records import RECORDS, Record, Store, manifest, read_manifests, read_records
 
 BLOCK = 32
-LARGE = 4e9  # pixels of all views at most, from which on it pays to compile and to try batch sizes
 
 
 def certify(

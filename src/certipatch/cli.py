@@ -63,6 +63,11 @@ Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed")]
 Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
 Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
 Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
+Compile = Annotated[bool | None, typer.Option("--compile/--no-compile", help="run the network compiled; default: in large runs")]
+SearchEvery = Annotated[
+    int, typer.Option(min=1, help="train: search in every n-th epoch only; in between the masks found last are used again")
+]
+SearchPrecision = Annotated[str | None, typer.Option(help="train: of the search alone, as --precision; default: the same")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
@@ -154,6 +159,9 @@ def train(
     crop_pct: CropPct = None,
     clean_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of each batch left unmasked")] = 0.0,
     gradcam_layer: Annotated[str | None, typer.Option(help="module that gutout looks at; default: the last feature map")] = None,
+    search_every: SearchEvery = 1,
+    search_precision: SearchPrecision = None,
+    compile: Compile = None,
     limit: Limit = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -185,9 +193,11 @@ def train(
         config = train_config(
             strategy=strategy, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis, epochs=epochs,
             batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
-            gradcam_layer=gradcam_layer, seed=seed,
+            gradcam_layer=gradcam_layer, search_every=search_every, search_precision=search_precision, seed=seed,
         )  # fmt: skip
-        last = training.train(network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, resume=resume)
+        last = training.train(
+            network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, compile=compile, resume=resume
+        )
     if not fab.is_global_zero:
         return
     if as_json:
@@ -226,7 +236,7 @@ def certify(
     devices: Devices = "1",
     nodes: Nodes = 1,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")] = False,
-    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile; default: in large runs")] = None,
+    compile: Compile = None,
     shared_prefix: Annotated[
         bool | None, typer.Option("--shared-prefix/--no-shared-prefix", help="share a CNN's local layers; default: in large runs")
     ] = None,
@@ -434,7 +444,9 @@ def bench(
     strategies: Annotated[
         str, typer.Option(help="train: which to compare with vanilla; several: a,b; or all")
     ] = "random-both,greedy-multisize",
-    train_batch_size: Annotated[int, typer.Option(min=2, help="train: images in a step")] = 32,
+    train_batch_size: Annotated[int, typer.Option(min=2, help="train: images in a step")] = 64,
+    search_every: SearchEvery = 1,
+    search_precision: SearchPrecision = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
@@ -485,7 +497,8 @@ def bench(
         "compile" if compile else "no-compile": True, "shared-prefix" if shared_prefix else "no-shared-prefix": True,
     }  # fmt: skip
     options = {name: value for name, value in same.items() if value not in (None, False)}
-    case = benchmarks.Case(network, spec, source, fine, settings, device, options, repeats, full, chosen, train_batch_size)
+    search = {"search_every": search_every, "search_precision": search_precision}
+    case = benchmarks.Case(network, spec, source, fine, settings, device, options, repeats, full, chosen, train_batch_size, search)
     images = benchmarks.only_certified(case, limit) if only_certified else source.first(limit)
     found = benchmarks.run(replace(case, source=images), themes)
     if out is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import ConfigError
 
@@ -36,7 +36,8 @@ class TrainConfig(Frozen):
 
     The learning rate is multiplied by ``lr_decay`` after half of the epochs. ``clean_fraction`` of each batch
     is left unmasked (our addition; the paper's value is 0). ``gradcam_layer`` is where the gutout strategies look,
-    the model's last feature map if None.
+    the model's last feature map if None. A strategy that searches does so in every ``search_every``-th epoch, in each if None, and
+    uses again in between what it found last; ``search_precision`` is that of the search, the training's if None.
     """
 
     strategy: str
@@ -50,7 +51,15 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(default=0.0, ge=0)
     clean_fraction: float = Field(default=0.0, ge=0, le=1)
     gradcam_layer: str | None = None
+    search_every: int | None = Field(default=None, ge=1)
+    search_precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
     seed: int = 0
+
+    @field_validator("search_every")
+    @classmethod
+    def _each(cls, every: int | None) -> int | None:
+        """One value for one thing: None, which runs from before there was a choice are read as."""
+        return None if every == 1 else every
 
 
 def train_config(**options: Any) -> TrainConfig:

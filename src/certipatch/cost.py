@@ -10,6 +10,7 @@ from .masks import MaskSet
 FORWARD, BACKWARD = 1, 2
 RANDOM = ("vanilla", "random-cutout", "random-coarse", "random-fine", "random-both")
 SEARCHES = ("gutout-coarse", "gutout-fine", "gutout-both", "greedy-coarse", "greedy-fine", "greedy-multisize", "grid-coarse", "grid-fine")
+SEARCHES_BY_LOSS = SEARCHES[3:]  # greedy and grid: they need no gradient
 STRATEGIES = RANDOM + SEARCHES  # the names, for those who need no torch
 TWO_COPIES = ("random-both", "gutout-both", "greedy-multisize")
 
@@ -17,7 +18,8 @@ TWO_COPIES = ("random-both", "gutout-both", "greedy-multisize")
 def search_passes(masks: MaskSet) -> dict[str, int]:
     """Extra forward passes of search for one training image, by strategy (0 for those not listed).
 
-    Grad-CAM's backward passes count like forward ones, as in the paper: 4 for each set.
+    Grad-CAM's backward passes count like forward ones, as in the paper: 4 for each set. What is run may be less:
+    one pass of greedy-multisize, whose loss is known, and epochs without a search. Records hold what was counted.
     """
     coarse, children = masks.coarsen()
     n, m = len(masks), len(coarse)

@@ -231,7 +231,7 @@ class _Examination:
             shown = self._index(mask[part])
             activations = self.network.head(self.images[self._index(which[part])], self.windows[shown])
             if self.shared is not None:
-                self.shared[self._at(which[part], mask[part])] = activations
+                self.shared[self._at(which[part], mask[part])] = activations.permute(0, 2, 3, 1)
             labels[part], margins[part] = _read(self.network.tail(activations), len(shown))
         for image, found, gap in zip(images, labels.reshape(n, k + 1), margins.reshape(n, k + 1), strict=True):
             gap = gap[1:]
@@ -247,7 +247,7 @@ class _Examination:
         which, i, j = np.array(views).T
         if apart and self.network.prefix and self.shared is not None:
             one, other = self.shared[self._at(which, i + 1)], self.shared[self._at(which, j + 1)]
-            activations = self.network.prefix.paste(one, other, self._index(j))
+            activations = self.network.prefix.paste(one, other, self._index(j)).permute(0, 3, 1, 2)
         else:
             pairs = torch.cat([self.windows[self._index(i + 1)], self.windows[self._index(j + 1)]], dim=1)
             activations = self.network.head(self.images[self._index(which)], pairs)

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError
 from .masks import MaskSet
 from .prefix import SharedPrefix, find
-from .runtime import stderr
-from .views import mask_images, visible, window_tensor
+from .runtime import autocast, stderr
+from .views import Masked, window_tensor
 
+LARGE = 4e9  # pixels of all views at most, from which on it pays to compile and to try batch sizes
 KEPT_ON_CPU, KEPT = 2**29, 2**32  # bytes of activations of the shared prefix
-AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Fabric's name of the precision
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Reduced precision as Fabric has it: float32 weights, cast where torch knows it to be safe.
-
-    Raises ConfigError for a precision with other weights than those whose hash is recorded.
-    """
-    if precision not in AUTOCAST:
-        raise ConfigError(f"precision {precision!r}: expected one of {', '.join(AUTOCAST)}, which keep float32 weights")
-    dtype = AUTOCAST[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 class Network:
@@ -42,23 +29,36 @@ class Network:
         model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, in evaluation mode.
         fill: (3,) colour of masked pixels.
         batch_size: views in one forward pass.
-        precision: one of :data:`AUTOCAST`.
-        compile: compile with torch.compile: weights frozen into the code (BatchNorm folded into convolutions), one
-            batch shape. The weights are those of this moment. ``compiled`` says whether it could be.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        compile: compile with torch.compile, for one batch shape. ``compiled`` says whether it could be.
+        frozen: compile the weights of this moment into the code (BatchNorm folded into convolutions); False for a model that
+            is being trained.
         shared_prefix: look for one; or the name of the layer where it ends.
+
+    Attributes:
+        views: how many the head has seen.
     """
 
     def __init__(
-        self, model: nn.Module, masks: MaskSet, *, fill: Tensor, batch_size: int, precision: str, compile: bool, shared_prefix: bool | str
+        self,
+        model: nn.Module,
+        masks: MaskSet,
+        *,
+        fill: Tensor,
+        batch_size: int,
+        precision: str,
+        compile: bool,
+        frozen: bool = True,
+        shared_prefix: bool | str = False,
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
-        self.batch_size, self.precision, self.device = batch_size, precision, parameter.device
+        self.batch_size, self.precision, self.device, self.views = batch_size, precision, parameter.device, 0
         autocast(precision, self.device)  # refused now, not later
         self.prefix: SharedPrefix | None = None
         if shared_prefix:
             self.prefix = find(model, masks, layer=shared_prefix if isinstance(shared_prefix, str) else None)
         self._windows = 2 * max(len(mask) for mask in masks.windows)
-        self._head: Callable[[Tensor, Tensor], Tensor] = _Masked(self.prefix.head if self.prefix else model, fill.to(self.device))
+        self._head: Callable[[Tensor, Tensor], Tensor] = Masked(self.prefix.head if self.prefix else model, fill.to(self.device))
         self._tail: Callable[[Tensor], Tensor] | None = self.prefix.tail if self.prefix else None
         self.compiled = False
         self.apart = self.prefix.apart.cpu().numpy() if self.prefix else np.zeros((len(masks), len(masks)), dtype=bool)
@@ -69,7 +69,12 @@ class Network:
             each = self._activation.nbytes * (len(masks) + 1)
             self.images_at_once = max(1, min(128, (KEPT_ON_CPU if self.device.type == "cpu" else KEPT) // each))
         if compile:
-            self._compile(masks, parameter)
+            self._compile(masks, parameter, frozen)
+            self.views = 0  # of use
+
+    def __call__(self, images: Tensor, windows: Tensor) -> Tensor:
+        """The logits of masked views: of V images (V, 3, H, W) under (V, windows, 4)."""
+        return self.tail(self.head(images, windows))
 
     def describe(self) -> dict[str, Any]:
         """What a manifest says of it, and what makes an equal one."""
@@ -81,12 +86,16 @@ class Network:
         }
 
     def room_for(self, views: int) -> Tensor | None:
-        """Memory for the activations of so many views, if a shared prefix has a use for them."""
-        return None if self._activation is None else self._activation.new_empty(views, *self._activation.shape[1:])
+        """Memory for the activations of so many views, channels last: (views, b, c, a), if a shared prefix has a use for them."""
+        if self._activation is None:
+            return None
+        _, a, b, c = self._activation.shape
+        return self._activation.new_empty(views, b, c, a)
 
     @torch.inference_mode()
     def head(self, images: Tensor, windows: Tensor) -> Tensor:
         """What the head makes of (V, 3, H, W) images under (V, windows, 4), V at most ``batch_size``."""
+        self.views += len(images)
         empty = windows.new_zeros(len(windows), self._windows - windows.shape[1], 4)
         return self._run(self._head, images, torch.cat([windows, empty], dim=1))
 
@@ -97,24 +106,29 @@ class Network:
 
     def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         n = len(inputs[0])
-        if self.compiled and n < self.batch_size:  # compiled for one shape: repeat the last
-            inputs = tuple(torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])]) for each in inputs)
+        if self.compiled:  # for one shape: repeat the last; and for one layout
+            if n < self.batch_size:
+                inputs = tuple(torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])]) for each in inputs)
+            first = inputs[0].contiguous(memory_format=torch.channels_last if part is self._tail else torch.contiguous_format)
+            inputs = (first, *inputs[1:])
         with autocast(self.precision, self.device):
             return part(*inputs)[:n]
 
-    def _compile(self, masks: MaskSet, parameter: Tensor) -> None:
+    @torch.inference_mode()
+    def _compile(self, masks: MaskSet, parameter: Tensor, frozen: bool) -> None:
         """Compile head and tail and try them, on noise under the first masks; or say in a line why they cannot be."""
-        pixels = torch.rand(1, 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
         windows = window_tensor(masks, self.device)[: self.batch_size]
-        pixels = pixels.expand(len(windows), -1, -1, -1)
-        expected = self.tail(self.head(pixels, windows)).float()
+        pixels = torch.rand(len(windows), 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
+        expected = self(pixels, windows).float()
         plain = self._head, self._tail
         try:
-            options: Any = {"freezing": True}
-            self._head = torch.compile(self._head, dynamic=False, options=options)
-            self._tail = self._tail and torch.compile(self._tail, dynamic=False, options=options)
+            self._head = torch.compile(self._head, dynamic=False)
+            self._tail = self._tail and torch.compile(self._tail, dynamic=False)
             self.compiled = True
-            difference = float((self.tail(self.head(pixels, windows)).float() - expected).abs().max())
+            # Freezing must be on while torch traces (as an option of torch.compile it comes too late), which is in the first
+            # call; the limit is one for the whole process, which may make many networks.
+            with torch._inductor.config.patch(freezing=frozen), torch._dynamo.config.patch(recompile_limit=10**6):
+                difference = float((self(pixels, windows).float() - expected).abs().max())
             tolerance = (1e-3 if self.precision == "32-true" else 0.1) * max(1.0, float(expected.abs().max()))
             if not difference <= tolerance:
                 raise ValueError(f"it answers otherwise than the model, by {difference:.2g}")
@@ -123,21 +137,6 @@ class Network:
             self.compiled = False
             reason = " ".join(str(error).split())[:120]
             stderr.print(f"not compiled, which is slower: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
-
-
-class _Masked(nn.Module):
-    """A network behind its masking, in one module, so that a compiler makes one kernel of masking and normalisation."""
-
-    fill: Tensor
-
-    def __init__(self, network: nn.Module, fill: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("fill", fill, persistent=False)
-
-    def forward(self, images: Tensor, windows: Tensor) -> Tensor:
-        out: Tensor = self.network(mask_images(images, visible(windows, (images.shape[2], images.shape[3])), self.fill))
-        return out
 
 
 @torch.inference_mode()

@@ -39,7 +39,7 @@ class SharedPrefix:
     Attributes:
         layer: the name of the last node of the head in the network's graph.
         head: (N, 3, H, W) images -> (N, a, b, c) activations. tail: activations -> (N, classes) logits.
-        reach: (masks, 1, b, c) bool, the activations that a mask can change.
+        reach: (masks, b, c, 1) bool, the activations that a mask can change.
         apart: (masks, masks) bool, True where the reaches of two masks do not meet.
         saved: the share of the time of all pairs that pasting saves, as estimated.
     """
@@ -52,8 +52,8 @@ class SharedPrefix:
     saved: float
 
     def paste(self, one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        """The head's activations under two masks that are apart: those under the ``one``, (V, a, b, c), and in the reach of the other
-        ``mask`` (V,) those under the ``other``."""
+        """The head's activations under two masks that are apart: those under the ``one``, and in the reach of the other ``mask`` (V,)
+        those under the ``other``. Here activations are (V, b, c, a), channels last, as memory holds them."""
         return torch.where(self.reach[mask], other, one)
 
 
@@ -99,14 +99,14 @@ def _find(model: nn.Module, masks: MaskSet, layer: str | None) -> SharedPrefix |
         if len(reach) < len(masks):
             continue
         apart = _apart(reach)
-        saved = float(apart.sum() / 2 / max(pairs, 1)) * profile.until(node)
+        saved = float(apart.sum() / 2 / max(pairs, 1)) * profile.saved(node)
         if (saved >= WORTH or layer is not None) and (best is None or saved > best[0]):
             best = (saved, node, reach)
     if best is None:
         return None
     saved, node, reach = best
     head, tail = _split(model, graph, node)
-    found = SharedPrefix(node.name, head, tail, reach.unsqueeze(1), _apart(reach), saved)
+    found = SharedPrefix(node.name, head, tail, reach.unsqueeze(3), _apart(reach), saved)
     if not _equal(found, model, masks, blank):
         stderr.print(f"shared prefix: not used, pasting at {node.name} does not give what the model computes", markup=False)
         return None
@@ -130,7 +130,8 @@ def _equal(prefix: SharedPrefix, model: nn.Module, masks: MaskSet, blank: Tensor
 
     pairs = prefix.apart.triu().nonzero()
     for i, j in pairs[:: max(1, len(pairs) // COMPARED)]:
-        pasted = prefix.paste(head(windows[i]), head(windows[j]), j[None])
+        one, other = head(windows[i]).permute(0, 2, 3, 1), head(windows[j]).permute(0, 2, 3, 1)
+        pasted = prefix.paste(one, other, j[None]).permute(0, 3, 1, 2)
         pair = torch.cat([windows[i], windows[j]])
         whole = model(mask_images(noise, visible(pair[None], masks.image_size), 0.0))
         for found, expected in ((pasted, head(pair)), (prefix.tail(pasted), whole)):
@@ -193,6 +194,7 @@ class _Profile(torch.fx.Interpreter):
         self.cuts = set(cuts)
         self.reach: dict[torch.fx.Node, list[Tensor]] = {}
         self.seconds: dict[torch.fx.Node, float] = {}
+        self.paste_seconds: dict[torch.fx.Node, float] = {}
         self._clock = False
 
     def look(self, views: Tensor) -> None:
@@ -205,14 +207,11 @@ class _Profile(torch.fx.Interpreter):
         for _ in range(3):
             self.run(views)
 
-    def until(self, cut: torch.fx.Node) -> float:
-        """The share of the time of the whole network that is spent up to the cut."""
-        spent = 0.0
-        for node, seconds in self.seconds.items():
-            spent += seconds
-            if node is cut:
-                return spent / sum(self.seconds.values())
-        return 0.0
+    def saved(self, cut: torch.fx.Node) -> float:
+        """The share of the time of the whole network that is spent up to the cut, less what pasting costs there."""
+        order = list(self.seconds)
+        until = sum(self.seconds[node] for node in order[: order.index(cut) + 1])
+        return (until - self.paste_seconds[cut]) / sum(self.seconds.values())
 
     def run_node(self, node: torch.fx.Node) -> Any:
         started = time.perf_counter()
@@ -222,6 +221,14 @@ class _Profile(torch.fx.Interpreter):
                 torch.cuda.synchronize()
             spent = time.perf_counter() - started
             self.seconds[node] = min(spent, self.seconds.get(node, spent))  # of three
+            if node in self.reach:
+                started = time.perf_counter()
+                for _ in range(3):  # of which two stand for fetching the activations
+                    torch.where(value > 0, value, value)
+                if value.device.type == "cuda":
+                    torch.cuda.synchronize()
+                spent = time.perf_counter() - started
+                self.paste_seconds[node] = min(spent, self.paste_seconds.get(node, spent))
         elif node in self.cuts and isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1:
             self.reach.setdefault(node, []).append(value.isnan().any(dim=1))
             if self.reach[node][-1].all():

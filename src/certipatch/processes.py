@@ -136,6 +136,15 @@ def total(fab: Fabric, counts: dict[str, float]) -> dict[str, float]:
     return dict(zip(counts, sums.tolist(), strict=True))
 
 
+def of_all(fab: Fabric, rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, which have equally many, one process after the other."""
+    if fab.world_size == 1:
+        return rows
+    found = [torch.empty_like(rows, device=fab.device) for _ in range(fab.world_size)]
+    torch.distributed.all_gather(found, rows.to(fab.device))
+    return torch.cat(found).to(rows.device)
+
+
 @contextmanager
 def together(fab: Fabric) -> Iterator[None]:
     """A block in which the processes do not communicate: what fails on one is raised on all, so that none waits for it."""

@@ -2,34 +2,36 @@
 
 Source: Greedy Cutout (the paper's Table 3 compares them). Each strategy is one function
 
-    strategy(model, images, labels, masks, *, fill, generator, place=None) -> list of (N, H, W) bool, True = visible,
+    strategy(model, images, labels, masks, *, fill, generator, place=None) -> list of (N, windows, 4) int64,
 
-one entry for each masked copy of the batch to train on. ``masks`` is the fine set; the coarse set is its 2x2
-union. Searches run the current weights in evaluation mode without gradient, maximise the cross-entropy with the
-true label, and break ties by the lowest index. Only ``random-*`` draw from ``generator``; they draw for a whole batch
-of which ``images`` may be a part: ``place`` is (index of its first image, images of the whole).
-``gutout-*`` look for heat instead of loss, with a gradient, in the ``layer`` that may be named.
+one entry for each masked copy of the batch to train on: the windows to hide, as :func:`certipatch.views.visible` takes
+them. ``masks`` is the fine set; the coarse set is its 2x2 union. Searches run the current weights in evaluation mode
+without gradient, maximise the cross-entropy with the true label, and break ties by the lowest index. Only ``random-*``
+draw from ``generator``; they draw for a whole batch of which ``images`` may be a part: ``place`` is (index of its first
+image, images of the whole). Searches by loss take ``look``, (images, windows) -> logits, in place of the model: its
+compiled twin. ``gutout-*`` look for heat instead of loss, with a gradient, in the ``layer`` that may be named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .gradcam import saliency
 from .masks import MaskSet
-from .views import frozen, losses, mask_images, visible, window_tensor
+from .views import Look, Masked, frozen, losses, mask_images, visible, window_tensor
 
 Strategy = Callable[..., list[Tensor]]
+Worst = Callable[..., tuple[Tensor, Tensor]]  # (images, masks, candidates, known) -> indices and losses, see _worst
 Place = tuple[int, int] | None  # of a part in its batch: index of the first image, images of the whole
 
 
 def vanilla(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, **_: object) -> list[Tensor]:
     """No mask at all: ordinary fine-tuning. 0 extra passes."""
-    n, _c, height, width = images.shape
-    return [torch.ones(n, height, width, dtype=torch.bool, device=images.device)]
+    return [torch.empty(len(images), 0, 4, dtype=torch.int64, device=images.device)]
 
 
 def _draw(below: int, images: Tensor, generator: torch.Generator, place: Place) -> Tensor:
@@ -50,13 +52,12 @@ def random_cutout(
     # Two squares for each image, as windows that may begin outside the image.
     top = _draw(height, images, generator, place) - h // 2
     left = _draw(width, images, generator, place) - w // 2
-    windows = torch.stack([top, left, top + h, left + w], dim=2).to(images.device)
-    return [visible(windows, (height, width))]
+    return [torch.stack([top, left, top + h, left + w], dim=2).to(images.device)]
 
 
 def _random_pair(images: Tensor, masks: MaskSet, generator: torch.Generator, place: Place) -> Tensor:
     """Two masks drawn independently and uniformly from the set (they may coincide)."""
-    return _keep(masks, _draw(len(masks), images, generator, place).to(images.device), images)
+    return _windows(masks, _draw(len(masks), images, generator, place).to(images.device))
 
 
 def random_coarse(
@@ -107,10 +108,10 @@ def gutout_both(
 def _gutout(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor, layer: str | None) -> Tensor:
     """Round 1: m1, the mask over the most Grad-CAM heat on x. Round 2: m2 != m1 likewise on x.m1."""
     m1 = _heat_under(masks, saliency(model, images, labels, layer)).argmax(dim=1, keepdim=True)
-    masked = mask_images(images, _keep(masks, m1, images), fill)
+    masked = _masked(images, masks, m1, fill)
     heat = _heat_under(masks, saliency(model, masked, labels, layer))
     m2 = heat.scatter(1, m1, -1).argmax(dim=1, keepdim=True)  # -1: less than any other, so m1 again only if it is alone
-    return _keep(masks, torch.cat([m1, m2], dim=1), images)
+    return _windows(masks, torch.cat([m1, m2], dim=1))
 
 
 def _heat_under(masks: MaskSet, heat: Tensor) -> Tensor:
@@ -126,80 +127,111 @@ def _heat_under(masks: MaskSet, heat: Tensor) -> Tensor:
     return (units.double().flatten(1) @ hidden.double().flatten(1).T).to(heat.device, torch.int64)
 
 
-def greedy_coarse(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+def greedy_coarse(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
+) -> list[Tensor]:
     """Greedy Cutout with the coarse set ("greedy 3x3"): 2K-1 = 17 extra passes."""
-    return [_greedy(model, images, labels, masks.coarsen()[0], fill)]
+    return [_greedy(model, images, labels, masks.coarsen()[0], fill, look)]
 
 
-def greedy_fine(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+def greedy_fine(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
+) -> list[Tensor]:
     """Greedy Cutout with the fine set ("greedy 6x6"): 2K-1 = 71 extra passes."""
-    return [_greedy(model, images, labels, masks, fill)]
+    return [_greedy(model, images, labels, masks, fill, look)]
 
 
-def _greedy(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor) -> Tensor:
+def _greedy(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor, look: Look | None) -> Tensor:
     """Round 1: the worst single mask m1. Round 2: the worst m2 != m1 on x.m1."""
-    everything = torch.arange(len(masks), device=images.device)[None]
-    m1 = _worst(model, images, labels, masks, everything, fill)
-    masked = mask_images(images, _keep(masks, m1[:, None], images), fill)
-    # Each row lists all masks but its own m1: indices from m1 on move up by one.
-    others = everything[:, :-1] + (everything[:, :-1] >= m1[:, None])
-    m2 = _worst(model, masked, labels, masks, others, fill) if len(masks) > 1 else m1
-    return _keep(masks, torch.stack([m1, m2], dim=1), images)
+    worst: Worst = partial(_worst, model, look or Masked(model, fill), labels)
+    m1 = worst(images, masks, _all(masks, images))[0]
+    masked = _masked(images, masks, m1[:, None], fill)
+    m2 = worst(masked, masks, _all_but(m1, masks))[0] if len(masks) > 1 else m1
+    return _windows(masks, torch.stack([m1, m2], dim=1))
 
 
 def greedy_multisize(
-    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
 ) -> list[Tensor]:
-    """Multi-size Greedy Cutout ("greedy (ours)"): 9+4+9+4 = 26 extra passes; the gradient batch doubles.
+    """Multi-size Greedy Cutout ("greedy (ours)"): 9+4+8+4 = 25 extra passes; the gradient batch doubles.
 
     Round 1: M1 = the worst coarse mask on x, M11 = the worst of M1's fine masks on the *clean* x.
     Round 2: m3 = the worst coarse mask on x.M11, m6 = the worst of m3's fine masks on x.M11.
     Train on both x.M1.m3 and x.M11.m6.
+
+    The paper counts 9+4+9+4 = 26. One of them is known: M1 contains M11, so x.M11.M1 is x.M1.
     """
     coarse, children = masks.coarsen()
-    everything = torch.arange(len(coarse), device=images.device)[None]
     child = torch.tensor(children, device=images.device)
+    worst: Worst = partial(_worst, model, look or Masked(model, fill), labels)
 
-    M1 = _worst(model, images, labels, coarse, everything, fill)
-    M11 = _worst(model, images, labels, masks, child[M1], fill)
-    masked = mask_images(images, _keep(masks, M11[:, None], images), fill)
-    m3 = _worst(model, masked, labels, coarse, everything, fill)
-    m6 = _worst(model, masked, labels, masks, child[m3], fill)
-    return [
-        _keep(coarse, torch.stack([M1, m3], dim=1), images),
-        _keep(masks, torch.stack([M11, m6], dim=1), images),
-    ]
+    M1, loss = worst(images, coarse, _all(coarse, images))
+    M11 = worst(images, masks, child[M1])[0]
+    masked = _masked(images, masks, M11[:, None], fill)
+    m3 = worst(masked, coarse, _all_but(M1, coarse), known=(M1, loss))[0]
+    m6 = worst(masked, masks, child[m3])[0]
+    return [_windows(coarse, torch.stack([M1, m3], dim=1)), _windows(masks, torch.stack([M11, m6], dim=1))]
 
 
-def grid_coarse(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+def _all(masks: MaskSet, images: Tensor) -> Tensor:
+    """(N, masks): every mask is a candidate for every image."""
+    return torch.arange(len(masks), device=images.device).expand(len(images), -1)
+
+
+def _all_but(mask: Tensor, masks: MaskSet) -> Tensor:
+    """(N, masks - 1): every mask but the image's own (N,); indices from it on move up by one."""
+    some = torch.arange(len(masks) - 1, device=mask.device)
+    return some + (some >= mask[:, None])
+
+
+def _worst(
+    model: nn.Module, look: Look, labels: Tensor,
+    images: Tensor, masks: MaskSet, candidates: Tensor, known: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(N,) index and (N,) loss of the mask with the highest loss, out of ``candidates`` (N, C), one pass for each.
+
+    ``known`` are the index and the loss of one candidate more for each image, whose loss needs no pass.
+    """
+    with frozen(model):
+        found = losses(look, images, labels, window_tensor(masks, images.device)[candidates])
+    if known:
+        candidates, found = (torch.cat([a, b[:, None]], dim=1) for a, b in zip((candidates, found), known, strict=True))
+    # By index of the mask, of which argmax takes the lowest among equals: the known one is in its place.
+    by_mask = found.new_full((len(images), len(masks)), -torch.inf).scatter(1, candidates, found)
+    worst = by_mask.argmax(dim=1)
+    return worst, by_mask.gather(1, worst[:, None])[:, 0]
+
+
+def grid_coarse(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
+) -> list[Tensor]:
     """The worst of all pairs of the coarse set ("grid 3x3"): K(K+1)/2 = 45 extra passes."""
-    return [_grid(model, images, labels, masks.coarsen()[0], fill)]
+    return [_grid(model, images, labels, masks.coarsen()[0], fill, look)]
 
 
-def grid_fine(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, **_: object) -> list[Tensor]:
+def grid_fine(
+    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: float | Tensor, look: Look | None = None, **_: object
+) -> list[Tensor]:
     """The worst of all pairs of the fine set ("grid 6x6"): K(K+1)/2 = 666 extra passes."""
-    return [_grid(model, images, labels, masks, fill)]
+    return [_grid(model, images, labels, masks, fill, look)]
 
 
-def _grid(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor) -> Tensor:
+def _grid(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, fill: float | Tensor, look: Look | None) -> Tensor:
     pairs = torch.triu_indices(len(masks), len(masks), device=images.device).T
     windows = window_tensor(masks, images.device)[pairs].flatten(1, 2)
     with frozen(model):
-        worst = losses(model, images, labels, windows[None], fill=fill).argmax(dim=1)
-    return _keep(masks, pairs[worst], images)
+        worst = losses(look or Masked(model, fill), images, labels, windows[None]).argmax(dim=1)
+    return windows[worst]
 
 
-def _worst(model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, candidates: Tensor, fill: float | Tensor) -> Tensor:
-    """(N,) index of the mask with the highest loss, out of ``candidates`` (N or 1, C); one pass for each."""
-    windows = window_tensor(masks, images.device)[candidates]
-    with frozen(model):
-        worst = losses(model, images, labels, windows, fill=fill).argmax(dim=1, keepdim=True)
-    return candidates.expand(len(images), -1).gather(1, worst)[:, 0]
+def _windows(masks: MaskSet, chosen: Tensor) -> Tensor:
+    """(N, windows, 4): those of the chosen masks (N, masks each) of every image, side by side."""
+    return window_tensor(masks, chosen.device)[chosen].flatten(1, 2)
 
 
-def _keep(masks: MaskSet, chosen: Tensor, images: Tensor) -> Tensor:
-    """The union (N, H, W) of the chosen masks (N, masks each) of every image, True = visible."""
-    return visible(window_tensor(masks, images.device)[chosen].flatten(1, 2), masks.image_size)
+def _masked(images: Tensor, masks: MaskSet, chosen: Tensor, fill: float | Tensor) -> Tensor:
+    """The images under their chosen masks (N, masks each)."""
+    return mask_images(images, visible(_windows(masks, chosen), masks.image_size), fill)
 
 
 STRATEGIES: dict[str, Strategy] = {

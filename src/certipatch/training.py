@@ -28,17 +28,18 @@ from torch.utils.data import DataLoader, Subset
 
 from . import runtime
 from .config import ModelSpec, TrainConfig
-from .cost import BACKWARD, FORWARD
+from .cost import BACKWARD, FORWARD, RANDOM, SEARCHES_BY_LOSS, copies, search_passes
 from .data import Images, Item, Source, as_float, check_training_classes, collate
 from .errors import ConfigError, DataError, RecordsError, SoundnessError
 from .gradcam import saliency
 from .masks import MaskSet
 from .models import find_mean, weights_sha256
-from .processes import together, total
+from .network import LARGE, Network
+from .processes import of_all, together, total
 from .records import Store, manifest
 from .runtime import derived_seed
 from .search import STRATEGIES
-from .views import mask_images
+from .views import default_batch_size, frozen, mask_images, visible
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 300
@@ -56,6 +57,7 @@ def train(
     fabric: Fabric,
     data: str = "",
     workers: int = 0,
+    compile: bool | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune ``model`` into the folder ``out``: ``model.safetensors``, ``manifest.json``, ``epochs.jsonl``.
@@ -66,6 +68,7 @@ def train(
         fabric: launched, if it has several processes. ``config.batch_size`` is that of each. BatchNorm normalises the
             whole batch on CUDA; on the CPU, where torch cannot, each process normalises its part.
         data: how the data set is called in tables.
+        compile: search with the model compiled; None: in a large run, where it pays. It changes rounding only.
 
     Returns:
         The last line of ``epochs.jsonl``.
@@ -92,6 +95,9 @@ def train(
         saliency(model, black, label, config.gradcam_layer)
     elif config.gradcam_layer is not None:
         raise ConfigError(f"gradcam layer {config.gradcam_layer!r}: expected one of the gutout strategies, found {config.strategy}")
+    for option, value in (("search every", config.search_every), ("search precision", config.search_precision)):
+        if value is not None and config.strategy in RANDOM:
+            raise ConfigError(f"{option} {value}: expected a strategy that searches, found {config.strategy}")
     experiment = {
         "model": spec.model_dump(mode="json"),
         "initial_weights_sha256": weights_sha256(model),
@@ -113,7 +119,7 @@ def train(
             with runtime.progress_bar(config.epochs * used, "train") as progress:
                 _fit(
                     model, Images(source, spec), Images(validation, spec), masks, config, store,
-                    fabric=fabric, workers=workers, progress=progress,
+                    fabric=fabric, workers=workers, compile=compile, progress=progress,
                 )  # fmt: skip
         last: dict[str, Any] = fabric.broadcast(store.lines[-1] if store else {})
         return last
@@ -129,6 +135,7 @@ def _fit(
     *,
     fabric: Fabric,
     workers: int,
+    compile: bool | None,
     progress: Callable[[int, str], None],
 ) -> None:
     """The loop, continuing from the checkpoint in the store's folder if there is one.
@@ -149,11 +156,16 @@ def _fit(
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         convert_sync_batchnorm(model)  # timm's: torch's own would drop the activation in timm's BatchNormAct2d
     wrapped, opt = fabric.setup(model, optimizer)
-    masking = _Masking(model, masks, config, fabric)
+    masking = _Masking(model, masks, config, fabric, len(images))
+    pixels = masks.image_size[0] * masks.image_size[1] * len(images) * config.epochs
+    if config.strategy in SEARCHES_BY_LOSS and (search_passes(masks)[config.strategy] * pixels >= LARGE if compile is None else compile):
+        masking.compile()
+    masking.found = state.get("found", masking.found)
 
     def save(epoch: int, step: int, sums: dict[str, float]) -> None:
         if store:
             state = {"epoch": epoch, "step": step, "sums": sums, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state["found"] = masking.found
             _write(store.folder / CHECKPOINT, lambda path: torch.save(state, path))
 
     for epoch in range(state["epoch"], config.epochs):
@@ -171,7 +183,8 @@ def _fit(
             for items in loader:
                 started = time.monotonic()
                 with together(fabric):
-                    views, targets, searched = masking(items, derived_seed(config.seed, epoch, step))
+                    views, targets, searched = masking(items, epoch, derived_seed(config.seed, epoch, step))
+                masking.share(items)
                 wrapped.train()
                 logits = wrapped(views)
                 loss = F.cross_entropy(logits, targets)
@@ -221,26 +234,80 @@ def _fit(
 
 
 class _Masking:
-    """Makes of a batch what the model trains on: masked copies, and what the search for the masks cost."""
+    """Makes of a batch what the model trains on: masked copies, and what the search for the masks cost.
 
-    def __init__(self, model: nn.Sequential, masks: MaskSet, config: TrainConfig, fabric: Fabric) -> None:
+    ``found`` are the windows last found for each image, (images, copies, windows, 4), -1 where no search was yet; None
+    without epochs that use them again.
+    """
+
+    def __init__(self, model: nn.Sequential, masks: MaskSet, config: TrainConfig, fabric: Fabric, images: int) -> None:
         self.model, self.masks, self.config, self.fabric = model, masks, config, fabric
         self.strategy, self.fill = STRATEGIES[config.strategy], torch.as_tensor(find_mean(model))
+        self.look: Network | None = None
+        self.found: Tensor | None = None
+        if config.search_every is not None:
+            self.found = torch.full((images, copies(config.strategy), 2, 4), -1, dtype=torch.int16)
 
-    def __call__(self, items: list[Item], seed: int) -> tuple[Tensor, Tensor, int]:
+    def __call__(self, items: list[Item], epoch: int, seed: int) -> tuple[Tensor, Tensor, int]:
         """(copies x N, 3, H, W) views, their labels, and the forward passes of the search."""
         pixels, labels = collate(items)  # here and not in a worker, so that an unreadable image is one clear line
         rank = self.fabric.global_rank
         torch.manual_seed(seed + rank)  # dropout and the like
         x, y = as_float(pixels.to(self.fabric.device)), labels.to(self.fabric.device)
         place = (rank * len(x), self.fabric.world_size * len(x))
-        with self.fabric.autocast(), _passes_counted(self.model) as passes:
-            keeps = self.strategy(
+
+        def search(x: Tensor, y: Tensor) -> Tensor:
+            hidden = self.strategy(
                 self.model, x, y, self.masks,
-                fill=self.fill, generator=torch.Generator().manual_seed(seed), place=place, layer=self.config.gradcam_layer,
+                fill=self.fill, generator=torch.Generator().manual_seed(seed), place=place, layer=self.config.gradcam_layer, look=self.look,
             )  # fmt: skip
-        keeps = [_leave_clean(keep, self.config.clean_fraction, place) for keep in keeps]
-        return torch.cat([mask_images(x, keep, self.fill) for keep in keeps]), y.repeat(len(keeps)), sum(passes)
+            return torch.stack(hidden, dim=1)
+
+        with (
+            runtime.autocast(self.config.search_precision or runtime.precision(self.fabric), self.fabric.device),
+            _passes_counted(self.model) as passes,
+        ):
+            windows = search(x, y) if self.found is None else self._now_or_last(search, epoch, _index(items), x, y)
+        keeps = [_leave_clean(visible(each, self.masks.image_size), self.config.clean_fraction, place) for each in windows.unbind(1)]
+        return torch.cat([mask_images(x, keep, self.fill) for keep in keeps]), y.repeat(len(keeps)), sum(passes) + self._compiled_passes()
+
+    def compile(self) -> None:
+        """Search with a compiled twin of the model, which shares its weights; its answers differ by rounding."""
+        size, precision = self.masks.image_size, self.config.search_precision or runtime.precision(self.fabric)
+        batch_size = 2 ** (default_batch_size(size).bit_length() - 1)  # of which the views of most batches are a multiple
+        with frozen(self.model):
+            look = Network(
+                self.model, self.masks, fill=self.fill.expand(3), batch_size=batch_size, precision=precision, compile=True, frozen=False
+            )
+        self.look = look if look.compiled else None
+
+    def _compiled_passes(self) -> int:
+        """Those since the last call."""
+        if self.look is None:
+            return 0
+        passes, self.look.views = self.look.views, 0
+        return passes
+
+    def _now_or_last(self, search: Callable[[Tensor, Tensor], Tensor], epoch: int, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """(N, copies, windows, 4): found now where a search is due, else what was last found for the image."""
+        assert self.found is not None
+        due = self.found[index].flatten(1)[:, 0] < 0  # also in other epochs: the last batch may have left an image out
+        if epoch % (self.config.search_every or 1) == 0:
+            due[:] = True
+        if due.any():
+            self.found[index[due]] = search(x[due.to(x.device)], y[due.to(x.device)]).to(self.found)
+        return self.found[index].to(x.device, torch.int64)
+
+    def share(self, items: list[Item]) -> None:
+        """What one process has found all will know: in another epoch an image may be another's."""
+        if self.found is not None:
+            index = _index(items)
+            rows = of_all(self.fabric, torch.cat([index[:, None], self.found[index].flatten(1).long()], dim=1))
+            self.found[rows[:, 0]] = rows[:, 1:].view(-1, *self.found.shape[1:]).to(self.found)
+
+
+def _index(items: list[Item]) -> Tensor:
+    return torch.tensor([item.index for item in items])
 
 
 def epoch_batches(n: int, batch_size: int, seed: int) -> list[list[int]]:

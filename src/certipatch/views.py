@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .errors import SoundnessError
 from .masks import MaskSet, Size
 
-Model = Callable[[Tensor], Tensor]  # (N, 3, H, W) float in [0, 1] -> (N, classes) logits; normalisation inside
+Look = Callable[[Tensor, Tensor], Tensor]  # (V, 3, H, W) images in [0, 1] and (V, windows, 4) -> (V, classes) logits
 
 
 def default_batch_size(image_size: Size, *, pixels: int = 2**21) -> int:
@@ -51,6 +51,25 @@ def visible(windows: Tensor, image_size: Size) -> Tensor:
     return ~(rows.unsqueeze(3) & columns.unsqueeze(2)).any(dim=1)
 
 
+class Masked(nn.Module):
+    """(images, windows) -> what a network makes of the views.
+
+    In one module, so that a compiler makes one kernel of masking and normalisation. ``images`` (V, 3, H, W) float in
+    [0, 1], ``windows`` (V, windows, 4) as rows of :func:`window_tensor`; ``fill`` is the colour of masked pixels.
+    """
+
+    fill: Tensor
+
+    def __init__(self, network: nn.Module, fill: float | Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("fill", torch.as_tensor(fill), persistent=False)
+
+    def forward(self, images: Tensor, windows: Tensor) -> Tensor:
+        out: Tensor = self.network(mask_images(images, visible(windows, (images.shape[2], images.shape[3])), self.fill))
+        return out
+
+
 def check_logits(logits: Tensor, views: int) -> Tensor:
     """The logits of so many views as float32. Raises SoundnessError if they are not finite or not (views, classes)."""
     if logits.ndim != 2 or len(logits) != views or logits.shape[1] < 2:
@@ -61,18 +80,11 @@ def check_logits(logits: Tensor, views: int) -> Tensor:
 
 
 @torch.no_grad()
-def losses(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    windows: Tensor,
-    *,
-    fill: float | Tensor,
-    batch_size: int | None = None,
-) -> Tensor:
+def losses(look: Look, images: Tensor, labels: Tensor, windows: Tensor) -> Tensor:
     """Cross-entropy with the true label of each image under each of its candidate masks.
 
     Args:
+        look: (images, windows) -> logits, such as :class:`Masked`, or a ``Network`` in batches of its size.
         images, labels: (N, 3, H, W) float in [0, 1] and (N,) int64.
         windows: (N, candidates, windows, 4), or (1, candidates, windows, 4) for the same candidates everywhere.
 
@@ -82,12 +94,12 @@ def losses(
     n, candidates = len(images), windows.shape[1]
     which = torch.arange(n, device=images.device).repeat_interleave(candidates)
     flat = windows.expand(n, -1, -1, -1).flatten(0, 1)
-    size = batch_size or default_batch_size((images.shape[2], images.shape[3]))
+    size = getattr(look, "batch_size", None) or default_batch_size((images.shape[2], images.shape[3]))
     out = torch.empty(n * candidates, device=images.device)
     for start in range(0, len(which), size):
         part = slice(start, start + size)
-        views = mask_images(images[which[part]], visible(flat[part], (images.shape[2], images.shape[3])), fill)
-        out[part] = F.cross_entropy(check_logits(model(views), len(views)), labels[which[part]], reduction="none")
+        logits = check_logits(look(images[which[part]], flat[part]), len(which[part]))
+        out[part] = F.cross_entropy(logits, labels[which[part]], reduction="none")
     return out.view(n, candidates)
 
 

@@ -133,7 +133,10 @@ def accuracies(records: list[Record], *, min_margin: float = 0.0) -> dict[str, S
 
 def strategy(manifest: dict[str, Any]) -> str:
     trained = manifest["experiment"].get("trained")
-    return f"{trained['strategy']}, {trained['epochs']} epochs" if trained else "not fine-tuned"
+    if not trained:
+        return "not fine-tuned"
+    every = f" (searched in every {trained['search_every']}.)" if trained.get("search_every") else ""
+    return f"{trained['strategy']}, {trained['epochs']} epochs{every}"
 
 
 def training_cost(folder: str | Path) -> float:
