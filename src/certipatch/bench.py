@@ -230,7 +230,7 @@ def network_share(case: Case) -> dict[str, Any]:
     (images, labels), defense = case.data, case.defense()
     passes = sum(verdict.passes for verdict in defense.certify(images, labels))  # and compiles, and warms up
     windows = window_tensor(case.masks, images.device)
-    sizes = sorted({max(1, defense.batch_size * quarters // 4) for quarters in (1, 2, 4, 8)})
+    sizes = sorted({max(1, defense.batch_size * halves // 2) for halves in (1, 2, 4, 8)})
     networks = {size: case.defense(batch_size=size, shared_prefix=False).network for size in sizes}
     alone: dict[int, list[float]] = {size: [] for size in sizes}
     whole: list[float] = []
