@@ -230,7 +230,7 @@ def network_share(case: Case) -> dict[str, Any]:
     (images, labels), defense = case.data, case.defense()
     passes = sum(verdict.passes for verdict in defense.certify(images, labels))  # and compiles, and warms up
     windows = window_tensor(case.masks, images.device)
-    sizes = sorted({max(1, defense.batch_size * quarters // 4) for quarters in (1, 2, 4, 8)})
+    sizes = sorted({max(1, defense.batch_size * halves // 2) for halves in (1, 2, 4, 8)})
     networks = {size: case.defense(batch_size=size, shared_prefix=False).network for size in sizes}
     alone: dict[int, list[float]] = {size: [] for size in sizes}
     whole: list[float] = []
@@ -424,17 +424,17 @@ def row(what: str, unit: str, rounds: Sequence[float], passes: float | None = No
 def table(found: dict[str, Any]) -> Table:
     """What :func:`run` returns, 80 columns wide."""
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    out.add_column("", overflow="fold")
-    for heading in ("median", "range", "passes/\nimage", "ratio", "range"):
-        out.add_column(heading, justify="right")
+    out.add_column("", overflow="fold", min_width=16)
+    for heading in ("", "median", "range", "passes/\nimage", "ratio", "range"):
+        out.add_column(heading, justify="right", no_wrap=True)
     notes = []
     for theme, result in found["results"].items():
         out.add_row(f"[bold]{theme}[/bold]")
         for one in result["rows"]:
             ratio, passes = one["ratio"], one["passes_per_image"]
-            shown = [f"{one['median']:.3g} {one['unit']}", f"{one['min']:.3g}-{one['max']:.3g}", f"{passes:.0f}" if passes else ""]
+            shown = [one["unit"], f"{one['median']:.3g}", f"{one['min']:.3g}-{one['max']:.3g}", f"{passes:.0f}" if passes else ""]
             out.add_row(
-                escape(one["what"]), *shown, *([f"{ratio['median']:.2f}", f"{ratio['min']:.2f}-{ratio['max']:.2f}"] if ratio else [])
+                escape(one["what"]), *shown, *([f"{ratio['median']:.3g}", f"{ratio['min']:.3g}-{ratio['max']:.3g}"] if ratio else [])
             )
         notes += [f"{theme}: ratio = {result['ratio']}", *(f"{theme}: {note}" for note in result["notes"])]
     out.caption = escape("\n".join(notes))
