@@ -2,7 +2,7 @@
 # The measurements behind docs/benchmarks.md.    benchmarks/run.sh HARDWARE [DEVICE] [FILES]
 #
 # HARDWARE names the files, such as xeon-2core; DEVICE is cpu (default) or cuda; FILES is a pattern of what to run, such as 'certif*'.
-# Files that are there are left alone. An hour on two cores: use a machine that does nothing else.
+# Files that are there are left alone. Three quarters of an hour on two cores: use a machine that does nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 hardware=${1:?name the hardware, such as xeon-2core}
@@ -22,14 +22,15 @@ bench() {
     fi
 }
 
-# 16 images fill the batch of the published loop.
-bench certify-float32 --what certify --limit 16 --full
-bench certify-bf16 --what certify --limit 16 --precision bf16-mixed
+bench certify-float32 --what certify --limit 8 --full
+bench certify-bf16 --what certify --limit 8 --precision bf16-mixed
 bench certified-float32 --what certify --limit 8 --only-certified
 bench certified-bf16 --what certify --limit 8 --only-certified --precision bf16-mixed
-bench network-float32 --what network --limit 16 --no-shared-prefix
-bench network-bf16 --what network --limit 16 --no-shared-prefix --precision bf16-mixed
-bench train-float32 --what train --limit 64 --strategies random-both,greedy-coarse,greedy-multisize
-bench train-bf16 --what train --limit 64 --strategies random-both,greedy-coarse,greedy-multisize --precision bf16-mixed
+bench network-float32 --what network --limit 8 --no-shared-prefix
+bench network-bf16 --what network --limit 8 --no-shared-prefix --precision bf16-mixed
+bench train-float32 --what train --limit 64 --strategies greedy-multisize
+bench train-search-bf16 --what train --limit 64 --strategies greedy-multisize --search-precision bf16-mixed
+bench train-every-second --what train --limit 64 --strategies greedy-multisize --search-precision bf16-mixed --search-every 2
 bench memory --what memory --limit 8 --masks-per-axis 10
-bench scaling --what scaling --limit 64
+bench scaling --what scaling --limit 64 --repeats 2
+bench train-eager --what train --limit 32 --train-batch-size 32 --no-compile --strategies random-both,gutout-both,greedy-coarse,greedy-fine,greedy-multisize,grid-coarse
