@@ -22,6 +22,7 @@ from .options import (
     as_certified,
     check_out,
     geometries,
+    images_as_certified,
     is_run,
     open_model,
     parse_devices,
@@ -326,6 +327,43 @@ def predict(
         )  # fmt: skip
     if failed:
         raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
+
+
+@app.command()
+def attack(
+    model: Model,
+    records: Annotated[Path, typer.Option(help="folder that certify wrote: its images, patch, k and precision")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    split: Split = None,
+    class_map: ClassMap = None,
+    image_size: ImageSize = None,
+    crop_pct: CropPct = None,
+    limit: Limit = None,
+    steps: Annotated[int, typer.Option(min=1, help="gradient steps in each round")] = 20,
+    restarts: Annotated[int, typer.Option(min=1, help="starts for each image, while it is not broken")] = 30,
+    certified_restarts: Annotated[int, typer.Option(min=1, help="starts for each certified image, which must all fail")] = 2,
+    seed: Seed = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack the defended model with patches, on the images of a certification: an upper bound beside the proven lower one."""
+    from . import redteam, runtime
+    from .attack import AttackConfig
+
+    check_out(out, data, str(records))
+    source = images_as_certified(records, source_for(model, data, split, class_map))
+    spec, network, _ = open_model(model, source, weights, pretrained, image_size, crop_pct)
+    fine, precision = as_certified(records, spec, network)
+    config = AttackConfig(steps=steps, restarts=restarts, certified_restarts=certified_restarts, seed=seed)
+    with _resumable(out):
+        fab = runtime.fabric(device=device, precision=precision)
+        redteam.attack(network, spec, source, fine, records, out, fabric=fab, config=config, limit=limit, resume=resume)
+    found = redteam.summarize(out)
+    print(json.dumps(found)) if as_json else stdout.print(redteam.text(found), markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -145,6 +145,23 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
     return fine, precision
 
 
+def images_as_certified(folder: Path, source: Source) -> Source:
+    """Those images of the data that a certification is of. Raises DataError if they are others."""
+    from .records import read_manifest
+
+    try:
+        there = read_manifest(folder)["experiment"]["data"]
+        source = source.first(int(there["images"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordsError(f"{folder}: its manifest lacks {error}; restore it or certify again") from error
+    differing = differences(there, source.describe())
+    if differing:
+        raise DataError(
+            f"data: expected the images of {folder}, found others ({'; '.join(differing[:3])}); give its --data, --split and --class-map"
+        )
+    return source
+
+
 def is_run(model: str) -> bool:
     is_path = os.sep in model or model.startswith(".")
     if is_path and not os.path.isdir(model):

@@ -125,6 +125,35 @@ def losses(
     return out.view(n, candidates)
 
 
+def gradients(
+    model: Model,
+    images: Tensor,
+    which: Tensor,
+    windows: Tensor,
+    objective: Callable[[Tensor, slice], Tensor],
+    *,
+    fill: float | Tensor,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of an objective of the views' logits with respect to the images.
+
+    Args:
+        which, windows: the views, as for :func:`predictions`.
+        objective: (V,) values of a batch of logits (V, classes) and the slice of the views that they belong to.
+
+    Returns:
+        the gradient of the sum, of the shape of ``images``, and the values (views,).
+    """
+    images = images.detach().requires_grad_()
+    gradient, values = torch.zeros_like(images), []
+    with torch.enable_grad():
+        for part, logits in _logits(model, images, which, windows, fill=fill, batch_size=batch_size):
+            value = objective(logits, part)
+            gradient += torch.autograd.grad(value.sum(), images)[0]
+            values.append(value.detach())
+    return gradient, torch.cat(values)
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within, every module's own mode and the random state as they were found after.
