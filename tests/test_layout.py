@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
     {"demo", "reproduce", "options"},
-    {"certification", "training", "attack", "redteam"},
+    {"certification", "training", "attack", "redteam", "verify"},
     {"defense"},
     {"search", "gradcam", "views"},
     {"masks", "patchcleanser", "cost", "plan", "models", "data", "report"},
