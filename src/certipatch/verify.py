@@ -113,8 +113,7 @@ def verify(
         sound = _check_geometry(experiment, found)
         records = _records(manifests, found)
         found.images, found.certified = len(records), sum(record["certified"] is True for record in records.values())
-        for index, record in records.items():
-            _check_record(index, record, experiment, found)
+        consistent = [index for index, record in records.items() if _check_record(index, record, experiment, found)]
         _check_images(records, experiment, found)
         if model is not None:
             _check_model(experiment, model, found)
@@ -126,7 +125,7 @@ def verify(
         found.add("manifest", f"is damaged ({type(error).__name__}: {' '.join(str(error).split())[:100]})")
         return found
     if model is not None and source is not None and sound:
-        chosen = sorted(index for index in records if index < len(source))
+        chosen = sorted(index for index in consistent if index < len(source))
         if sample is not None and sample < len(chosen):
             chosen = sorted(np.random.default_rng(seed).choice(chosen, size=sample, replace=False).tolist())
         _look_again(chosen, records, experiment, model, source, device, found)
@@ -189,6 +188,9 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
     if not all(type(side) is int and 1 <= side <= whole <= 10_000 for side, whole in zip(patch, size, strict=True)):
         found.add("manifest", f"masks.patch_size {patch} does not fit into {size}")
         return False
+    if type(k) is not int or k < 1:
+        found.add("manifest", f"masks.masks_per_axis is {k!r}")
+        return False
     keep = np.ones((len(windows), *size), dtype=bool)
     for i, mask in enumerate(windows):
         for window in mask:
@@ -209,6 +211,8 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
     hole = _uncovered(keep, *patch)
     if hole:
         found.add("manifest", f"masks: a patch of {patch} at {hole} is covered by no mask")
+    if type(experiment["exhaustive"]) is not bool:
+        found.add("manifest", f"exhaustive is {experiment['exhaustive']!r}")
     fill, mean = experiment["fill"], experiment["model"]["mean"]
     if not np.array_equal(np.float32(fill), np.float32(mean)):
         found.add("manifest", f"fill {fill} is not the model's mean {mean}")
@@ -277,8 +281,9 @@ def _check_images(records: dict[int, dict[str, Any]], experiment: dict[str, Any]
         found.add(path, "names or labels are not those of the data (data.fingerprint)")
 
 
-def _check_record(index: int, record: dict[str, Any], experiment: dict[str, Any], found: Verification) -> None:
-    """What follows from what within one record."""
+def _check_record(index: int, record: dict[str, Any], experiment: dict[str, Any], found: Verification) -> bool:
+    """What follows from what within one record. True if all of it does."""
+    before = len(found.findings)
     masks, classes = len(experiment["masks"]["windows"]), experiment["model"]["num_classes"]
     most = 1 + masks * (masks + 1) // 2
     where = f"image {index} ({record['name']!r})"[:120]
@@ -299,7 +304,7 @@ def _check_record(index: int, record: dict[str, Any], experiment: dict[str, Any]
     if record["error"] is not None:
         empty = all(record[key] is None for key in FIELDS - {"index", "name", "label", "certified", "passes", "error"})
         expect(empty and record["certified"] is False and record["passes"] == 0, "an unreadable image has no labels and no certificate")
-        return
+        return len(found.findings) == before
     expect(
         is_class(record["vanilla_label"]) and is_class(defended),
         f"labels {record['vanilla_label']!r}, {defended!r} are not classes below {classes}",
@@ -315,7 +320,7 @@ def _check_record(index: int, record: dict[str, Any], experiment: dict[str, Any]
     if record["certified"] is True:
         right = defended == label and record["case"] == "agreed" and pair is None and wrong is None
         expect(right, "is certified, but its other fields say it is not")
-        return
+        return len(found.findings) == before
     ordered = isinstance(pair, list) and len(pair) == 2 and all(type(i) is int for i in pair) and 0 <= pair[0] <= pair[1] < masks
     expect(ordered, f"is not certified, but failing_pair {pair!r} is not a pair of the {masks} masks")
     expect(is_class(wrong) and wrong != label, f"is not certified, but failing_label {wrong!r} is not a wrong class")
@@ -323,6 +328,7 @@ def _check_record(index: int, record: dict[str, Any], experiment: dict[str, Any]
         expect(defended == label and record["case"] == "agreed", "fails on two masks only, but one mask alone does not answer the label")
     if ordered and pair[0] == pair[1]:
         expect(defended == wrong or record["case"] != "agreed", "fails on one mask, but all masks agree on another label")
+    return len(found.findings) == before
 
 
 # --- What the model says ---------------------------------------------------------------------------------------------
