@@ -16,7 +16,7 @@ from rich.console import Console
 
 from .config import ModelSpec, default_lr, train_config
 from .cost import STRATEGIES, search_passes
-from .errors import CertiPatchError, ConfigError, DataError
+from .errors import CertiPatchError, ConfigError, DataError, one_line
 from .masks import MaskSet, parse_patch
 from .options import (
     as_certified,
@@ -520,7 +520,7 @@ def main() -> None:
     try:
         app()
     except (CertiPatchError, OSError) as error:
-        print(f"certipatch: {error}", file=sys.stderr)
+        print(f"certipatch: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

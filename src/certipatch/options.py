@@ -132,6 +132,10 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
     try:
         there = manifest["experiment"]
         masks, weights, precision = there["masks"], there["weights_sha256"], str(there["precision"])
+        if tuple(masks["image_size"]) != spec.image_size:
+            raise SoundnessError(
+                f"certified {folder}: is of images of {masks['image_size']} pixels, the model's are {spec.image_size}; certify this one"
+            )
         fine = MaskSet.covering(
             image_size=tuple(masks["image_size"]), patch_size=tuple(masks["patch_size"]), masks_per_axis=masks["masks_per_axis"]
         )

@@ -22,7 +22,7 @@ from .data import Images, Item, Source, as_float
 from .defense import PatchCleanser, Verdict
 from .errors import RecordsError, SoundnessError
 from .masks import MaskSet
-from .records import Record, Store, manifest, read_lines, read_manifest, read_records, write_atomically
+from .records import Record, Store, first_problem, manifest, read_lines, read_manifest, read_records, write_atomically
 from .report.summary import Share
 
 ATTACKS = "attacks.jsonl"
@@ -241,8 +241,7 @@ def read_attacks(folder: Path) -> list[AttackRecord]:
         try:
             record = AttackRecord.model_validate_json(json.dumps(line))
         except ValidationError as error:
-            problem = error.errors()[0]
-            raise RecordsError(f"{folder / ATTACKS}, line {number}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+            raise RecordsError(f"{folder / ATTACKS}, line {number}: {first_problem(error)}") from error
         if record.index in records:
             raise RecordsError(f"{folder / ATTACKS}, line {number}: image {record.index} occurs twice; keep one of the lines")
         records[record.index] = record

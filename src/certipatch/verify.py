@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from torch import nn
 from . import runtime
 from .config import ModelSpec, differences
 from .data import Images, Source
+from .errors import one_line
 from .models import weights_sha256
 
 # Logits of one view computed in another batch differ by less (docs/trust.md has the measurement).
 TOLERANCE = {"32-true": 1e-3}
 LOW_PRECISION = 0.25
+MOST_PIXELS = 2**30  # of all masks together, held in memory
 WILD = 8  # views within the tolerance that are tried both ways
 
 FIELDS = {
@@ -49,8 +51,7 @@ class Finding:
     what: str
 
     def __str__(self) -> str:
-        # What a folder says may hold anything: one finding stays one line of plain characters.
-        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in f"{self.where}: {self.what}")
+        return one_line(f"{self.where}: {self.what}")
 
 
 @dataclass
@@ -191,6 +192,9 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
     if type(k) is not int or k < 1:
         found.add("manifest", f"masks.masks_per_axis is {k!r}")
         return False
+    if len(windows) * size[0] * size[1] > MOST_PIXELS:
+        found.add("manifest", f"masks: {len(windows)} masks of {size} are too many to check")
+        return False
     keep = np.ones((len(windows), *size), dtype=bool)
     for i, mask in enumerate(windows):
         for window in mask:
@@ -205,16 +209,16 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
                 found.add("manifest", f"masks.windows[{i}]: {window} is not a window within {size}")
                 return False
             keep[i, top : top + height, left : left + width] = False
-    expected = [[[*corner, height, width]] for corner, height, width in _covering(size, patch, k)]
-    if windows != expected:
-        found.add("manifest", f"masks.windows are not those that a patch of {patch} and masks_per_axis {k} demand ({len(expected)} masks)")
+    expected = ([[*corner, height, width]] for corner, height, width in _covering(size, patch, k))
+    if not all(mask == demanded for mask, demanded in zip_longest(windows, expected)):
+        found.add("manifest", f"masks.windows are not those that a patch of {patch} and masks_per_axis {k} demand")
     hole = _uncovered(keep, *patch)
     if hole:
         found.add("manifest", f"masks: a patch of {patch} at {hole} is covered by no mask")
     if type(experiment["exhaustive"]) is not bool:
         found.add("manifest", f"exhaustive is {experiment['exhaustive']!r}")
     fill, mean = experiment["fill"], experiment["model"]["mean"]
-    if not np.array_equal(np.float32(fill), np.float32(mean)):
+    if not np.allclose(fill, mean, rtol=1e-6, atol=0):
         found.add("manifest", f"fill {fill} is not the model's mean {mean}")
     return len(found.findings) == before
 
