@@ -286,9 +286,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         EXPERIMENTS.get(found[0]["kind"], Expected).model_validate(found[0]["experiment"])
     except ValidationError as error:
-        raise RecordsError(
-            f"{folder}: its manifest is not one of {found[0]['kind']} ({first_problem(error)}); restore it or start again"
-        ) from error
+        problem = error.errors()[0]
+        what = f"lacks {problem['loc'][-1]!r}" if problem["type"] == "missing" else f"is damaged ({first_problem(error)})"
+        raise RecordsError(f"{folder}: its manifest {what}; restore it or start again in another folder") from error
     finished = all(one["finished"] is not None for one in found)
     return found[0] if finished else {**found[0], "finished": None}
 
