@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-gpu lint bench clean
+.PHONY: demo test test-slow test-gpu fuzz lint bench clean
 
 demo: .venv/installed
 	$(BIN)/certipatch demo --out demo-out
@@ -19,6 +19,10 @@ test-slow: .venv/installed-dev
 
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m gpu
+
+# A million damaged inputs to everything that reads a file.
+fuzz: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore scripts/fuzz_readers.py --inputs 1000000
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

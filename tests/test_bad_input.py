@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
+import struct
+import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from certipatch.data import load_source
+from certipatch.errors import DataError
 from certipatch.records import read_lines, read_records
 from conftest import write_photos
 
@@ -161,9 +167,112 @@ class TestData:
         assert done.code == 0, done.err
         assert all("DecompressionBomb" in record.error for record in read_records(tmp_path / "c"))
 
+    def test_what_is_no_file_is_not_read(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        """/dev/zero has no end, and a pipe no beginning."""
+        data = write_photos(tmp_path / "data", each=1)
+        os.symlink("/dev/zero", data / "red" / "z.png")
+        os.mkfifo(data / "red" / "p.png")
+        done = cli(*certify_options(trained, data, tmp_path / "c"))
+        assert done.code == 0, done.err
+        assert [record.error for record in read_records(tmp_path / "c") if record.error] == ["OSError: not a regular file"] * 2
+
+    def test_a_compressed_text_that_grows(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        """A PNG of a few kilobytes with a comment of a hundred megabytes."""
+        data = write_photos(tmp_path / "data", each=1)
+        plain = (data / "red" / "0.png").read_bytes()
+        body = b"zTXt" + b"note\0\0" + zlib.compress(bytes(100_000_000), 9)
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        (data / "red" / "0.png").write_bytes(plain[:33] + chunk + plain[33:])  # behind the header
+        done = cli(*certify_options(trained, data, tmp_path / "c"))
+        assert done.code == 0, done.err
+        assert [record.name for record in read_records(tmp_path / "c") if record.error] == ["red/0.png"]
+
     def test_truncated_tar(self, cli, tmp_path: Path):
         (tmp_path / "bad.tar").write_bytes(b"\x00" * 100)
         refused(cli(*train_options(tmp_path / "bad.tar", tmp_path / "run")), "bad.tar")
+
+
+class TestTar:
+    """A tar is read where it lies: nothing is unpacked, so no name in it leads anywhere."""
+
+    def write(self, path: Path, photos: Path, *more: tarfile.TarInfo) -> Path:
+        with tarfile.open(path, "w") as tar:
+            tar.add(photos, arcname="photos")
+            for member in more:
+                tar.addfile(member)
+        return path
+
+    def member(self, name: str, **attributes: object) -> tarfile.TarInfo:
+        member = tarfile.TarInfo(name)
+        for key, value in attributes.items():
+            setattr(member, key, value)
+        return member
+
+    def test_links_and_devices_are_no_images(self, photos: Path, tmp_path: Path):
+        (tmp_path / "secret.png").write_bytes((photos / "red" / "0.png").read_bytes())
+        path = self.write(
+            tmp_path / "t.tar",
+            photos,
+            self.member("photos/red/x.png", type=tarfile.SYMTYPE, linkname=str(tmp_path / "secret.png")),
+            self.member("photos/red/y.png", type=tarfile.LNKTYPE, linkname="../../secret.png"),
+            self.member("photos/red/z.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
+        )
+        assert len(load_source(str(path))) == 24
+
+    @pytest.mark.parametrize("name", ["../../../red/evil.png", "/etc/red/evil.png", "photos/red/../../../../evil.png"])
+    def test_names_that_lead_out(self, photos: Path, tmp_path: Path, name: str):
+        (tmp_path / "in").mkdir()
+        path = self.write(tmp_path / "in" / "t.tar", photos, self.member(name))
+        with pytest.raises(DataError, match="side by side"):
+            load_source(str(path))
+        assert os.listdir(tmp_path) == ["in"]
+        assert os.listdir(tmp_path / "in") == ["t.tar"]
+
+    def test_a_pickle_beside_it_is_not_read(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """timm keeps the list of a large tar as a pickle beside it, and older versions run what they find there."""
+        path = self.write(tmp_path / "t.tar", photos)
+        monkeypatch.setattr(os.path, "getsize", lambda _: 11 * 1024**3)
+        (tmp_path / "_t_tarinfos.pickle").write_bytes(b"not to be read")
+        assert len(load_source(str(path))) == 24
+
+    def test_sparse_files(self, photos: Path, tmp_path: Path):
+        path = self.write(tmp_path / "t.tar", photos, self.member("photos/red/s.png", type=tarfile.GNUTYPE_SPARSE))
+        with pytest.raises(DataError, match="sparse"):
+            load_source(str(path))
+
+
+class TestWords:
+    """What a folder, a file or a record is called is shown and never obeyed."""
+
+    NAMES = ("[red]", "a\nb", "\x1b[2J", "$\\x$|<b>")
+
+    def test_class_names(self, cli, tmp_path: Path):
+        data = write_photos(tmp_path / "data", classes=self.NAMES, each=2)
+        run = tmp_path / "run"
+        done = cli(*train_options(data, run), "--json")
+        assert done.code == 0, done.err
+        done = cli(*certify_options(run, data, tmp_path / "c"))
+        assert (done.code, "\x1b" in done.out + done.err) == (0, False), done.err
+        answer = cli("predict", data / self.NAMES[1] / "0.png", "--model", run, "--patch", 5)
+        assert len(answer.out.splitlines()) == 1
+        refused(
+            cli(*certify_options(run, write_photos(tmp_path / "o", classes=("x\ny\x1b[31m",), each=1), tmp_path / "d")), "x\\ny\\x1b[31m"
+        )
+
+    def test_records(self, cli, trained: Path, photos: Path, tmp_path: Path):
+        cli(*certify_options(trained, photos, tmp_path / "c"))
+        path = tmp_path / "c" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["experiment"]["model"]["arch"] = "[/red]\x1b[2J\nsmall-cnn"
+        manifest["experiment"]["trained"]["strategy"] = "[bold]x"
+        path.write_text(json.dumps(manifest))
+        shown = cli("report", tmp_path / "c")
+        assert shown.code == 0, shown.err
+        assert "\x1b" not in shown.out
+        assert "[bold]x" in shown.out
+        manifest["experiment"]["masks"]["patch_size"] = ["[/red]", 5]
+        path.write_text(json.dumps(manifest))
+        refused(cli("report", tmp_path / "c"), "masks.patch_size.0")
 
 
 class TestWeights:
@@ -205,6 +314,11 @@ class TestWeights:
         torch.save({"weight": Evil()}, tmp_path / "evil2.pth")
         self.refuse(cli, photos, tmp_path, tmp_path / "evil2.pth", "refused")
         assert not (tmp_path / "pwned").exists()
+
+    def test_pickles_that_stumble(self, cli, photos: Path, tmp_path: Path):
+        for code in (b"\x80\x02.", b"\x80\x02}(.", b"\x80\x02ccertipatch.cli\nmain\n.", b"\x80\x02\x85."):
+            (tmp_path / "w.pth").write_bytes(code)
+            self.refuse(cli, photos, tmp_path, tmp_path / "w.pth", "w.pth")
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_not_finite(self, cli, trained: Path, photos: Path, tmp_path: Path, value: float):

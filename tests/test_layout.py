@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
     {"demo", "reproduce", "bench", "options"},
-    {"certification", "training", "attack"},
+    {"certification", "training", "attack", "redteam", "verify"},
     {"defense"},
     {"network", "schedule"},
     {"prefix"},

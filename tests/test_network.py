@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import timm
@@ -301,13 +303,13 @@ def test_fastest_batch_size(monkeypatch):
 
     cost = {4: 1.0, 8: 0.8, 16: 0.82, 32: 0.9}
 
-    def seconds(_model, views, _precision):
+    def seconds(most, _model, views, _precision):
         if len(views) > most:
             raise torch.OutOfMemoryError
         return cost[len(views)] * len(views)
 
-    monkeypatch.setattr(network, "_seconds", seconds)
     for most, expected in [(32, 16), (8, 8), (4, 4), (2, 1)]:
+        monkeypatch.setattr(network, "_seconds", partial(seconds, most))
         assert fastest_batch_size(cnn(), MASKS, "32-true") == expected
     monkeypatch.undo()
     assert fastest_batch_size(cnn().float(), MASKS, "32-true") in (4, 8, 16, 32)

@@ -20,7 +20,7 @@ from .errors import ConfigError
 from .masks import MaskSet
 from .models import weights_sha256
 from .network import LARGE, fastest_batch_size
-from .records import RECORDS, Record, Store, manifest, read_manifests, read_records
+from .records import RECORDS, Record, Store, manifest, network_of, read_manifests, read_records
 
 BLOCK = 32
 
@@ -151,7 +151,7 @@ def _network_of(out: Path, shard: str) -> dict[str, Any]:
     """How the network was run by the attempt that is resumed, if there is one."""
     for path, found in read_manifests(out).items():
         if path.stem.removeprefix("manifest").lstrip("-") == shard:
-            return dict(found["environment"].get("network") or {})
+            return network_of(found, path)
     return {}
 
 

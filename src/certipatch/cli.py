@@ -16,12 +16,13 @@ from rich.console import Console
 
 from .config import ModelSpec, default_lr, train_config
 from .cost import STRATEGIES, search_passes
-from .errors import CertiPatchError, ConfigError, DataError
+from .errors import CertiPatchError, ConfigError, DataError, one_line
 from .masks import MaskSet, parse_patch
 from .options import (
     as_certified,
     check_out,
     geometries,
+    images_as_certified,
     is_run,
     open_model,
     parse_devices,
@@ -344,6 +345,88 @@ def predict(
 
 
 @app.command()
+def attack(
+    model: Model,
+    records: Annotated[Path, typer.Option(help="folder that certify wrote: its images, patch, k and precision")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    split: Split = None,
+    class_map: ClassMap = None,
+    image_size: ImageSize = None,
+    crop_pct: CropPct = None,
+    limit: Limit = None,
+    steps: Annotated[int, typer.Option(min=1, help="gradient steps in each round")] = 20,
+    restarts: Annotated[int, typer.Option(min=1, help="starts for each image, while it is not broken")] = 30,
+    certified_restarts: Annotated[int, typer.Option(min=1, help="starts for each certified image, which must all fail")] = 2,
+    seed: Seed = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack the defended model with patches, on the images of a certification: an upper bound beside the proven lower one."""
+    from . import redteam, runtime
+    from .attack import AttackConfig
+
+    check_out(out, data, str(records))
+    source = images_as_certified(records, source_for(model, data, split, class_map))
+    spec, network, _ = open_model(model, source, weights, pretrained, image_size, crop_pct)
+    fine, options = as_certified(records, spec, network)
+    config = AttackConfig(steps=steps, restarts=restarts, certified_restarts=certified_restarts, seed=seed)
+    with _resumable(out):
+        fab = runtime.fabric(device=device, precision=options["precision"])
+        redteam.attack(network, spec, source, fine, records, out, fabric=fab, config=config, options=options, limit=limit, resume=resume)
+    found = redteam.summarize(out)
+    print(json.dumps(found)) if as_json else stdout.print(redteam.text(found), markup=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    certified: Annotated[Path, typer.Argument(help="folder that certify wrote")],
+    model: Annotated[str | None, typer.Option(help="compare its weights; as in certify")] = None,
+    data: Annotated[str | None, typer.Option(help="compare its images; as in certify. With --model: look at some again")] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    split: Split = None,
+    class_map: ClassMap = None,
+    image_size: ImageSize = None,
+    crop_pct: CropPct = None,
+    sample: Annotated[int, typer.Option(min=0, help="images to look at again, one view at a time")] = 20,
+    every: Annotated[bool, typer.Option("--all", help="look at all images again")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="which images are drawn")] = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 2 if anything is wrong."""
+    from .models import load_run
+    from .verify import verify as check
+
+    if model is None and (weights or pretrained or image_size or crop_pct):
+        raise ConfigError("--weights, --pretrained, --image-size and --crop-pct: expected --model with them")
+    source = source_for(model or "", data, split, class_map) if data else None
+    given = None
+    if model and source:
+        given = open_model(model, source, weights, pretrained, image_size, crop_pct)
+    elif model and is_run(model):
+        spec, network, manifest = load_run(Path(model))
+        given = spec, network, manifest["experiment"]["train"]
+    elif model:
+        raise ConfigError(f"model {model}: expected --data with it, whose classes it is built for")
+    found = [
+        check(folder, model=given, source=source, sample=None if every else sample, seed=seed, device=device)
+        for folder in _certifications(certified)
+    ]
+    if as_json:
+        print(json.dumps([one.to_json() for one in found]))
+    else:
+        for one in found:
+            stdout.print(one.text(again=given is not None and source is not None), markup=False, soft_wrap=True)
+    if any(one.findings for one in found):
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(
     certified: Annotated[list[Path], typer.Argument(help="folders that certify wrote")],
     min_margin: Annotated[float, typer.Option(min=0, help="count only certificates with at least this logit margin")] = 0.0,
@@ -532,7 +615,7 @@ def main() -> None:
     try:
         app()
     except (CertiPatchError, OSError) as error:
-        print(f"certipatch: {error}", file=sys.stderr)
+        print(f"certipatch: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -13,6 +13,9 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Side = Annotated[int, Field(ge=1, le=10_000)]  # pixels; a manifest is not believed more
+
+
 class ModelSpec(Frozen):
     """Everything but the weights that makes a file of images into labels.
 
@@ -21,9 +24,9 @@ class ModelSpec(Frozen):
     """
 
     arch: str
-    num_classes: int = Field(ge=2)
+    num_classes: int = Field(ge=2, le=1_000_000)
     classes: tuple[str, ...]
-    image_size: tuple[int, int]
+    image_size: tuple[Side, Side]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_pct: float = 1.0

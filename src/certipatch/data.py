@@ -146,6 +146,8 @@ def decode(image: Image.Image) -> Image.Image:
 
 def open_image(path: str | Path) -> Image.Image:
     """Open one file; the bytes are read at once so that no handle stays open."""
+    if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):  # /dev/zero has no end
+        raise OSError("not a regular file")
     return _from_bytes(Path(path).read_bytes())
 
 
@@ -226,7 +228,8 @@ def _folder_or_tar(root: str, split: str | None, class_map: str | None, classes:
     if class_map:
         classes = _read_class_map(class_map)
     try:
-        reader: Any = create_reader("", root=root)
+        # timm keeps the list of a large tar beside it as a pickle, and reads the one that it finds there: no.
+        reader: Any = create_reader("", root=root, **({"cache_tarinfo": False} if os.path.isfile(root) else {}))
     except (RuntimeError, ValueError, tarfile.TarError, OSError) as error:
         raise DataError(
             f"data {root}: expected a folder or .tar with one folder of images a class, found no images ({' '.join(str(error).split())[:100]})"
@@ -235,6 +238,8 @@ def _folder_or_tar(root: str, split: str | None, class_map: str | None, classes:
     if in_tar and not reader.root_is_tar:
         raise DataError(f"data {root}: expected one folder a class inside the tar, found tars inside it; unpack it")
     folders = reader.class_name_to_idx if in_tar else reader.class_to_idx
+    if in_tar and any(member.issparse() for member, _, _ in reader.samples):
+        raise DataError(f"data {root}: expected whole files in the tar, found sparse ones; pack it again without --sparse")
     if "" in folders:
         raise DataError(f"data {root}: expected images in one folder a class, found some outside any folder")
     labels = [int(sample_label) for sample_label in (reader.targets if in_tar else [label for _, label in reader.samples])]

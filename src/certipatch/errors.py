@@ -5,6 +5,15 @@ with code 2; no traceback reaches a user.
 """
 
 
+def one_line(text: str) -> str:
+    """Text of unknown origin as one line that a terminal shows and does not obey: what cannot be printed becomes its escape.
+
+    >>> one_line("cat\\x1b[31m\\n")
+    'cat\\\\x1b[31m\\\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class CertiPatchError(Exception):
     """Base of all errors that CertiPatch raises on purpose."""
 

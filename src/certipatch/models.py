@@ -155,7 +155,7 @@ def load_run(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[M
     manifest = read_manifest(folder)
     if manifest["kind"] != "train":
         raise RecordsError(f"model {folder}: expected a training run, found records of {manifest['kind']}")
-    if manifest["finished"] is None:
+    if not isinstance(manifest["finished"], dict) or "weights_sha256" not in manifest["finished"]:
         raise RecordsError(f"model {folder}: expected a finished training run, found one under way; run train --resume first")
     try:
         spec = ModelSpec.model_validate_json(json.dumps(manifest["experiment"]["model"]))
@@ -164,7 +164,7 @@ def load_run(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[M
     if classes is not None and classes != spec.classes:
         raise DataError(f"data: expected the classes of {folder} ({', '.join(spec.classes[:5])} ...), found {', '.join(classes[:5])} ...")
     model = build(spec, weights=str(folder / "model.safetensors"))
-    found, expected = weights_sha256(model), manifest["finished"].get("weights_sha256")
+    found, expected = weights_sha256(model), manifest["finished"]["weights_sha256"]
     if found != expected:
         raise SoundnessError(
             f"model {folder}: expected weights of sha256 {str(expected)[:12]}..., found {found[:12]}...; the file is not the one that was trained"
@@ -200,7 +200,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     try:
         if path.endswith(".safetensors"):
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = _unpickled(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"weights {path}: refused, the file is damaged or a pickle with code in it; save tensors only (safetensors)"
@@ -213,6 +213,15 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"weights {path}: expected a state dict of tensors, found {type(state).__name__}")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _unpickled(path: str) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError):
+        raise
+    except Exception as error:  # damaged bytes make the unpickler stumble in any way
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], *, source: str, arch: str) -> None:

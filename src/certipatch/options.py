@@ -127,7 +127,7 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
     Raises SoundnessError if it is of another model.
     """
     from .models import weights_sha256
-    from .records import read_manifest
+    from .records import network_of, read_manifest
 
     manifest = read_manifest(folder)
     if manifest["kind"] != "certify":
@@ -135,7 +135,11 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
     try:
         there = manifest["experiment"]
         masks, weights = there["masks"], there["weights_sha256"]
-        way = manifest["environment"].get("network") or {}
+        if tuple(masks["image_size"]) != spec.image_size:
+            raise SoundnessError(
+                f"certified {folder}: is of images of {masks['image_size']} pixels, the model's are {spec.image_size}; certify this one"
+            )
+        way = network_of(manifest, folder)
         options = {
             "precision": str(there["precision"]),
             "batch_size": way.get("batch_size"),
@@ -153,6 +157,23 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
         what = "; ".join(differing[:3]) or f"weights of sha256 {str(weights)[:12]}... there, {weights_sha256(network)[:12]}... here"
         raise SoundnessError(f"certified {folder}: is of another model ({what}); certify this one")
     return fine, options
+
+
+def images_as_certified(folder: Path, source: Source) -> Source:
+    """Those images of the data that a certification is of. Raises DataError if they are others."""
+    from .records import read_manifest
+
+    try:
+        there = read_manifest(folder)["experiment"]["data"]
+        source = source.first(int(there["images"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordsError(f"{folder}: its manifest lacks {error}; restore it or certify again") from error
+    differing = differences(there, source.describe())
+    if differing:
+        raise DataError(
+            f"data: expected the images of {folder}, found others ({'; '.join(differing[:3])}); give its --data, --split and --class-map"
+        )
+    return source
 
 
 def is_run(model: str) -> bool:

@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -28,6 +28,9 @@ from .records import read_manifest, read_manifests
 
 FOLDER = Path(__file__).with_name("recipes")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+
+
+NAME = r"^[\w.-]+$"  # part of the name of a folder
 
 
 class Base(Frozen):
@@ -48,16 +51,16 @@ class Setup(Frozen):
     ``crop_pct`` the crop is the weights' own.
     """
 
-    data: str = Field(pattern=r"^[\w.-]+$")
+    data: str = Field(pattern=NAME)
     location: str
     train_split: str
     test_split: str
     train_images: int = Field(ge=1)
     test_images: int = Field(ge=1)
-    models: tuple[str, ...] = Field(min_length=1)
+    models: tuple[Annotated[str, Field(pattern=NAME)], ...] = Field(min_length=1)
     weights: str | None = None
     base: Base | None = None
-    image_size: int = Field(default=224, ge=1)
+    image_size: int = Field(default=224, ge=1, le=10_000)
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     train_patch: str
     train_masks_per_axis: int = 6

@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .config import Frozen, differences
 from .errors import RecordsError
@@ -62,6 +62,72 @@ class Record(Frozen):
         if self.certified and not right:
             raise ValueError("certified, but its other fields say it is not")
         return self
+
+
+class Expected(BaseModel):
+    """What readers rely on in a manifest that anyone may have written; entries beyond it are not looked at."""
+
+    model_config = ConfigDict(strict=True)
+
+
+Side = Annotated[int, Field(ge=1, le=10_000)]  # pixels
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class _Masks(Expected):
+    image_size: list[Side] = Field(min_length=2, max_length=2)
+    patch_size: list[Side] = Field(min_length=2, max_length=2)
+    masks_per_axis: int = Field(ge=0, le=10_000)
+    windows: list[list[list[int]]]
+
+
+class _Architecture(Expected):
+    arch: str
+
+
+class _Training(Expected):
+    strategy: str
+    epochs: Count
+
+
+class _Data(Expected):
+    images: Count
+    fingerprint: str
+
+
+class Certification(Expected):
+    """The experiment of ``certify``."""
+
+    model: _Architecture
+    weights_sha256: str
+    trained: _Training | None = None
+    masks: _Masks
+    data: _Data
+    device: str
+    precision: str
+
+
+class _Network(Expected):
+    batch_size: int = Field(ge=1, le=10**6)
+    compiled: bool
+    shared_prefix: str | None
+
+
+class TrainingRun(Expected):
+    """The experiment of ``train``."""
+
+    model: dict[str, Any]
+    train: _Training
+
+
+class Attack(Expected):
+    """The experiment of ``attack``."""
+
+    certification: Certification
+    images: Count
+
+
+EXPERIMENTS: dict[str, type[Expected]] = {"certify": Certification, "train": TrainingRun, "attack": Attack}
 
 
 class Store:
@@ -222,8 +288,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         differing = differences(other["experiment"], found[0]["experiment"])
         if differing or other["kind"] != found[0]["kind"]:
             raise RecordsError(f"{folder}: holds shards of different experiments ({'; '.join(differing[:3])}); keep those of one")
+    try:
+        EXPERIMENTS.get(found[0]["kind"], Expected).model_validate(found[0]["experiment"])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        what = f"lacks {problem['loc'][-1]!r}" if problem["type"] == "missing" else f"is damaged ({first_problem(error)})"
+        raise RecordsError(f"{folder}: its manifest {what}; restore it or start again in another folder") from error
     finished = all(one["finished"] is not None for one in found)
     return found[0] if finished else {**found[0], "finished": None}
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, and where."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def read_manifests(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -245,6 +323,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: damaged ({' '.join(str(error).split())[:100]}); restore it or start again in another folder"
         ) from error
     return found
+
+
+def network_of(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
+    """How a certification ran its network: ``batch_size``, ``compiled``, ``shared_prefix``; empty if its manifest does not say.
+
+    Raises RecordsError if what it says cannot be.
+    """
+    environment = manifest.get("environment")
+    found = environment.get("network") if isinstance(environment, dict) else None
+    if found is None:
+        return {}
+    try:
+        return _Network.model_validate(found).model_dump()
+    except ValidationError as error:
+        raise RecordsError(f"{where}: environment.network: {first_problem(error)}; restore it or certify again") from None
 
 
 def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
@@ -290,8 +383,7 @@ def read_records(folder: Path) -> list[Record]:
             try:
                 record = Record.model_validate_json(json.dumps(line))
             except ValidationError as error:
-                problem = error.errors()[0]
-                raise RecordsError(f"{path}, line {number}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+                raise RecordsError(f"{path}, line {number}: {first_problem(error)}") from error
             if record.index in records:
                 raise RecordsError(f"{path}, line {number}: image {record.index} occurs twice; keep one of the lines")
             records[record.index] = record

@@ -103,6 +103,36 @@ def losses(look: Look, images: Tensor, labels: Tensor, windows: Tensor) -> Tenso
     return out.view(n, candidates)
 
 
+def gradients(
+    look: Look,
+    images: Tensor,
+    which: Tensor,
+    windows: Tensor,
+    objective: Callable[[Tensor, slice], Tensor],
+    *,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of an objective of the views' logits with respect to the images.
+
+    Args:
+        look: (images, windows) -> logits, such as :class:`Masked`.
+        which: (V,) index of each view's image. windows: (V, windows, 4) as rows of :func:`window_tensor`.
+        objective: (V,) values of a batch of logits (V, classes) and the slice of the views that they belong to.
+
+    Returns:
+        the gradient of the sum, of the shape of ``images``, and the values (views,).
+    """
+    images = images.detach().requires_grad_()
+    gradient, values = torch.zeros_like(images), []
+    with torch.enable_grad():
+        for start in range(0, len(which), batch_size):
+            part = slice(start, start + batch_size)
+            value = objective(check_logits(look(images[which[part]], windows[part]), len(which[part])), part)
+            gradient += torch.autograd.grad(value.sum(), images)[0]
+            values.append(value.detach())
+    return gradient, torch.cat(values)
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within, every module's own mode and the random state as they were found after.

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import binomtest
 
-from ..errors import RecordsError
+from ..errors import RecordsError, one_line
 from ..records import Record, read_lines, read_manifest, read_records
 
 CAPTION = (
@@ -161,7 +161,7 @@ def table(summaries: list[Summary]) -> Table:
         state = "" if s.complete else f" (incomplete: {done} of {experiment['data']['images']} images)"
         (ph, pw), (h, w) = experiment["masks"]["patch_size"], experiment["masks"]["image_size"]
         out.add_row(
-            f"{escape(s.folder)}{state}\n{experiment['model']['arch']}\n{strategy(s.manifest)}",
+            "\n".join(escape(one_line(text)) for text in (f"{s.folder}{state}", experiment["model"]["arch"], strategy(s.manifest))),
             f"{ph}x{pw} of\n{h}x{w}\n{100 * ph * pw / (h * w):.1f} %",
             str(experiment["masks"]["masks_per_axis"]),
             *(share.stacked() for share in (s.vanilla_accuracy, s.clean_accuracy, s.certified_robust_accuracy)),

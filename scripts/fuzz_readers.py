@@ -1,0 +1,306 @@
+"""Feed damaged and malicious files to everything that reads one: nothing but a clear refusal may come of it.
+
+    python scripts/fuzz_readers.py --inputs 1000000
+
+Hypothesis draws a seed for each input; from it a valid file (made here) is damaged: entries of JSON and TOML trees are
+removed, exchanged or replaced by odd values, and bytes are flipped, cut out and repeated. A reader may answer or raise a
+CertiPatchError; an image may be unreadable. Anything else stops the script with the input in a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import random
+import re
+import shutil
+import signal
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from certipatch import certification, models, options, plan, redteam, runtime, training
+from certipatch.attack import AttackConfig
+from certipatch.config import TrainConfig
+from certipatch.data import UNREADABLE, Images, decode, load_source, open_image
+from certipatch.errors import CertiPatchError
+from certipatch.masks import MaskSet
+from certipatch.records import read_manifest, read_records
+from certipatch.report.summary import summarize, table
+from certipatch.verify import verify
+
+ODD: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 3, 7, 255, 2**31, 2**63, 2**64, -(2**63), 10**40, 0.5, -0.0, 1e308, -1e308, 1e-320, float("nan"), float("inf"),
+    "", "0", "1", "a", "NaN", "null", "../x", "/dev/zero", "[red]", "[/red]", "[", "\\", "%s", "{}", "$\\x$", "\x00", "\x1b[2J", "\n", "\ud800", "é" * 3,
+    "a" * 3000, "9" * 5000, "3%", "1e9%", "1/0%", "32x32", [], [[]], [None], [0] * 50, {}, {"a": 1}, {"": {}},
+]  # fmt: skip
+
+
+def damaged_tree(value: Any, rng: random.Random) -> Any:
+    """A JSON tree with one to four places changed."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.randint(1, 4)):
+        places = _places(value)
+        if not places:
+            return copy.deepcopy(rng.choice(ODD))
+        parent, key = rng.choice(places)
+        match rng.randrange(5):
+            case 0:
+                del parent[key]
+            case 1:
+                other, its_key = rng.choice(places)
+                parent[key] = copy.deepcopy(other[its_key]) if its_key in _keys(other) else None
+            case 2 if isinstance(parent, dict):
+                parent[rng.choice(["", "extra", "index", "\n[/b]"])] = copy.deepcopy(rng.choice(ODD))
+            case 3 if isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
+                parent[key] += rng.choice([-1, 1, 0.5, 100, -1000])
+            case _:
+                parent[key] = copy.deepcopy(rng.choice(ODD))
+    return value
+
+
+def _keys(parent: Any) -> Any:
+    return parent if isinstance(parent, dict) else range(len(parent))
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in a tree; of a long list only some."""
+    if not isinstance(value, dict | list):
+        return []
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))[:6]
+    return [place for key in keys for place in [(value, key), *_places(value[key])]]
+
+
+def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
+    out = bytearray(data)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(out) + 1)
+        to = min(len(out), at + rng.choice([1, 1, 2, 8, 50, 1000]))
+        match rng.randrange(5):
+            case 0:
+                del out[at:to]
+            case 1:
+                out[at:at] = out[at:to] * rng.choice([1, 2, 50])
+            case 2:
+                out[at:to] = rng.randbytes(to - at)
+            case 3:
+                out[at:at] = rng.choice(
+                    [b"\x00", b"\n", b"\xff", b"{", b"[" * 2000, b'"', b"\\ud800", b"1e999", b"-", b"9" * 5000, b"\xed\xa0\x80"]
+                )
+            case _:
+                if at < len(out):
+                    out[at] ^= 1 << rng.randrange(8)
+    return bytes(out)
+
+
+def dump(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+class Targets:
+    """Valid files to begin with, in a folder of their own, and what reads each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        photos = folder / "photos"
+        for label, name in enumerate(("blue", "green", "red")):
+            (photos / name).mkdir(parents=True)
+            for i in range(4):
+                colour = tuple(40 + 60 * (c == 2 - label) + 5 * i for c in range(3))
+                Image.new("RGB", (32, 32), colour).save(photos / name / f"{i}.png")
+        source = load_source(str(photos))
+        self.spec = models.describe(models.SMALL_CNN, classes=source.classes, num_classes=3)
+        fabric = runtime.fabric(device="cpu")
+        config = TrainConfig(strategy="vanilla", patch_size=(5, 5), masks_per_axis=2, epochs=1, batch_size=4)
+        training.train(models.build(self.spec), self.spec, source, source, config, folder / "run", fabric=fabric)
+        self.network = models.load_run(folder / "run")[1]
+        masks = MaskSet.covering(image_size=(32, 32), patch_size=(12, 12), masks_per_axis=2)
+        certification.certify(self.network, self.spec, source, masks, folder / "c", fabric=fabric)
+        quick = AttackConfig(steps=1, restarts=1, certified_restarts=1)
+        redteam.attack(self.network, self.spec, source, masks, folder / "c", folder / "a", fabric=fabric, config=quick)
+        self.manifest = json.loads((folder / "c" / "manifest.json").read_text())
+        self.records = [json.loads(line) for line in (folder / "c" / "records.jsonl").read_text().splitlines()]
+        self.run = json.loads((folder / "run" / "manifest.json").read_text())
+        self.attack = json.loads((folder / "a" / "manifest.json").read_text())
+        self.attacks = [json.loads(line) for line in (folder / "a" / "attacks.jsonl").read_text().splitlines()]
+        self.recipes = [(plan.FOLDER / f"{name}.toml").read_bytes() for name in plan.NAMES]
+        self.png = (photos / "red" / "0.png").read_bytes()
+        pictures = {"jpeg": "JPEG", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "webp": "WEBP"}
+        self.pictures = [self.png]
+        for name in pictures.values():
+            data = io.BytesIO()
+            Image.open(photos / "red" / "0.png").save(data, name)
+            self.pictures.append(data.getvalue())
+        with tarfile.open(folder / "p.tar", "w") as tar:
+            tar.add(photos, arcname="photos")
+        self.tar = (folder / "p.tar").read_bytes()
+        self.safetensors = (folder / "run" / "model.safetensors").read_bytes()
+        small = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+        self.small = safetensors.torch.save(small)
+        torch.save(small, folder / "w.pth")
+        self.pickle = (folder / "w.pth").read_bytes()
+        self.source = source
+        self.last = folder / "w.pth"
+
+    def _show(self, folder: Path) -> None:
+        Console(file=io.StringIO(), width=80).print(table([summarize(folder)]))
+
+    def records_lines(self, rng: random.Random) -> None:
+        folder = self.folder / "c"
+        (folder / "manifest.json").write_bytes(dump({**self.manifest, "finished": None}))
+        lines = [dump(damaged_tree(line, rng) if rng.random() < 0.5 else line) for line in self.records]
+        data = b"".join(lines)
+        self.write(folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.5 else data)
+        both(lambda: verify(folder), lambda: read_records(folder), lambda: self._show(folder))
+
+    def manifests(self, rng: random.Random) -> None:
+        folder = self.folder / "c"
+        data = dump(damaged_tree(self.manifest, rng))
+        (folder / "records.jsonl").write_bytes(b"".join(map(dump, self.records)))
+        self.write(folder / "manifest.json", damaged_bytes(data, rng) if rng.random() < 0.3 else data)
+        both(
+            lambda: read_manifest(folder),
+            lambda: verify(folder),
+            lambda: self._show(folder),
+            lambda: options.as_certified(folder, self.spec, self.network),
+            lambda: options.images_as_certified(folder, self.source),
+        )
+
+    def runs(self, rng: random.Random) -> None:
+        data = dump(damaged_tree(self.run, rng))
+        self.write(self.folder / "run" / "manifest.json", damaged_bytes(data, rng) if rng.random() < 0.3 else data)
+        models.load_run(self.folder / "run")
+
+    def attacks_lines(self, rng: random.Random) -> None:
+        folder = self.folder / "a"
+        manifest = damaged_tree(self.attack, rng) if rng.random() < 0.5 else self.attack
+        (folder / "manifest.json").write_bytes(dump(manifest))
+        data = b"".join(dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.attacks)
+        self.write(folder / "attacks.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data)
+        redteam.text(redteam.summarize(folder))
+
+    def recipe_files(self, rng: random.Random) -> None:
+        data = rng.choice(self.recipes)
+        if rng.random() < 0.6:  # other values where values stand
+            values = list(re.finditer(rb"= *([^\n]+)", data))
+            for match in reversed(rng.sample(values, rng.randint(1, 3))):
+                odd = json.dumps(copy.deepcopy(rng.choice(ODD)), ensure_ascii=True).encode()
+                data = data[: match.start(1)] + odd + data[match.end(1) :]
+        else:
+            data = damaged_bytes(data, rng)
+        self.write(self.folder / "r.toml", data)
+        plan.plan(plan.read_recipe(str(self.folder / "r.toml")))
+
+    def weights(self, rng: random.Random) -> None:
+        name, data = rng.choice([("w.safetensors", self.small), ("w.pth", self.pickle)])
+        self.write(self.folder / name, damaged_bytes(data, rng))
+        models.read_weights(str(self.folder / name))
+
+    def pictures_files(self, rng: random.Random) -> None:
+        self.write(self.folder / "x.png", damaged_bytes(rng.choice(self.pictures), rng))
+        try:
+            decode(open_image(self.folder / "x.png"))
+        except UNREADABLE:
+            return
+
+    def tars(self, rng: random.Random) -> None:
+        self.write(self.folder / "x.tar", damaged_bytes(self.tar, rng))
+        images = Images(load_source(str(self.folder / "x.tar")), self.spec)
+        images[rng.randrange(len(images))]
+
+    def write(self, path: Path, data: bytes) -> None:
+        self.last = path
+        path.write_bytes(data)
+
+
+def both(*readers: Callable[[], Any]) -> None:
+    for reader in readers:
+        try:
+            reader()
+        except CertiPatchError:
+            continue
+
+
+PATIENCE = 30  # seconds for one input
+SHARES = {
+    "records_lines": 0.25,
+    "manifests": 0.25,
+    "attacks_lines": 0.15,
+    "recipe_files": 0.2,
+    "weights": 0.06,
+    "pictures_files": 0.06,
+    "tars": 0.02,
+    "runs": 0.01,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--only", help=f"one of {', '.join(SHARES)}")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    runtime.stderr.quiet = True
+    signal.signal(signal.SIGALRM, _too_long)
+    root = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    targets, total = Targets(root), 0
+    try:
+        for name, share in SHARES.items():
+            if arguments.only in (None, name):
+                inputs = round(arguments.inputs * (1 if arguments.only else share))
+                total += fuzz(name, getattr(targets, name), inputs, arguments.seed)
+        print(f"{'all':15} {total:>9,} inputs, no crash")
+    except BaseException:
+        kept = shutil.copy(targets.last, Path(tempfile.gettempdir()) / f"fuzz-{targets.last.name}")
+        print(f"the input is kept in {kept}", file=sys.stderr)
+        raise
+    finally:
+        shutil.rmtree(root)
+
+
+def _too_long(*_: object) -> None:
+    raise AssertionError(f"a reader took more than {PATIENCE} s")
+
+
+def fuzz(name: str, attempt: Callable[[random.Random], None], inputs: int, seed: int) -> int:
+    """Hypothesis draws the seeds; returns how many inputs there were."""
+    counts, started = Counter[str](), time.monotonic()
+
+    @hypothesis.seed(seed)
+    @settings(max_examples=inputs, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(st.integers(0, 2**64 - 1))
+    def one(drawn: int) -> None:
+        signal.alarm(PATIENCE)
+        try:
+            attempt(random.Random(drawn))
+            counts["read"] += 1
+        except CertiPatchError:
+            counts["refused"] += 1
+        finally:
+            signal.alarm(0)
+
+    one()
+    n = sum(counts.values())
+    print(
+        f"{name:15} {n:>9,} inputs: {counts['read']:,} read, {counts['refused']:,} refused, {time.monotonic() - started:.0f} s", flush=True
+    )
+    return n
+
+
+if __name__ == "__main__":
+    main()
