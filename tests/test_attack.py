@@ -135,7 +135,9 @@ def certify(folder: Path, masks: MaskSet = MASKS, n: int = 32) -> tuple[nn.Seque
 def attack(certified: Path, out: Path, masks: MaskSet = MASKS, *, resume: bool = False, n: int = 32, **options: int) -> None:
     network, spec, source = certify(certified, masks, n)
     config = AttackConfig(**{"steps": 8, "restarts": 6} | options)
-    redteam.attack(network, spec, source, masks, certified, out, fabric=runtime.fabric(device="cpu"), config=config, resume=resume)
+    redteam.attack(
+        network, spec, source, masks, certified, out, fabric=runtime.fabric(device="cpu"), config=config, options={}, resume=resume
+    )
 
 
 def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -111,7 +111,7 @@ def clean_tables(defense: PatchCleanser, images: Tensor) -> np.ndarray:
     which = torch.arange(n, device=images.device).repeat_interleave(len(i))
     labels = [
         check_logits(defense.network(images[some], pair), len(some)).argmax(dim=1).cpu()
-        for some, pair in zip(which.split(defense.batch_size), pairs.split(defense.batch_size), strict=True)
+        for some, pair in zip(torch.split(which, defense.batch_size), torch.split(pairs, defense.batch_size), strict=True)
     ]
     table = np.empty((n, k, k), dtype=np.int64)
     table[:, i, j] = table[:, j, i] = torch.cat(labels).view(n, -1).numpy()
