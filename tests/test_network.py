@@ -260,11 +260,12 @@ def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, phot
 
 
 @pytest.mark.slow
-def test_compiled_search(photos, tmp_path):
+def test_compiled_search(monkeypatch, photos, tmp_path):
     """With the real compiler: training goes the same way at the same count of passes, and the weights that it sees are today's."""
     source = load_source(str(photos))
     spec = models.describe("test_resnet", classes=source.classes, num_classes=3, image_size=(32, 32))
     config = TrainConfig(strategy="greedy-multisize", patch_size=(5, 5), masks_per_axis=6, epochs=3, batch_size=8, lr=0.01)
+    monkeypatch.setattr(training, "default_batch_size", lambda _size: 16)  # batches that are full, and some that are not
     last = {}
     for compile in (False, True):
         fabric = runtime.fabric(device="cpu")

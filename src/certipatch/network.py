@@ -110,7 +110,8 @@ class Network:
             if n < self.batch_size:
                 inputs = tuple(torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])]) for each in inputs)
             first = inputs[0].contiguous(memory_format=torch.channels_last if part is self._tail else torch.contiguous_format)
-            inputs = (first, *inputs[1:])
+            # Compiled for tensors made in inference mode: for others torch would compile once more.
+            inputs = (first if first.is_inference() else first.clone(), *inputs[1:])
         with autocast(self.precision, self.device):
             return part(*inputs)[:n]
 

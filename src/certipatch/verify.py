@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product, zip_longest
+from itertools import count, product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .models import weights_sha256
 # Logits of one view computed in another batch differ by less (docs/trust.md has the measurement).
 TOLERANCE = {"32-true": 1e-3}
 LOW_PRECISION = 0.25
-MOST_PIXELS = 2**30  # of all masks together, held in memory
+MOST_PIXELS = 2**28  # of all masks together, held in memory
 WILD = 8  # views within the tolerance that are tried both ways
 
 FIELDS = {
@@ -173,9 +173,9 @@ def _check_finished(path: Path, finished: Any, found: Verification) -> None:
         return
     lines = _lines_of(path)
     data = lines.read_bytes() if lines.exists() else b""
-    stated, count = finished if isinstance(finished, dict) else {}, data.count(b"\n")
-    if stated.get("lines") != count:
-        found.add(lines.name, f"expected the {stated.get('lines')!r} lines that {path.name} states, found {count}")
+    stated, lines_found = finished if isinstance(finished, dict) else {}, data.count(b"\n")
+    if stated.get("lines") != lines_found:
+        found.add(lines.name, f"expected the {stated.get('lines')!r} lines that {path.name} states, found {lines_found}")
     if stated.get("sha256") != hashlib.sha256(data).hexdigest():
         found.add(lines.name, f"expected the sha256 that {path.name} states, found another: the file is not what was written")
 
@@ -236,11 +236,21 @@ def _covering(size: list[int], patch: list[int], k: int) -> Iterator[tuple[tuple
 
 
 def _uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
-    """Brute force: the first place of the patch at which every mask leaves some of it visible."""
-    for top, left in product(range(keep.shape[1] - h + 1), range(keep.shape[2] - w + 1)):
-        if all(mask[top : top + h, left : left + w].any() for mask in keep):
-            return top, left
-    return None
+    """Brute force: the first place of an h x w patch at which every mask of ``keep`` (masks, H, W) leaves some of it visible."""
+
+    def any_of(values: np.ndarray, n: int) -> np.ndarray:
+        """True where one of ``n`` values in a row is, along the first axis: the row grows until it is as long."""
+        length = 1
+        while length < n:
+            step = min(length, n - length)
+            values = values[:-step] | values[step:]
+            length += step
+        return values
+
+    hole = np.ones((keep.shape[1] - h + 1, keep.shape[2] - w + 1), dtype=bool)
+    for visible in keep:
+        hole &= any_of(any_of(visible, h).T, w).T
+    return tuple(np.argwhere(hole)[0].tolist()) if hole.any() else None
 
 
 def _records(manifests: dict[Path, dict[str, Any]], found: Verification) -> dict[int, dict[str, Any]]:
@@ -272,10 +282,11 @@ def _records(manifests: dict[Path, dict[str, Any]], found: Verification) -> dict
 def _check_images(records: dict[int, dict[str, Any]], experiment: dict[str, Any], found: Verification) -> None:
     """Every image of the data once, with the names and labels that the data's fingerprint is of."""
     n, path = experiment["data"]["images"], "records"
-    absent = [index for index in range(n) if index not in records]
     beyond = [index for index in records if index >= n]
+    absent = n - (len(records) - len(beyond))
     if absent:
-        found.add(path, f"lack image {absent[0]}" + (f" and {len(absent) - 1} more" if absent[1:] else "") + f" of {n}")
+        first = next(index for index in count() if index not in records)
+        found.add(path, f"lack image {first}" + (f" and {absent - 1} more" if absent > 1 else "") + f" of {n}")
     if beyond:
         found.add(path, f"hold image {min(beyond)} of only {n}")
     digest = hashlib.sha256()
