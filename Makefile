@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-gpu fuzz lint bench clean
+.PHONY: demo test test-slow test-gpu fuzz faults lint bench clean
 
 demo: .venv/installed
 	$(BIN)/certipatch demo --out demo-out
@@ -20,9 +20,13 @@ test-slow: .venv/installed-dev
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m gpu
 
-# A million damaged inputs to everything that reads a file.
+# Damaged inputs to everything that reads a file, a million of them to the readers of records, manifests and recipes.
 fuzz: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore scripts/fuzz_readers.py --inputs 1000000
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore scripts/fuzz_readers.py --inputs 1200000
+
+# Kills, full disks, damaged files, vanishing images, two writers: an hour on two cores; as root for the full disks.
+faults: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fault_bench.py --out faults.json
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

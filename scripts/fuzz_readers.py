@@ -2,8 +2,8 @@
 
     python scripts/fuzz_readers.py --inputs 1000000
 
-Hypothesis draws a seed for each input; from it a valid file (made here) is damaged: entries of JSON and TOML trees are
-removed, exchanged or replaced by odd values, and bytes are flipped, cut out and repeated. A reader may answer or raise a
+Each input has a seed of its own; from it a valid file (made here) is damaged: entries of JSON and TOML trees are removed,
+exchanged or replaced by odd values, and bytes are flipped, cut out and repeated. A reader may answer or raise a
 CertiPatchError; an image may be unreadable. Anything else stops the script with the input in a file.
 """
 
@@ -26,11 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
@@ -38,10 +35,12 @@ from certipatch import certification, models, options, plan, redteam, runtime, t
 from certipatch.attack import AttackConfig
 from certipatch.config import TrainConfig
 from certipatch.data import UNREADABLE, Images, decode, load_source, open_image
-from certipatch.errors import CertiPatchError
+from certipatch.errors import CertiPatchError, DataError
 from certipatch.masks import MaskSet
-from certipatch.records import read_manifest, read_records
+from certipatch.records import DetectionRecord, read_images, read_manifest, read_records
+from certipatch.report import detection
 from certipatch.report.summary import summarize, table
+from certipatch.seals import LineHashes, seal, sha256
 from certipatch.verify import verify
 
 ODD: list[Any] = [
@@ -131,12 +130,18 @@ class Targets:
         self.network = models.load_run(folder / "run")[1]
         masks = MaskSet.covering(image_size=(32, 32), patch_size=(12, 12), masks_per_axis=2)
         certification.certify(self.network, self.spec, source, masks, folder / "c", fabric=fabric)
+        certification.detect(self.network, self.spec, source, masks, folder / "d", fabric=fabric)
+        self.detect = read_manifest(folder / "d")
+        self.detections = [json.loads(line) for line in (folder / "d" / "records.jsonl").read_text().splitlines()]
         quick = AttackConfig(steps=1, restarts=1, certified_restarts=1)
-        redteam.attack(self.network, self.spec, source, masks, folder / "c", folder / "a", fabric=fabric, config=quick)
-        self.manifest = json.loads((folder / "c" / "manifest.json").read_text())
+        redteam.attack(
+            self.network, self.spec, source, masks, folder / "c", folder / "a",
+            fabric=fabric, config=quick, options=options.as_certified(folder / "c", self.spec, self.network)[1],
+        )  # fmt: skip
+        self.manifest = read_manifest(folder / "c")
         self.records = [json.loads(line) for line in (folder / "c" / "records.jsonl").read_text().splitlines()]
-        self.run = json.loads((folder / "run" / "manifest.json").read_text())
-        self.attack = json.loads((folder / "a" / "manifest.json").read_text())
+        self.run = read_manifest(folder / "run")
+        self.attack = {**read_manifest(folder / "a"), "finished": None}
         self.attacks = [json.loads(line) for line in (folder / "a" / "attacks.jsonl").read_text().splitlines()]
         self.recipes = [(plan.FOLDER / f"{name}.toml").read_bytes() for name in plan.NAMES]
         self.png = (photos / "red" / "0.png").read_bytes()
@@ -163,17 +168,18 @@ class Targets:
     def records_lines(self, rng: random.Random) -> None:
         folder = self.folder / "c"
         (folder / "manifest.json").write_bytes(dump({**self.manifest, "finished": None}))
-        lines = [dump(damaged_tree(line, rng) if rng.random() < 0.5 else line) for line in self.records]
+        share = rng.choice([0, 0.1, 0.5])
+        lines = [dump(damaged_tree(line, rng) if rng.random() < share else line) for line in self.records]
         data = b"".join(lines)
-        self.write(folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.5 else data)
-        both(lambda: verify(folder), lambda: read_records(folder), lambda: self._show(folder))
+        self.write_lines(folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.5 else data, rng)
+        each(lambda: verify(folder), lambda: read_records(folder), lambda: self._show(folder))
 
     def manifests(self, rng: random.Random) -> None:
         folder = self.folder / "c"
-        data = dump(damaged_tree(self.manifest, rng))
+        data = dump(damaged_tree(seal(self.manifest) if rng.random() < 0.1 else self.manifest, rng))
         (folder / "records.jsonl").write_bytes(b"".join(map(dump, self.records)))
         self.write(folder / "manifest.json", damaged_bytes(data, rng) if rng.random() < 0.3 else data)
-        both(
+        each(
             lambda: read_manifest(folder),
             lambda: verify(folder),
             lambda: self._show(folder),
@@ -191,8 +197,20 @@ class Targets:
         manifest = damaged_tree(self.attack, rng) if rng.random() < 0.5 else self.attack
         (folder / "manifest.json").write_bytes(dump(manifest))
         data = b"".join(dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.attacks)
-        self.write(folder / "attacks.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data)
+        self.write_lines(folder / "attacks.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng)
         redteam.text(redteam.summarize(folder))
+
+    def detections_lines(self, rng: random.Random) -> None:
+        folder = self.folder / "d"
+        manifest = {**self.detect, "finished": None}
+        (folder / "manifest.json").write_bytes(dump(damaged_tree(manifest, rng) if rng.random() < 0.3 else manifest))
+        data = b"".join(dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.detections)
+        self.write_lines(folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng)
+        each(
+            lambda: verify(folder),
+            lambda: read_images(folder, DetectionRecord),
+            lambda: Console(file=io.StringIO(), width=80).print(detection.table([detection.summarize(folder)])),
+        )
 
     def recipe_files(self, rng: random.Random) -> None:
         data = rng.choice(self.recipes)
@@ -215,32 +233,43 @@ class Targets:
         self.write(self.folder / "x.png", damaged_bytes(rng.choice(self.pictures), rng))
         try:
             decode(open_image(self.folder / "x.png"))
-        except UNREADABLE:
-            return
+        except UNREADABLE as error:
+            raise DataError("unreadable") from error
 
     def tars(self, rng: random.Random) -> None:
         self.write(self.folder / "x.tar", damaged_bytes(self.tar, rng))
         images = Images(load_source(str(self.folder / "x.tar")), self.spec)
         images[rng.randrange(len(images))]
 
+    def write_lines(self, path: Path, data: bytes, rng: random.Random) -> None:
+        """Lines with hashes as a forger would mend them, or damaged ones."""
+        hashes = b"".join(sha256(line).encode() + b"\n" for line in re.findall(rb"[^\n]*\n", data))
+        LineHashes(path).path.write_bytes(hashes if rng.random() < 0.95 else damaged_bytes(hashes, rng))
+        self.write(path, data)
+
     def write(self, path: Path, data: bytes) -> None:
         self.last = path
         path.write_bytes(data)
 
 
-def both(*readers: Callable[[], Any]) -> None:
+def each(*readers: Callable[[], Any]) -> None:
+    """Let all of them read, whatever the ones before said; raises the first refusal."""
+    refusals = []
     for reader in readers:
         try:
             reader()
-        except CertiPatchError:
-            continue
+        except CertiPatchError as refusal:
+            refusals.append(refusal)
+    if refusals:
+        raise refusals[0]
 
 
 PATIENCE = 20  # seconds of computing for one input
 SHARES = {
     "records_lines": 0.25,
     "manifests": 0.25,
-    "attacks_lines": 0.15,
+    "attacks_lines": 0.1,
+    "detections_lines": 0.05,
     "recipe_files": 0.2,
     "weights": 0.06,
     "pictures_files": 0.06,
@@ -278,29 +307,23 @@ def _too_long(*_: object) -> None:
 
 
 def fuzz(name: str, attempt: Callable[[random.Random], None], inputs: int, seed: int) -> int:
-    """Hypothesis draws the seeds; returns how many inputs there were."""
+    """Returns how many inputs there were."""
     counts, started = Counter[str](), time.monotonic()
-
-    def one(drawn: int) -> None:
+    for number in range(inputs):
         signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)
         try:
-            attempt(random.Random(drawn))
+            attempt(random.Random(f"{name} {seed} {number}"))
             counts["read"] += 1
         except CertiPatchError:
             counts["refused"] += 1
+        except BaseException:
+            print(f"{name}: input {number} of seed {seed}", file=sys.stderr)
+            raise
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-    while (left := inputs - sum(counts.values())) > 0:  # in parts, since Hypothesis remembers every input
-        part = settings(
-            max_examples=min(left, 5000), deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-        )
-        hypothesis.seed(seed * 10**9 + left)(part(given(st.integers(0, 2**64 - 1))(one)))()
-    n = sum(counts.values())
-    print(
-        f"{name:15} {n:>9,} inputs: {counts['read']:,} read, {counts['refused']:,} refused, {time.monotonic() - started:.0f} s", flush=True
-    )
-    return n
+    seconds = time.monotonic() - started
+    print(f"{name:15} {inputs:>9,} inputs: {counts['read']:,} read, {counts['refused']:,} refused, {seconds:.0f} s", flush=True)
+    return inputs
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """How far do logits move with what should not matter: the batch a view is computed in, and the number of threads?
 
-    python scripts/numerical_soundness.py --model runs/digits --records runs/digits-k6 --data digits --limit 20
+    python scripts/numerical_soundness.py --model runs/digits --records runs/digits-k6 --records runs/digits-k6-bf16 --data digits --limit 20
 
 For some images of a certification, every one- and two-mask view is computed alone, in batches of two sizes and in another
-order, and with two threads, in float32 and in bf16. A certificate can flip only if the margin of one of its views is
-smaller than what the margin moves by; the records say how many certificates have such a margin.
+order, and with two threads, in float32 and in bf16, and the two are compared. A certificate can flip only if the margin of one of its views is
+smaller than what the margin moves by; records of the same precision say how many certificates have such a margin, and how many
+one below the tolerance of ``verify``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from certipatch.data import Images, as_float
 from certipatch.network import Network
 from certipatch.options import as_certified, images_as_certified, open_model, source_for
 from certipatch.records import read_manifest, read_records
+from certipatch.verify import LOW_PRECISION, TOLERANCE
 from certipatch.views import check_logits, window_tensor
 
 WAYS = ((128, 1, False), (128, 1, True), (32, 1, True), (128, 2, False), (1, 1, False))  # batch size, threads, shuffled
@@ -28,16 +30,24 @@ WAYS = ((128, 1, False), (128, 1, True), (32, 1, True), (128, 2, False), (1, 1, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--records", required=True, type=Path)
+    parser.add_argument("--records", required=True, type=Path, action="append", help="of the same images; one for each precision")
     parser.add_argument("--data", required=True)
     parser.add_argument("--split")
+    parser.add_argument("--class-map")
+    parser.add_argument("--weights")
     parser.add_argument("--limit", type=int, default=20)
     arguments = parser.parse_args()
 
-    source = images_as_certified(arguments.records, source_for(arguments.model, arguments.data, arguments.split, None))
-    spec, network, _ = open_model(arguments.model, source, None, False, None, None)
-    masks, options = as_certified(arguments.records, spec, network)
-    fill = torch.tensor(read_manifest(arguments.records)["experiment"]["fill"])
+    first = arguments.records[0]
+    source = images_as_certified(first, source_for(arguments.model, arguments.data, arguments.split, arguments.class_map))
+    spec, network, _ = open_model(arguments.model, source, arguments.weights, False, None, None)
+    masks, certified = as_certified(first, spec, network)[0], {}
+    for folder in arguments.records:
+        other, options = as_certified(folder, spec, network)
+        if (other, images_as_certified(folder, source).describe()) != (masks, source.describe()):
+            parser.error(f"{folder} is of other masks or images than {first}")
+        certified[options["precision"]] = np.array([record.margin for record in read_records(folder) if record.certified])
+    fill = torch.tensor(read_manifest(first)["experiment"]["fill"])
     some = Images(source.first(arguments.limit), spec)
     pixels = torch.stack([item.pixels for item in map(some.__getitem__, range(len(some))) if item.pixels is not None])
     images, (i, j) = as_float(pixels), np.triu_indices(len(masks))
@@ -46,8 +56,7 @@ def main() -> None:
     which = torch.arange(len(images)).repeat_interleave(len(i))
     shuffled = torch.randperm(len(which), generator=torch.Generator().manual_seed(0))
 
-    certified = [record for record in read_records(arguments.records) if record.certified]
-    margins = np.array([record.margin for record in certified])
+    exact = None
     for precision in ("32-true", "bf16-mixed"):
         ways = []
         for batch_size, threads, shuffle in WAYS:
@@ -61,6 +70,8 @@ def main() -> None:
         same = (labels == labels[0]).all(axis=0)
         moved = float((gaps.max(axis=0) - gaps.min(axis=0))[same].max())
         flipped = float(gaps[:, ~same].max()) if (~same).any() else 0.0
+        exact = (labels[0], gaps[0]) if exact is None else exact
+        agree = labels[0] == exact[0]
         found = {
             "precision": precision,
             "views": len(which),
@@ -68,12 +79,15 @@ def main() -> None:
             "largest_move_of_a_margin": moved,
             "views_whose_label_changes": int((~same).sum()),
             "largest_margin_of_those": flipped,
+            "largest_difference_to_float32": float(np.abs(gaps[0] - exact[1])[agree].max()),
+            "views_with_another_label_than_in_float32": int((~agree).sum()),
         }
-        if precision == options["precision"]:
-            stated = max(moved, flipped)
+        if (margins := certified.get(precision)) is not None:
+            tolerance = TOLERANCE.get(precision, LOW_PRECISION)
             found |= {
-                "certified": len(certified),
-                "certified_with_smaller_margin": int((margins <= stated).sum()),
+                "certified": len(margins),
+                "certified_with_smaller_margin": int((margins <= max(moved, flipped)).sum()),
+                f"certified_with_a_margin_below_{tolerance:g}": int((margins <= tolerance).sum()),
                 "smallest_margin": float(margins.min()),
             }
         print(json.dumps(found), flush=True)

@@ -6,13 +6,17 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from certipatch.seals import seal
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -40,6 +44,11 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Outcome(code, *capsys.readouterr())
 
     return call
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest as a forger would: with its hash mended."""
+    path.write_text(json.dumps(seal(manifest)))
 
 
 def write_photos(folder: Path, classes: tuple[str, ...] = ("blue", "green", "red"), each: int = 8, size: int = 32) -> Path:

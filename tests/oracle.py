@@ -8,6 +8,8 @@ must be made twice, independently, to go unnoticed. The words:
 * a *table* is a list of rows, ``table[i][j]`` the label of the image under masks i and j.
 """
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -60,6 +62,38 @@ def uncovered(image_size, patch_size, keeps):
     return holes
 
 
+def covering_several(image_size, patch_sizes, k, patches):
+    """The masks against one patch of any of some shapes (what two shapes share once), or every two of those against two patches."""
+    masks = []
+    for patch_size in patch_sizes:
+        for mask in covering_set(image_size, patch_size, k)[0]:
+            if mask not in masks:
+                masks.append(mask)
+    if patches == 1 or len(masks) == 1:
+        return masks
+    return [masks[i] + masks[j] for i in range(len(masks)) for j in range(i + 1, len(masks))]
+
+
+def placements(image_size, patch_sizes):
+    """Every rectangle that a patch of one of the shapes may be."""
+    return [
+        (top, left, height, width)
+        for height, width in patch_sizes
+        for top in range(image_size[0] - height + 1)
+        for left in range(image_size[1] - width + 1)
+    ]
+
+
+def uncovered_together(image_size, patch_sizes, keeps, patches):
+    """Brute force: all that an attacker with so many patches may place and no single mask hides completely."""
+    holes = []
+    for placed in itertools.combinations_with_replacement(placements(image_size, patch_sizes), patches):
+        visible = keep_of(image_size, placed)
+        if all((keep & ~visible).any() for keep in keeps):
+            holes.append(placed)
+    return holes
+
+
 def coarse_blocks(rows, columns):
     """For each coarse mask the fine masks in its 2x2 block; an odd row or column shares its last block with a neighbour."""
 
@@ -88,9 +122,46 @@ def double_masking(table):
     return majority, "majority"
 
 
+def challenger_masking(table):
+    """Challenger masking: the defended label, the case that decided, and the games (pairs of masks) that were played."""
+    first = [table[i][i] for i in range(len(table))]
+    if len(set(first)) == 1:
+        return first[0], "agreed", []
+    games = []
+    champion = 0
+    beaten = [False] * len(table)
+    while True:
+        challenger = None
+        for j in range(len(table)):
+            if not beaten[j] and first[j] != first[champion]:
+                challenger = j
+                break
+        if challenger is None:
+            return first[champion], "champion", games
+        games.append((champion, challenger))
+        if table[champion][challenger] == first[challenger]:
+            beaten[champion] = True
+            champion = challenger
+        else:
+            beaten[challenger] = True
+
+
 def certified(table, label):
     """Algorithm 2: F(x.m_i.m_j) = label for all i <= j."""
     return all(table[i][j] == label for i in range(len(table)) for j in range(i, len(table)))
+
+
+# --- Minority Reports ------------------------------------------------------------------------------------------------
+
+
+def alarm(vanilla, views, threshold):
+    """Some one-mask view, (label, confidence), disagrees with F(x) and is more confident than the threshold."""
+    return any(label != vanilla and confidence > threshold for label, confidence in views)
+
+
+def detection_certified(true_label, views, threshold):
+    """Every one-mask view answers the true label and is more confident than the threshold."""
+    return all(label == true_label and confidence > threshold for label, confidence in views)
 
 
 # --- Greedy Cutout: masks chosen for one image, given loss(keep) -----------------------------------------------------

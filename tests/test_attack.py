@@ -19,7 +19,8 @@ from certipatch.data import Images, Source, as_float
 from certipatch.defense import PatchCleanser
 from certipatch.errors import ConfigError, RecordsError, SoundnessError
 from certipatch.masks import MaskSet
-from certipatch.records import read_records
+from certipatch.records import read_manifest, read_records
+from conftest import write_manifest, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,10 +117,51 @@ def test_the_harness_pastes_rounds_and_asks():
     assert verdict.defended_label == defense.predict(as_float(expected[None])).item()
 
 
+# --- Several shapes, two patches -------------------------------------------------------------------------------------
+
+
+def test_several_shapes_are_attacked_each():
+    """Both shapes are tried and break images; the harness takes either of them, and neither a third nor both at once."""
+    model, pixels, labels = world()
+    masks = MaskSet.covering(image_size=SIZE, patch_size=(4, 1), other_patch_sizes=[(1, 4)], masks_per_axis=3)
+    defense = PatchCleanser(model, masks)
+    verdicts = defense.certify(as_float(pixels), labels)
+    tables = clean_tables(defense, as_float(pixels))
+    ways = [goals(masks, table, int(label)) for table, label in zip(tables, labels, strict=True)]
+    assert not any(way for way, verdict in zip(ways, verdicts, strict=True) if verdict.certified)
+    harness = Harness(defense, pixels)
+    results = attack_images(model, harness, labels, ways, AttackConfig(steps=8, restarts=14), list(range(len(pixels))))
+    right = [judged for judged, verdict, label in zip(results, verdicts, labels, strict=True) if verdict.defended_label == label]
+    certified = [judged for judged, verdict in zip(results, verdicts, strict=True) if verdict.certified]
+    for tried in (certified, right):
+        assert {result.attempt.patch_size for judged in tried for result in judged} == {(4, 1), (1, 4)}
+    assert {result.attempt.patch_size for judged in right for result in judged if result.broken} == {(4, 1), (1, 4)}
+    assert len(certified) >= 3
+    assert not any(result.broken for judged in certified for result in judged)
+    for result in (result for judged in results for result in judged):
+        rows, columns = (result.patched != pixels[result.attempt.image]).any(0).nonzero().T
+        height, width = (int(side.max() - side.min()) + 1 if len(side) else 0 for side in (rows, columns))
+        assert (height <= 4 and width <= 1) or (height <= 1 and width <= 4)
+    for content in (torch.zeros(3, 4, 4), torch.zeros(3, 2, 2), torch.zeros(3, 1, 1), torch.zeros(4)):
+        with pytest.raises(ConfigError, match="expected a patch of 4x1 or 1x4"):
+            harness.judge([Proposal(0, 0, 0, content)])
+
+
+def test_two_patches_are_not_attacked(tmp_path: Path):
+    """There is no attack with two; one that tried a single patch would look like an upper bound on what two can do."""
+    masks = MaskSet.covering(image_size=SIZE, patch_size=PATCH, masks_per_axis=2, patches=2)
+    with pytest.raises(ConfigError, match="against one patch") as refused:
+        attack(tmp_path / "c", tmp_path / "a", masks, n=6)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ConfigError, match="against one patch"):
+        Harness(PatchCleanser(world()[0], masks), world()[1])
+
+
 # --- A certification, attacked ---------------------------------------------------------------------------------------
 
 
-def certify(folder: Path, masks: MaskSet = MASKS, n: int = 32) -> tuple[nn.Sequential, ModelSpec, Source]:
+def certify(folder: Path, masks: MaskSet = MASKS, n: int = 32, **options: str) -> tuple[nn.Sequential, ModelSpec, Source]:
     network, pixels, labels = world(n)
     classes = tuple("abc")
     source = Source(
@@ -127,7 +169,7 @@ def certify(folder: Path, masks: MaskSet = MASKS, n: int = 32) -> tuple[nn.Seque
     )
     half = (0.5, 0.5, 0.5)
     spec = ModelSpec(arch="linear", num_classes=3, classes=classes, image_size=SIZE, mean=half, std=half)
-    certification.certify(network, spec, source, masks, folder, fabric=runtime.fabric(device="cpu"))
+    certification.certify(network, spec, source, masks, folder, fabric=runtime.fabric(device="cpu"), **options)
     assert torch.equal(Images(source, spec)[5].pixels, pixels[5])
     return network, spec, source
 
@@ -160,13 +202,14 @@ def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         rows, columns = (patched != pixels[record.index]).any(0).nonzero().T
         assert record.top <= rows.min() <= rows.max() < record.top + 2
         assert record.left <= columns.min() <= columns.max() < record.left + 2
+        assert (record.height, record.width) == PATCH
 
     attack(tmp_path / "c2", tmp_path / "again")
     lines = (tmp_path / "a" / redteam.ATTACKS).read_bytes()
     assert (tmp_path / "again" / redteam.ATTACKS).read_bytes() == lines
     # Killed in the middle of its second block:
     manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
-    (tmp_path / "again" / "manifest.json").write_text(json.dumps(manifest | {"finished": None}))
+    write_manifest(tmp_path / "again" / "manifest.json", manifest | {"finished": None})
     (tmp_path / "again" / redteam.ATTACKS).write_bytes(b"".join(lines.splitlines(keepends=True)[:20]) + b'{"index": 4')
     attack(tmp_path / "c3", tmp_path / "again", resume=True)
     assert (tmp_path / "again" / redteam.ATTACKS).read_bytes() == lines
@@ -188,7 +231,7 @@ def test_a_certificate_that_is_none_is_broken_and_can_be_replayed(tmp_path: Path
     record = case["record"]
     assert record["certified"]
     assert record in [of_all.model_dump(mode="json") for of_all in read_records(tmp_path / "c")]
-    assert case["certification"] == json.loads((tmp_path / "c" / "manifest.json").read_text())
+    assert case["certification"] == read_manifest(tmp_path / "c")
     patched, clean, patch = (np.array(Image.open(folder / f"{name}.png")) for name in ("patched", "clean", "patch"))
     top, left = case["patch"]["top"], case["patch"]["left"]
     clean[top : top + 2, left : left + 2] = patch
@@ -198,8 +241,6 @@ def test_a_certificate_that_is_none_is_broken_and_can_be_replayed(tmp_path: Path
 
 
 def test_only_what_was_certified_is_attacked(cli, trained: Path, photos: Path, tmp_path: Path):
-    from conftest import write_photos
-
     options = ["--model", trained, "--data", photos]
     cli("certify", *options, "--patch", 5, "--masks-per-axis", 2, "--out", tmp_path / "c")
     quick = ["--records", tmp_path / "c", "--steps", 2, "--restarts", 2, "--certified-restarts", 1]
@@ -218,7 +259,7 @@ def test_only_what_was_certified_is_attacked(cli, trained: Path, photos: Path, t
     assert (refused.code, "another model" in refused.err) == (2, True), refused.err
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     manifest["experiment"]["masks"]["windows"][0] = [[0, 0, 20, 20]]
-    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path / "c" / "manifest.json", manifest)
     refused = cli("attack", *options, *quick, "--out", tmp_path / "b")
     assert (refused.code, "masks.windows" in refused.err) == (2, True), refused.err
     assert not (tmp_path / "b").exists()

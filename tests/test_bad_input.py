@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ from PIL import Image
 from certipatch.data import load_source
 from certipatch.errors import DataError
 from certipatch.records import read_lines, read_records
-from conftest import write_photos
+from conftest import write_manifest, write_photos
 
 
 def refused(outcome, *words: str) -> None:
@@ -137,14 +138,18 @@ class TestData:
         assert done.code == 0, done.err
         assert {record.label for record in read_records(tmp_path / "c")} == {2}
 
-    @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+    @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "stumbles"])
     def test_unreadable_image(self, cli, trained: Path, photos: Path, tmp_path: Path, damage: str):
         """Named and not certified in certify; refused in train; never replaced by its neighbour."""
         data = tmp_path / "data"
         shutil.copytree(photos, data)
         bad = data / "green" / "3.png"
         content = bad.read_bytes()
-        bad.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"not an image"}[damage])
+        tiff = io.BytesIO()
+        Image.open(bad).save(tiff, "TIFF")
+        strips = struct.Struct("<HHI")  # tag 273: where the pixels are, as a whole number (4) or a float (11), which Pillow stumbles over
+        stumbles = tiff.getvalue().replace(strips.pack(273, 4, 1), strips.pack(273, 11, 1))
+        bad.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"not an image", "stumbles": stumbles}[damage])
 
         done = cli(*certify_options(trained, data, tmp_path / "c"))
         assert done.code == 0, done.err
@@ -265,13 +270,13 @@ class TestWords:
         manifest = json.loads(path.read_text())
         manifest["experiment"]["model"]["arch"] = "[/red]\x1b[2J\nsmall-cnn"
         manifest["experiment"]["trained"]["strategy"] = "[bold]x"
-        path.write_text(json.dumps(manifest))
+        write_manifest(path, manifest)
         shown = cli("report", tmp_path / "c")
         assert shown.code == 0, shown.err
         assert "\x1b" not in shown.out
         assert "[bold]x" in shown.out
         manifest["experiment"]["masks"]["patch_size"] = ["[/red]", 5]
-        path.write_text(json.dumps(manifest))
+        write_manifest(path, manifest)
         refused(cli("report", tmp_path / "c"), "masks.patch_size.0")
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from certipatch.records import read_lines, read_manifest, read_records
+from conftest import write_manifest
 
 
 def test_masks_proves_coverage_and_states_the_costs(cli):
@@ -176,7 +177,7 @@ def test_predict_as_certified(cli, trained: Path, photos: Path, tmp_path: Path):
         ({"masks": {**original["experiment"]["masks"], "windows": [[[0, 0, 1, 1]]]}}, "masks.windows"),
         ({"masks": {}}, "its manifest lacks 'image_size'"),
     ]:
-        path.write_text(json.dumps({**original, "experiment": {**original["experiment"], **change}}))
+        write_manifest(path, {**original, "experiment": {**original["experiment"], **change}})
         outcome = cli("predict", image, "--model", trained, "--certified", folder)
         assert (outcome.code, outcome.out) == (2, "")
         assert words in outcome.err

@@ -300,6 +300,13 @@ def test_weights_that_are_not_finite_are_refused(value):
     refused(PatchCleanser(model, mask_set(3)), GOOD, match="finite")
 
 
+def test_logits_beyond_float32_are_refused():
+    """Rounded to infinity, they would all be the first class."""
+    model = network(0)
+    model[4].bias.data[2:] = torch.tensor([1e300, 2e300], dtype=torch.float64)
+    refused(PatchCleanser(model, mask_set(3)), GOOD.double(), match="finite")
+
+
 class Rarely(nn.Module):
     """Logits that fail only where two masks hide about half of a white image."""
 
@@ -318,14 +325,19 @@ def test_a_nan_in_a_single_view_is_refused():
 
 
 @pytest.mark.parametrize(
-    "output", [lambda x: x.mean((1, 2, 3)), lambda x: x.mean((2, 3))[:, :1], lambda x: x, lambda x: x.mean((2, 3))[:1]]
-)
+    "output",
+    [
+        lambda x: x.mean((1, 2, 3)), lambda x: x.mean((2, 3))[:, :1], lambda x: x, lambda x: x.mean((2, 3))[:1],
+        lambda x: x.mean((2, 3)).repeat(2, 1), lambda x: x.mean(), lambda x: (x.mean((2, 3)),), lambda x: {"logits": x.mean((2, 3))}, lambda x: None,
+    ],
+)  # fmt: skip
 def test_outputs_that_are_no_logits_are_refused(output):
     class Model(nn.Module):
         def forward(self, images):
             return output(images)
 
     refused(PatchCleanser(Model().eval(), mask_set(3)), GOOD, match="model output")
+    refused(PatchCleanser(Model().eval(), mask_set(3), compile=True, shared_prefix=True), GOOD, match="model output")
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0]), torch.tensor([[0, 0]]), torch.tensor([0, -1]), torch.tensor(0)])

@@ -11,13 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
     {"demo", "reproduce", "bench", "options"},
-    {"certification", "training", "attack", "redteam", "verify"},
-    {"defense"},
+    {"certification", "training", "attack", "redteam", "verify", "verify_detection"},
+    {"defense", "detection"},
     {"network", "schedule"},
     {"prefix"},
     {"search", "gradcam", "views"},
-    {"masks", "patchcleanser", "published", "cost", "plan", "models", "data", "report"},
-    {"config", "records", "processes", "runtime", "errors"},
+    {"masks", "patchcleanser", "minority_reports", "published", "cost", "plan", "models", "data", "report"},
+    {"config", "records", "seals", "processes", "runtime", "errors"},
 ]
 
 

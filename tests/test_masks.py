@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import oracle
 from certipatch.errors import ConfigError
-from certipatch.masks import MaskSet, Window, axis_starts, parse_patch
+from certipatch.masks import MaskSet, Window, axis_starts, parse_patch, parse_patches, threat_of, threat_text
 
 quick = settings(deadline=None)  # the first example may import torch
 
@@ -39,7 +40,7 @@ def imported(path):
 
 def test_the_oracle_is_independent():
     """An oracle that called the library would agree with any error in it."""
-    assert set(imported(oracle.__file__)) == {"numpy", "torch"}
+    assert set(imported(oracle.__file__)) == {"itertools", "numpy", "torch"}
 
 
 # --- Golden values: DESIGN.md, section 1 -----------------------------------------------------------------------------
@@ -261,9 +262,9 @@ def test_a_larger_patch_is_noticed(masks, data):
 
 
 @st.composite
-def free_sets(draw):
+def free_sets(draw, side=6):
     """Masks of one to three rectangles anywhere, which may reach beyond the bottom and the right, or be empty."""
-    image = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    image = draw(st.tuples(st.integers(1, side), st.integers(1, side)))
     window = st.builds(Window, st.integers(0, image[0]), st.integers(0, image[1]), st.integers(0, 8), st.integers(0, 8))
     windows = draw(st.lists(st.lists(window, min_size=1, max_size=3).map(tuple), min_size=1, max_size=5))
     return MaskSet(image, tuple(draw(st.integers(1, n)) for n in image), 0, tuple(windows))
@@ -294,3 +295,133 @@ def test_windows_beyond_the_top_and_the_left():
         masks = MaskSet((4, 4), (1, 1), 0, ((Window(0, 0, 1, 4),), (Window(3, 0, 1, 4),), (Window(-3, 0, 2, 4),)))
         assert check_uncovered(masks, (1, 1)) == Window(1, 0, 1, 1)
         assert np.array_equal(masks.keep.numpy(), keeps(masks))
+
+
+# --- Several shapes, two patches -------------------------------------------------------------------------------------
+
+
+def test_what_a_manifest_says_of_one_patch_is_what_it_always_said():
+    """Earlier runs are continued and compared by these very entries; what is against more has more of them."""
+    sizes = {"image_size": (8, 8), "masks_per_axis": 2}
+    plain = MaskSet.covering(**sizes, patch_size=(3, 2)).to_json()
+    assert list(plain) == ["patch_size", "image_size", "masks_per_axis", "windows"]
+    assert MaskSet.covering(**sizes, patch_size=(3, 2), other_patch_sizes=[(3, 2)], patches=1).to_json() == plain
+    more = MaskSet.covering(**sizes, patch_size=(2, 3), other_patch_sizes=[(3, 2)], patches=2)
+    assert set(more.to_json()) - set(plain) == {"other_patch_sizes", "patches"}
+    stated = json.loads(json.dumps(more.to_json()))
+    assert MaskSet.covering(**sizes, **threat_of(stated)) == more
+    assert (more.patch_size, more.patch_sizes) == ((3, 2), ((3, 2), (2, 3))), "the order in which they are named does not matter"
+
+
+def test_golden_counts():
+    """Of 9 masks every two are 36, of 36 they are 630; PatchCleanser's code has 81 and 1296: both orders, and each with itself."""
+
+    def count(*shapes, k, patches=1):
+        return len(
+            MaskSet.covering(image_size=(224, 224), patch_size=shapes[0], other_patch_sizes=shapes[1:], masks_per_axis=k, patches=patches)
+        )
+
+    assert [count((20, 20), k=k, patches=2) for k in (3, 6)] == [36, 630]
+    assert [count((39, 20), (20, 39), k=k) for k in (3, 6)] == [18, 72]
+    assert count((39, 20), (20, 39), k=3, patches=2) == 18 * 17 // 2
+    assert count((224, 224), k=1, patches=2) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "shown"),
+    [
+        ("39x20+20x39", ((39, 20), (20, 39)), "39x20+20x39"),
+        ("1%", ((23, 23),), "23x23"),
+        ("1%+5x224", ((23, 23), (5, 224)), "23x23+5x224"),
+    ],
+)
+def test_several_shapes_as_they_are_typed(text, sizes, shown):
+    assert parse_patches(text, (224, 224)) == sizes
+    assert threat_text(sizes[0], sizes[1:]) == shown
+    assert threat_text(sizes[0], sizes[1:], 2).startswith("2 x ")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"other_patch_sizes": [(3, 3)]}, "fits into"),
+        ({"other_patch_sizes": [(7, 7)]}, "fits into"),
+        ({"other_patch_sizes": [(2, 33)]}, "do not fit"),
+        ({"other_patch_sizes": [(0, 7)]}, "at least 1 pixel"),
+        ({"other_patch_sizes": [(1, 32)], "masks_per_axis": 33}, "masks per axis 33"),
+        ({"patches": 0}, "expected 1 or 2"),
+        ({"patches": 3}, "expected 1 or 2"),
+    ],
+)
+def test_impossible_threats_are_refused_in_one_line(options, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        MaskSet.covering(**{"image_size": (32, 32), "patch_size": (5, 5), "masks_per_axis": 3} | options)
+    assert "\n" not in str(error.value)
+
+
+@st.composite
+def threats(draw, side=5):
+    """A covering set of a tiny image against one or two patches of up to three shapes, none of which fits into another."""
+    image = draw(st.tuples(st.integers(1, side), st.integers(1, side)))
+    shapes = []
+    for shape in draw(st.lists(st.tuples(st.integers(1, image[0]), st.integers(1, image[1])), min_size=1, max_size=3)):
+        if not any((a <= h and b <= w) or (a >= h and b >= w) for a, b in [shape] for h, w in shapes):
+            shapes.append(shape)
+    most = min(max(n - p + 1 for n, p in zip(image, shape, strict=True)) for shape in shapes)
+    k, patches = draw(st.integers(1, min(3, most))), draw(st.integers(1, 2))
+    return MaskSet.covering(image_size=image, patch_size=shapes[0], other_patch_sizes=shapes[1:], masks_per_axis=k, patches=patches)
+
+
+def check_uncovered_together(masks):
+    """The answer agrees with brute force over everything that can be placed; a counterexample is one."""
+    holes = oracle.uncovered_together(masks.image_size, masks.patch_sizes, keeps(masks), masks.patches)
+    found = masks.uncovered_patches()
+    assert (found is None) == (holes == [])
+    assert found is None or tuple(sorted(map(dataclasses.astuple, found))) in [tuple(sorted(hole)) for hole in holes]
+    return found
+
+
+@quick
+@given(threats(), st.data())
+def test_every_threat_is_covered_and_what_is_missing_is_noticed(masks, data):
+    image, shapes = masks.image_size, masks.patch_sizes
+    within = max(1, min(masks.masks_per_axis, *(n - p + 1 for shape in shapes for n, p in zip(image, shape, strict=True))))
+    if within == masks.masks_per_axis:  # the oracle has one k for both axes
+        assert rectangles(masks) == oracle.covering_several(image, shapes, within, masks.patches)
+    assert check_uncovered_together(masks) is None
+    removed = data.draw(st.sets(st.integers(0, len(masks) - 1), min_size=1, max_size=3))
+    left = tuple(mask for i, mask in enumerate(masks.windows) if i not in removed)
+    check_uncovered_together(dataclasses.replace(masks, windows=left))
+
+
+@settings(quick, max_examples=200)
+@given(free_sets(side=4), st.data())
+def test_two_patches_under_masks_of_any_kind(masks, data):
+    """Also where masks reach beyond the image, are empty, or cover a patch with several windows."""
+    shapes = data.draw(st.lists(st.tuples(*(st.integers(1, n) for n in masks.image_size)), min_size=1, max_size=2))
+    check_uncovered_together(dataclasses.replace(masks, patch_size=shapes[0], other_patch_sizes=tuple(shapes[1:]), patches=2))
+
+
+def test_masks_for_less_do_not_cover_more():
+    """A set for one patch against two, or for one shape against another, has holes; the larger threat includes the smaller."""
+    options = {"image_size": (12, 12), "masks_per_axis": 2}
+    one = MaskSet.covering(**options, patch_size=(4, 2))
+    two = MaskSet.covering(**options, patch_size=(4, 2), patches=2)
+    both = MaskSet.covering(**options, patch_size=(4, 2), other_patch_sizes=[(2, 4)])
+    assert len(dataclasses.replace(one, patches=2).uncovered_patches()) == 2
+    assert dataclasses.replace(one, other_patch_sizes=((2, 4),)).uncovered_patches() == (one.uncovered_patch((2, 4)),)
+    for larger in (two, both):
+        assert dataclasses.replace(larger, patches=1, other_patch_sizes=()).uncovered_patches() is None
+
+
+def test_masks_command(cli):
+    done = cli("masks", "--image-size", 224, "--patch", 20, "--patches", 2, "--masks-per-axis", 3)
+    assert done.code == 0, done.err
+    for words in ("2 x 20x20 of 224x224", "36: every two", "covered   yes", "certify at most 666 an image"):
+        assert words in done.out
+    found = json.loads(cli("masks", "--image-size", 224, "--patch", "20x39+39x20", "--json").out)
+    assert (found["patch_size"], found["other_patch_sizes"], found["masks"]) == ([39, 20], [[20, 39]], 72)
+    assert found["patch_positions"] == 2 * (224 - 39 + 1) * (224 - 20 + 1)
+    refused = cli("masks", "--image-size", 224, "--patch", "39+20")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "20x20: fits into 39x39" in refused.err

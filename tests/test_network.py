@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from certipatch.config import TrainConfig
 from certipatch.data import load_source
 from certipatch.errors import ConfigError, SoundnessError
 from certipatch.models import Normalize
-from certipatch.network import fastest_batch_size
+from certipatch.network import Network, fastest_batch_size
 from certipatch.records import read_manifest, read_records
 from certipatch.views import mask_images, visible, window_tensor
 
@@ -89,10 +92,17 @@ def test_the_head_runs_for_fewer_views():
     assert seen["head"] == seen["tail"] - 2 * apart
 
 
-def test_reach_is_what_a_mask_changes():
+class Uneven(nn.Module):
+    """Channels that see more than others."""
+
+    def forward(self, x):
+        return torch.cat([x[:, :1], nn.functional.avg_pool2d(x[:, 1:], 5, 1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("late", [None, Uneven()])
+def test_reach_is_what_a_mask_changes(late):
     """Against one pixel at a time: no activation outside of a mask's reach depends on a pixel under it."""
-    model = cnn()
-    found = prefix.find(model, MASKS)
+    found = prefix.find(cnn(late=late), MASKS, layer="_2_0")
     image = pictures(1).requires_grad_()
     with torch.no_grad():
         shape = found.head(image).shape
@@ -117,6 +127,27 @@ class Forgetful(nn.Module):
         return torch.nan_to_num(x, nan=0.0).mean(dim=(2, 3), keepdim=True) + torch.where(x.isnan(), x, 0.0) + x
 
 
+class Glare(nn.Module):
+    """Turns a bright picture's map down. Local for all others, and for NaN, which is not greater than anything."""
+
+    def forward(self, x):
+        return torch.where(x.sum(dim=(1, 2, 3), keepdim=True) > 127, -x, x)
+
+
+class Folded(nn.Module):
+    """Two rows for each image, for a while."""
+
+    def forward(self, x):
+        return x.reshape(-1, x.shape[1] // 2, *x.shape[2:])
+
+
+class Strict(nn.Module):
+    def forward(self, x):
+        if not x.isfinite().all():
+            raise ValueError("no numbers")
+        return x
+
+
 @pytest.mark.parametrize("late", [GlobalNorm(), nn.GroupNorm(2, 8).double()], ids=["mean", "group norm"])
 def test_global_layers_are_not_in_the_prefix(late):
     found = prefix.find(cnn(late=late), MASKS)
@@ -124,18 +155,104 @@ def test_global_layers_are_not_in_the_prefix(late):
     with_late = prefix.find(cnn(late=late), MASKS, layer=found.layer)
     assert with_late.layer == found.layer
     assert not any(isinstance(module, type(late)) for module in found.head.modules())
+    with pytest.raises(ConfigError, match="expected a local layer"):
+        prefix.find(cnn(late=late), MASKS, layer="_2_0")
 
 
-def test_a_wrong_reach_is_caught(capsys):
+def test_what_may_depend_on_the_picture_is_not_in_the_prefix():
+    """No measurement on some pictures shows what a comparison does to another; here the false certificate that followed."""
+    model, picture = cnn(late=Glare()), torch.full((1, 3, 24, 24), 0.5, dtype=torch.float64)
+    picture[..., :3, :3] = picture[..., -3:, -3:] = 1  # dark under the two masks in the corners only
+    labels, plain = labels_of(model, picture), PatchCleanser(model, MASKS, fill=0.5)
+    fast = PatchCleanser(model, MASKS, fill=0.5, shared_prefix=True)
+    (expected,) = plain.certify(picture, labels)
+    assert (expected.certified, expected.failing_pair) == (False, (0, 35))
+    assert fast.network.apart[0, 35]
+    assert settled(fast.certify(picture, labels)) == settled([expected])
+
+
+SWALLOW = [
+    torch.sign,
+    torch.nan_to_num,
+    lambda x: x.sort(dim=2).values,
+    lambda x: x.bool() * x,
+    lambda x: x.view(torch.int64) * torch.full((1,), 1e-20, dtype=x.dtype),
+    lambda x: nn.functional.max_pool2d(x, 3, 1, 1, return_indices=True)[1] + torch.zeros(1, dtype=x.dtype),
+]
+
+
+@pytest.mark.parametrize("swallow", SWALLOW)
+def test_the_head_ends_where_nan_may(swallow):
+    class Swallow(nn.Module):
+        def forward(self, x):
+            return swallow(x)
+
+    model = cnn()
+    model[1].insert(3, Swallow())
+    found = prefix.find(model, MASKS)
+    assert found.layer == "_1_2"
+
+
+def test_a_wrong_reach_is_caught(monkeypatch, capsys):
     """A layer that looks local and is not: pasting would give something else, so it is not used."""
     model = cnn(late=Forgetful())
-    module = model[2][0]
-    model[1].append(module)
+    model[1].append(model[2][0])
     model[2][0] = nn.Identity()
+    assert prefix.find(model, MASKS).layer == "_1_4"
+    with pytest.raises(ConfigError, match="shared prefix '_1_5'"):
+        prefix.find(model, MASKS, layer="_1_5")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(prefix, "_Watch", lambda: nullcontext(SimpleNamespace(carried=True)))
     with pytest.raises(ConfigError, match="shared prefix '_1_5'"):
         prefix.find(model, MASKS, layer="_1_5")
     assert "shared prefix: not used, pasting at _1_5" in capsys.readouterr().err
-    assert prefix.find(model, MASKS, layer="_1_4") is not None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_wrong_reach_of_any_mask_is_caught(blind):
+    """Also where the logits do not show it on noise."""
+    model, noise = cnn(), pictures(5)[4:]
+    model[2][-1].weight *= not blind
+    found = prefix.find(model, MASKS)
+    assert prefix._equal(found, model, MASKS, noise)
+    for mask in range(len(MASKS)):
+        reach = found.reach.clone()
+        reach[mask] = False
+        assert not prefix._equal(dataclasses.replace(found, reach=reach), model, MASKS, noise), mask
+
+
+def test_a_network_that_is_changed_in_place_can_be_cut_before_it():
+    """What follows the cut may write into the activations that it is given."""
+    model = cnn()
+    model[1][2] = nn.ReLU(inplace=True)
+    assert prefix.find(model, MASKS, layer="_1_1").layer == "_1_1"
+    images = pictures()
+    options = {"batch_size": 7, "exhaustive": True}
+    found = PatchCleanser(model, MASKS, **options, shared_prefix="_1_1").certify(images, labels_of(model, images))
+    assert settled(found) == settled(PatchCleanser(model, MASKS, **options).certify(images, labels_of(model, images)))
+
+
+@pytest.mark.parametrize("start", [Strict(), Folded()])
+def test_what_cannot_be_measured_is_not_in_the_prefix(start):
+    """A network that refuses NaN has none; rows that are no images are not taken for such."""
+    model = cnn()
+    model[1].insert(1, start)
+    model[1].insert(2, nn.Identity())
+    model[1].insert(3, nn.Unflatten(0, (-1, 2)) if isinstance(start, Folded) else nn.Identity())
+    model[1].insert(4, nn.Flatten(1, 2) if isinstance(start, Folded) else nn.Identity())
+    found = prefix.find(model, MASKS)
+    assert (found is None) == isinstance(start, Strict)
+    if found:
+        with pytest.raises(ConfigError):
+            prefix.find(model, MASKS, layer="_1_2")
+
+
+def test_a_hook_on_the_network_is_not_lost():
+    """Tracing goes past it, and what it does to a seldom picture would not be noticed."""
+    model = cnn()
+    model.register_forward_hook(lambda _model, _inputs, logits: logits)
+    assert prefix.find(model, MASKS) is None
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "resnetv2_50x1_bit"])
@@ -227,6 +344,21 @@ def test_compiled_answers(precision):
         assert one.margin == pytest.approx(other.margin, abs=1e-4 if precision == "32-true" else 0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_compiled_weights_are_todays(frozen):
+    """Of a model that was compiled before: with other weights, if by so little that a comparison with the model would let it pass."""
+    model, images = cnn().float(), pictures(2).float()
+    windows, fill = window_tensor(MASKS, torch.device("cpu"))[:2], torch.full((3,), 0.5)
+    make = partial(Network, model, MASKS, fill=fill, batch_size=4, precision="32-true", compile=True)
+    before = make(frozen=True)(images, windows)
+    with torch.no_grad():
+        model[2][-1].bias += 5e-4
+    now = make(frozen=frozen)
+    assert now.compiled
+    assert torch.allclose(now(images, windows) - before, torch.tensor(5e-4), atol=1e-5)
+
+
 def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, photos, tmp_path):
     """Compiled, with a batch size of its own, by default; the manifest says so, --resume and predict do the same again."""
     asked = []
@@ -290,6 +422,34 @@ def test_precision():
     assert set(seen[len(seen) // 2 :]) == {torch.float32}
     with pytest.raises(ConfigError, match=r"'bf16-true'.*32-true"):
         PatchCleanser(model, MASKS, precision="bf16-true")
+
+
+CHANGES = {
+    "one weight": lambda model: model[1][3].weight.data[0, 0, 0, 0].add_(1e-9),
+    "other weights": lambda model: model.load_state_dict({key: value * 2 for key, value in model.state_dict().items()}),
+    "statistics": lambda model: model[1][1].running_mean.neg_(),
+    "weights elsewhere": lambda model: model[2][3].weight.__setattr__("data", -model[2][3].weight),
+    "part": lambda model: model[1].__setitem__(2, nn.Sigmoid().eval()),
+    "hook": lambda model: model[2].register_forward_hook(lambda _module, _inputs, logits: -logits),
+    "precision": lambda model: model.float(),
+}
+
+
+@pytest.mark.parametrize("option", ["compile", "shared_prefix"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_model_that_changes_after_it_was_compiled_or_cut_is_refused(monkeypatch, change, option):
+    monkeypatch.setattr(torch, "compile", lambda module, **_options: module)
+    model, images = cnn(), pictures(1)
+    defense, plain = PatchCleanser(model, MASKS, **{option: True}), PatchCleanser(model, MASKS)
+    before = defense.predict(images)
+    change(model)
+    for call in (defense.predict, lambda images: defense.certify(images, before)):
+        with pytest.raises(SoundnessError, match="make a new PatchCleanser"):
+            call(images)
+    images = images.to(model[1][0].weight)
+    assert PatchCleanser(model, MASKS, **{option: True}).predict(images).tolist() == plain.predict(images).tolist()
+    with pytest.raises(AttributeError):
+        plain.model = cnn()
 
 
 def test_training_mode_is_refused_before_the_model_is_cut_or_compiled():

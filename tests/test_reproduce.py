@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from certipatch import certification, models
 from certipatch.errors import ConfigError
 from certipatch.plan import FOLDER, NAMES, plan, read_recipe
-from conftest import write_photos
+from conftest import write_manifest, write_photos
 
 RECIPE = """
 title = "A test"
@@ -138,6 +138,7 @@ def test_only_and_scale():
         (("[[setup]]", "[[setup]]\nweights = 'file'"), "base and weights: only one of them"),
         (('models = ["small-cnn"]', 'models = ["no-such-net"]'), "unknown model 'no-such-net'"),
         (('["random-cutout", "greedy-coarse"]]', '["random-cutout", "greedy"]]'), "strategy 'greedy'"),
+        (("epochs = 1\nbatch", f"epochs = {'9' * 5000}\nbatch"), "not a TOML file that can be read"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(cli, tmp_path, change, complaint):
@@ -269,7 +270,7 @@ def test_certificates_of_other_weights_are_not_shown(reproduce, done):
     network = models.build(models.describe("small-cnn", classes=("blue", "green", "red"), num_classes=3), weights=str(weights))
     manifest = json.loads(base.read_text())
     manifest["finished"]["weights_sha256"] = models.weights_sha256(network)
-    base.write_text(json.dumps(manifest))
+    write_manifest(base, manifest)
     outcome = reproduce(done, "--only", "random-cutout")
     assert outcome.code == 2
     assert "weights_sha256" in outcome.err

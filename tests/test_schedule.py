@@ -1,6 +1,7 @@
 """The schedule changes the cost and no answer: certificates and defended labels are those of the full table."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,3 +107,18 @@ def test_small_margins_come_first_and_images_take_turns():
     assert schedule.next(4) == ([(0, 1, 3), (1, 1, 3), (2, 1, 3), (0, 1, 2)], False)
     assert schedule.tell([(0, 1, 3), (1, 1, 3)], [1, 7]) == [1], "a wrong pair decides"
     assert [image for image, _, _ in schedule.next(3)[0]] == [0, 2, 0]
+
+
+@pytest.mark.parametrize("most", [(0, 2), (0, 1)])
+def test_a_batch_is_of_the_kind_that_most_images_have_next(most):
+    apart = np.zeros((3, 3), dtype=bool)
+    apart[0, 2] = apart[2, 0] = True
+    schedule = Schedule(apart)
+    for image, first in enumerate([(1, 2), most, most]):
+        known, order = np.full((3, 3), UNKNOWN), np.zeros((3, 3))
+        np.fill_diagonal(known, 1)
+        order[first] = -1
+        schedule.add(image, known, 1, order)
+    views, kind = schedule.next(3)
+    assert kind == apart[most]
+    assert views[1:] == [(1, *most), (2, *most)]

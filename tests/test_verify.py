@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import oracle
 from certipatch import certification, models, runtime, verify
 from certipatch.data import load_source
 from certipatch.masks import MaskSet
+from conftest import write_manifest, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +52,7 @@ def write(folder: Path, lines: list[dict[str, Any]], manifest: Manifest | None =
     manifest = manifest or json.loads((folder / "manifest.json").read_text())
     if reseal:
         manifest["finished"] |= {"lines": len(lines), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder / "manifest.json", manifest)
 
 
 def findings(folder: Path, given: tuple[Path, verify.Given, Any], **options: Any) -> list[str]:
@@ -127,7 +129,7 @@ RECORDS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "said to be unreadable": (
         lambda lines: lines[0].update(error="cannot be read", passes=0, certified=False, **dict.fromkeys(
             ("pixels", "vanilla_label", "defended_label", "case", "failing_pair", "failing_label", "margin"))),
-        "which the record says otherwise",
+        "can be read, the record says 'cannot be read'",
     ),
     "field added": (lambda lines: lines[0].update(note="fine"), "other or missing ones: note"),
     "field removed": (lambda lines: lines[0].pop("error"), "other or missing ones: error"),
@@ -197,14 +199,131 @@ def test_tampered_manifest(given, tmp_path: Path, change: Callable[[Manifest], o
     shutil.copytree(given[0], tmp_path / "c")
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     change(manifest)
-    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path / "c" / "manifest.json", manifest)
     found = findings(tmp_path / "c", given, sample=1)
     assert any(words in line for line in found), found
 
 
-def test_other_weights_and_other_data(given, photos: Path, tmp_path: Path):
-    from conftest import write_photos
+@pytest.fixture(scope="module")
+def given_two(given: tuple[Path, verify.Given, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, verify.Given, Any]:
+    """A certification against two patches of two shapes."""
+    _, (spec, network, trained), source = given
+    folder = tmp_path_factory.mktemp("verify-two") / "c"
+    masks = MaskSet.covering(image_size=spec.image_size, patch_size=(12, 1), other_patch_sizes=[(1, 12)], masks_per_axis=2, patches=2)
+    certification.certify(network, spec, source.first(6), masks, folder, fabric=runtime.fabric(device="cpu"), trained=trained)
+    assert True in [line["certified"] for line in lines_of(folder)]
+    return folder, (spec, network, trained), source
 
+
+def of_masks(**entries: Any) -> Callable[[Manifest], object]:
+    return lambda m: m["experiment"]["masks"].update(entries)
+
+
+SHAPES_AND_PATCHES: dict[str, tuple[Callable[[Manifest], object], str]] = {
+    "larger other shape": (of_masks(other_patch_sizes=[[1, 16]]), "covered by no mask"),
+    "smaller other shape": (of_masks(other_patch_sizes=[[1, 11]]), "are not those that"),
+    "shape added": (of_masks(other_patch_sizes=[[1, 12], [20, 2]]), "covered by no mask"),
+    "shape forgotten": (lambda m: m["experiment"]["masks"].pop("other_patch_sizes"), "are not those that"),
+    "shape of one side": (of_masks(other_patch_sizes=[[4]]), "damaged"),
+    "shape that does not fit": (of_masks(other_patch_sizes=[[1, 33]]), "does not fit"),
+    "shapes as a number": (of_masks(other_patch_sizes=4), "damaged"),
+    "fewer patches": (of_masks(patches=1), "are not those that"),
+    "more patches": (of_masks(patches=3), "masks.patches is 3"),
+    "patches as a flag": (of_masks(patches=True), "masks.patches is True"),
+    "patches as a number with a point": (of_masks(patches=2.0), "masks.patches is 2.0"),
+    "mask dropped": (lambda m: m["experiment"]["masks"]["windows"].pop(0), "are covered by no mask"),
+    "window dropped": (lambda m: m["experiment"]["masks"]["windows"][0].pop(1), "are covered by no mask"),
+    "mask added": (lambda m: m["experiment"]["masks"]["windows"].append([[0, 0, 32, 32]]), "are not those that"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), SHAPES_AND_PATCHES.values(), ids=SHAPES_AND_PATCHES)
+def test_tampered_shapes_and_patches(given_two, tmp_path: Path, change: Callable[[Manifest], object], words: str):
+    shutil.copytree(given_two[0], tmp_path / "c")
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    change(manifest)
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
+    found = findings(tmp_path / "c", given_two, sample=0)
+    assert any(words in line for line in found), found
+
+
+def test_several_shapes_and_two_patches(given, given_two, tmp_path: Path):
+    """An untouched folder; and one that claims two patches, or another shape, on the masks for one."""
+    folder, model, source = given_two
+    found = verify.verify(folder, model=model, source=source, sample=None, device="cpu")
+    assert (found.findings, found.images, found.recomputed) == ([], 6, 6)
+    for claim, words in (({"patches": 2}, "are covered by no mask"), ({"other_patch_sizes": [[2, 30]]}, "is covered by no mask")):
+        shutil.copytree(given[0], tmp_path / words)
+        manifest = json.loads((given[0] / "manifest.json").read_text())
+        of_masks(**claim)(manifest)
+        (tmp_path / words / "manifest.json").write_text(json.dumps(manifest))
+        assert any(words in line for line in findings(tmp_path / words, given, sample=0))
+
+
+UNREADABLE: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]] = {
+    "said to be certified": (lambda bad, good: bad.update({key: good[key] for key in good if key not in ("index", "name")}), "cannot be read"),
+    "with the labels of another": (lambda bad, good: bad.update({key: good[key] for key in good if key not in ("index", "name", "label", "error")}), "no labels and no certificate"),
+    "with a certificate": (lambda bad, good: bad.update(certified=True), "no labels and no certificate"),
+    "with passes": (lambda bad, good: bad.update(passes=11), "no labels and no certificate"),
+    "with no passes as a flag": (lambda bad, good: bad.update(passes=False), "no labels and no certificate"),
+    "with pixels": (lambda bad, good: bad.update(pixels=good["pixels"]), "no labels and no certificate"),
+    "without a reason": (lambda bad, good: bad.update(error=""), "is no reason"),
+    "with a number for a reason": (lambda bad, good: bad.update(error=0), "is no reason"),
+    "under another name": (lambda bad, good: bad.update(name="blue/9.png"), "the record has 'blue/9.png'"),
+    "under another label": (lambda bad, good: bad.update(label=2), "the record has 'blue/3.png' with label 2"),
+    "place exchanged": (lambda bad, good: bad.update(index=good["index"]) or good.update(index=3), "can be read"),
+    "given to a readable one": (lambda bad, good: good.update(bad | {"index": good["index"], "name": good["name"]}), "can be read"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def with_unreadable(given, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, verify.Given, Any]:
+    """A certification of 8 images of one class, of which number 3 cannot be read."""
+    place = tmp_path_factory.mktemp("unreadable")
+    shutil.copytree(photos, place / "photos")
+    (place / "photos" / "blue" / "3.png").write_bytes(b"")
+    _, (spec, network, training), _ = given
+    source = load_source(str(place / "photos"))
+    source = source.take(range(8))
+    masks = MaskSet.covering(image_size=spec.image_size, patch_size=(12, 12), masks_per_axis=2)
+    certification.certify(network, spec, source, masks, place / "c", fabric=runtime.fabric(device="cpu"), trained=training)
+    return place / "c", (spec, network, training), source
+
+
+@pytest.mark.parametrize(("change", "words"), UNREADABLE.values(), ids=UNREADABLE)
+def test_unreadable_images(with_unreadable, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object], words: str):
+    """Found although the hash of the records and the fingerprint of names and labels are mended; the others are looked at all the same."""
+    assert findings(with_unreadable[0], with_unreadable) == []
+    shutil.copytree(with_unreadable[0], tmp_path / "c")
+    lines = lines_of(tmp_path / "c")
+    assert [line["index"] for line in lines if line["error"]] == [3]
+    change(lines[3], certified(lines, True))
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    names = "".join(f"{line['name']}\0{line['label']}\n" for line in sorted(lines, key=lambda line: line["index"]))
+    manifest["experiment"]["data"]["fingerprint"] = hashlib.sha256(names.encode()).hexdigest()
+    write(tmp_path / "c", lines, manifest)
+    found = findings(tmp_path / "c", with_unreadable)
+    assert any(words in line for line in found), found
+    lines[7] |= {"margin": 1e6}
+    write(tmp_path / "c", lines, manifest)
+    assert any("image 7" in line and "margin" in line for line in findings(tmp_path / "c", with_unreadable))
+
+
+def test_an_image_that_became_unreadable(given):
+    """And the images after it are looked at."""
+    folder, model, source = given
+
+    def vanished(i: int):
+        if source.names[i] == lines_of(folder)[4]["name"]:
+            raise FileNotFoundError("gone")
+        return source.open(i)
+
+    found = findings(folder, (folder, model, replace(source, open=vanished)))
+    assert any("image 4" in line and "cannot be read (FileNotFoundError: gone), and the record does not say so" in line for line in found)
+    assert not any("image 5" in line for line in found)
+
+
+def test_other_weights_and_other_data(given, photos: Path, tmp_path: Path):
     folder, (spec, network, trained), source = given
     state = {key: value.clone() for key, value in network.state_dict().items()}
     other = models.build(spec)
@@ -249,7 +368,7 @@ def test_shards(given, tmp_path: Path):
     manifest = json.loads((folder / "manifest-1-of-2.json").read_text())
     manifest["experiment"]["weights_sha256"] = "0" * 64
     manifest["finished"] |= {"lines": 0, "sha256": hashlib.sha256(b"").hexdigest()}
-    (folder / "manifest-2-of-2.json").write_text(json.dumps(manifest))
+    write_manifest(folder / "manifest-2-of-2.json", manifest)
     assert "another experiment" in findings(folder, given)[0]
     (folder / "manifest-2-of-2.json").unlink()
     (folder / "records-2-of-2.jsonl").write_text("")
@@ -274,6 +393,22 @@ def test_the_restatements_agree_with_the_oracle():
         assert verify._uncovered(keeps, *patch) is None
         holes = oracle.uncovered(size, patch, keeps[1:]) if len(keeps) > 1 else []
         assert verify._uncovered(keeps[1:], *patch) == (holes[0] if holes else (0, 0) if len(keeps) == 1 else None)
+    for _ in range(60):
+        size = rng.integers(2, 5, 2).tolist()
+        shapes = [[int(rng.integers(1, n + 1)) for n in size] for _ in range(rng.integers(1, 3))]
+        k = min(int(rng.integers(1, 4)), *(n - p + 1 for shape in shapes for n, p in zip(size, shape, strict=True)))
+        for patches in (1, 2):
+            demanded = oracle.covering_several(size, shapes, k, patches)
+            mine = list(verify._demanded(size, shapes, k, patches, len(demanded)))
+            assert [[tuple(window) for window in mask] for mask in mine] == demanded
+            assert len(list(verify._demanded(size, shapes, k, patches, len(demanded) - 1))) >= len(demanded)
+        keeps = np.stack([oracle.keep_of(size, mask) for mask in demanded])
+        assert verify._uncovered_pair(keeps, shapes) is None
+        if len(keeps) > 1:
+            holes = oracle.uncovered_together(size, shapes, keeps[1:], 2)
+            pair = verify._uncovered_pair(keeps[1:], shapes)
+            assert (pair is None) == (holes == [])
+            assert pair is None or tuple(sorted((*at, *shape) for shape, at in pair)) in [tuple(sorted(hole)) for hole in holes]
     for _ in range(500):
         table = rng.integers(0, 3, (5, 5))
         table = np.triu(table) + np.triu(table, 1).T
@@ -286,7 +421,7 @@ def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
     folder = given[0]
     done = cli("verify", folder, "--model", trained, "--data", photos, "--all", "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out)[0] | {"folder": ""} == {"folder": "", "images": 9, "certified": json.loads(done.out)[0]["certified"],
+    assert json.loads(done.out)[0] | {"folder": ""} == {"folder": "", "kind": "certify", "images": 9, "certified": json.loads(done.out)[0]["certified"],
                                                          "recomputed": 9, "undecided": 0, "findings": []}  # fmt: skip
     assert cli("verify", folder).code == 0
     shutil.copytree(folder, tmp_path / "c")

@@ -15,10 +15,22 @@ from .masks import MaskSet, Window
 
 if TYPE_CHECKING:
     from .defense import PatchCleanser, Verdict
+    from .detection import Detection, MinorityReports
     from .models import load_run
     from .search import STRATEGIES
 
-__all__ = ["STRATEGIES", "CertiPatchError", "MaskSet", "PatchCleanser", "SoundnessError", "Verdict", "Window", "load_run"]
+__all__ = [
+    "STRATEGIES",
+    "CertiPatchError",
+    "Detection",
+    "MaskSet",
+    "MinorityReports",
+    "PatchCleanser",
+    "SoundnessError",
+    "Verdict",
+    "Window",
+    "load_run",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from . import defense
 
         return getattr(defense, name)
+    if name in ("MinorityReports", "Detection"):
+        from . import detection
+
+        return getattr(detection, name)
     if name == "load_run":
         from .models import load_run
 

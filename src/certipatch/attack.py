@@ -10,7 +10,12 @@ over the patch are beyond the attacker. Algorithm 1 then leaves two ways to a wr
 
 A certified image offers neither anywhere (this is Theorem 1); the attack tries to outvote it at random places all the
 same. The content is found by projected sign gradient over the views that show the patch, from many starts of which the
-better half goes on (successive halving). The attack only proposes; :class:`Harness` pastes, checks and asks.
+better half goes on (successive halving). The attack only proposes; :class:`Harness` pastes, checks and asks, with the
+inference of the defense.
+
+Challenger masking has no wrong answer where neither way is open: a mask over the patch whose row is right throughout is
+never out. Where one is open it is attacked the same way: a mask that disagrees with all its pairs wins there too, and one
+that is outvoted may lose a game. So the bound of :func:`goals` holds for both, but is exact for Algorithm 1 only.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import torch
@@ -28,7 +34,7 @@ from .config import Frozen
 from .data import as_float
 from .defense import PatchCleanser, Verdict
 from .errors import ConfigError
-from .masks import MaskSet, by
+from .masks import MaskSet, Size, by
 from .views import Masked, check_logits, gradients, visible, window_tensor
 
 MARGIN = 1.0  # of logits: a view that is fooled by more is left alone
@@ -59,6 +65,7 @@ class Goal:
 
     Attributes:
         row, target: None: outvote. Else disagree: mask ``row`` and all its pairs shall answer ``target``.
+        patch_size: the shape of the patch.
         places: (positions, 2) top and left of the patch where the clean table does not rule it out.
         visibility: (positions,) the smallest share of the patch that a view shows which is still to be fooled.
         left: number of views that do not answer as wanted on the clean image.
@@ -66,18 +73,19 @@ class Goal:
 
     row: int | None
     target: int | None
+    patch_size: Size
     places: np.ndarray
     visibility: np.ndarray
     left: int
 
 
 @lru_cache(maxsize=64)
-def shown(masks: MaskSet, row: int | None = None) -> np.ndarray:
+def shown(masks: MaskSet, patch_size: Size, row: int | None = None) -> np.ndarray:
     """(masks, H-h+1, W-w+1): the share of a patch at each place that each mask, together with mask ``row``, leaves visible."""
     keep = masks.keep.numpy()
     if row is not None:
         keep = keep & keep[row]
-    h, w = masks.patch_size
+    h, w = patch_size
     total = np.pad(keep.cumsum(1, dtype=np.int32).cumsum(2, dtype=np.int32), ((0, 0), (1, 0), (1, 0)))
     return ((total[:, h:, w:] - total[:, :-h, w:] - total[:, h:, :-w] + total[:, :-h, :-w]) / (h * w)).astype(np.float32)
 
@@ -86,19 +94,20 @@ def goals(masks: MaskSet, table: np.ndarray, label: int) -> list[Goal]:
     """Every way to win on an image with this clean table, the nearest first.
 
     None is left out: an attacker who could give the views that show some of the patch any label he likes wins exactly
-    where there is a goal. So the images without one bound every attack, and they are the certified ones at least.
+    where there is a goal (with challenger masking: only where there is one). So the images without one bound every attack,
+    and they are the certified ones at least.
     """
     ways: list[tuple[int | None, int | None, np.ndarray]] = [(None, None, table.diagonal() != label)]
     for mask, labels in enumerate(table):
         ways += [(mask, int(target), labels == target) for target in np.unique(labels) if target != label]
     overruling = (table == label).all(axis=1)
     found = []
-    for row, target, done in ways:
-        visible = shown(masks, row)
+    for size, (row, target, done) in product(masks.patch_sizes, ways):
+        visible = shown(masks, size, row)
         open_at = (visible[overruling if row is None else ~done] > 0).all(axis=0)
         if open_at.any():
             to_fool = np.where((visible == 0) | done[:, None, None], 1, visible)[:, open_at]
-            found.append(Goal(row, target, np.argwhere(open_at), to_fool.min(axis=0), int((~done).sum())))
+            found.append(Goal(row, target, size, np.argwhere(open_at), to_fool.min(axis=0), int((~done).sum())))
     return sorted(found, key=lambda goal: goal.left)
 
 
@@ -123,7 +132,10 @@ def clean_tables(defense: PatchCleanser, images: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an attack may say: image number ``image`` gets a patch of ``content`` (3, h, w) in [0, 1] at (top, left)."""
+    """What an attack may say: image number ``image`` gets a patch of ``content`` (3, h, w) in [0, 1] at (top, left).
+
+    (h, w) is one of the shapes that the masks are against.
+    """
 
     image: int
     top: int
@@ -136,9 +148,12 @@ class Harness:
 
     Args:
         pixels: (N, 3, H, W) uint8, the clean images.
+
+    Raises ConfigError for a defense against two patches.
     """
 
     def __init__(self, defense: PatchCleanser, pixels: Tensor) -> None:
+        check_one_patch(defense.masks)
         self.defense, self.pixels = defense, pixels
 
     def judge(self, proposals: list[Proposal]) -> list[tuple[Tensor, Verdict]]:
@@ -152,12 +167,14 @@ class Harness:
         return list(zip(patched, self.defense.examine(as_float(patched)), strict=True))
 
     def _paste(self, proposal: Proposal) -> Tensor:
-        (h, w), (height, width) = self.defense.masks.patch_size, self.defense.masks.image_size
+        shapes, (height, width) = self.defense.masks.patch_sizes, self.defense.masks.image_size
         content, top, left = proposal.content, proposal.top, proposal.left
-        if tuple(content.shape) != (3, h, w) or not (0 <= top <= height - h and 0 <= left <= width - w):
+        found = tuple(content.shape)
+        if found not in [(3, *size) for size in shapes] or not (0 <= top <= height - found[1] and 0 <= left <= width - found[2]):
             raise ConfigError(
-                f"attack: expected a patch of {by((h, w))} pixels within {by((height, width))}, found {tuple(content.shape)} at ({top}, {left})"
+                f"attack: expected a patch of {' or '.join(map(by, shapes))} pixels within {by((height, width))}, found {found} at ({top}, {left})"
             )
+        _, h, w = found
         if not content.is_floating_point() or not bool(((content >= 0) & (content <= 1)).all()):  # NaN is neither
             raise ConfigError("attack: expected finite values in [0, 1], found others")
         clean = self.pixels[proposal.image]
@@ -167,6 +184,14 @@ class Harness:
         if len(changed) and (changed.amax(0) - changed.amin(0) >= torch.tensor((h, w), device=changed.device)).any():
             raise ConfigError(f"attack: expected changes within one patch of {by((h, w))}, found some outside")
         return patched
+
+
+def check_one_patch(masks: MaskSet) -> None:
+    """Refuse masks against two patches: goals, places and harness are those of one."""
+    if masks.patches != 1:
+        raise ConfigError(
+            f"attack: expected masks against one patch, found those against {masks.patches}; there is no attack with more yet"
+        )
 
 
 # --- The attack ------------------------------------------------------------------------------------------------------
@@ -186,6 +211,16 @@ class Attempt:
     target: int | None
     content: Tensor
     shortfall: tuple[float, float] = (1.0, math.inf)
+
+    @property
+    def patch_size(self) -> Size:
+        return self.content.shape[1], self.content.shape[2]
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """The rows and columns of the patch."""
+        h, w = self.patch_size
+        return slice(self.top, self.top + h), slice(self.left, self.left + w)
 
 
 @dataclass(frozen=True)
@@ -236,12 +271,14 @@ def attack_images(
 
 def _starts(masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, seed: int) -> list[Attempt]:
     """Random contents at random places among the most visible, to outvote and to disagree in turn, the nearest goals first."""
-    (h, w), (height, width) = masks.patch_size, masks.image_size
+    height, width = masks.image_size
     rng = np.random.default_rng(seed)
     if not ways:
-        anywhere = np.array(list(np.ndindex(height - h + 1, width - w + 1)))
-        ways = [Goal(None, None, anywhere, np.ones(len(anywhere)), len(masks))]
-        starts = config.certified_restarts
+        for h, w in masks.patch_sizes:
+            anywhere = np.array(list(np.ndindex(height - h + 1, width - w + 1)))
+            ways = [*ways, Goal(None, None, (h, w), anywhere, np.ones(len(anywhere)), len(masks))]
+        first = seed % len(ways)  # with few starts, not the same shapes on every image
+        ways, starts = ways[first:] + ways[:first], config.certified_restarts
     else:
         starts = config.restarts
     kinds = [kind for kind in ([way for way in ways if way.row is None], [way for way in ways if way.row is not None]) if kind]
@@ -250,7 +287,8 @@ def _starts(masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, 
         kind = kinds[start % len(kinds)]
         way = kind[start // len(kinds) % len(kind)]
         top, left = rng.choice(way.places[way.visibility >= 0.8 * way.visibility.max()]).tolist()
-        found.append(Attempt(image, top, left, way.row, way.target, torch.from_numpy(rng.random((3, h, w), dtype=np.float32))))
+        content = torch.from_numpy(rng.random((3, *way.patch_size), dtype=np.float32))
+        found.append(Attempt(image, top, left, way.row, way.target, content))
     return found
 
 
@@ -264,11 +302,11 @@ def _climb(
 ) -> list[Attempt]:
     """The attempts with better contents: projected sign gradient with momentum, the step falling on a cosine."""
     masks, device = defense.masks, images.device
-    (h, w), windows = masks.patch_size, window_tensor(masks, device)
+    windows = window_tensor(masks, device)
     views = [
         (a, i if attempt.row is None else attempt.row, i, -1 if attempt.target is None else attempt.target)
         for a, attempt in enumerate(attempts)
-        for i in np.flatnonzero(shown(masks, attempt.row)[:, attempt.top, attempt.left]).tolist()
+        for i in np.flatnonzero(shown(masks, attempt.patch_size, attempt.row)[:, attempt.top, attempt.left]).tolist()
     ]
     which, first, second, target = torch.tensor(views, device=device).T
     pairs = torch.cat([windows[first], windows[second]], dim=1)
@@ -281,12 +319,14 @@ def _climb(
         others = logits.scatter(1, subject[part], -torch.inf).amax(1)
         return torch.relu(torch.where(target[part] < 0, its - others, others - its) + MARGIN)
 
-    patches = torch.tensor([[[a.top, a.left, a.top + h, a.left + w]] for a in attempts], device=device)
+    patches = torch.tensor(
+        [[[rows.start, columns.start, rows.stop, columns.stop]] for rows, columns in (a.box for a in attempts)], device=device
+    )
     outside = visible(patches, masks.image_size)[:, None]
     clean = images[image]
     pasted = clean.clone()
     for a, attempt in enumerate(attempts):
-        pasted[a, :, attempt.top : attempt.top + h, attempt.left : attempt.left + w] = attempt.content
+        pasted[a, :, *attempt.box] = attempt.content
     momentum, look = torch.zeros_like(pasted), Masked(model, defense.fill.to(device))
     for t in range(steps):
         gradient, missing = gradients(look, pasted, which, pairs, shortfall, batch_size=defense.batch_size)
@@ -299,6 +339,5 @@ def _climb(
     for a, attempt in enumerate(attempts):
         of_views = missing[which == a]
         left_over = float((of_views > MARGIN).float().mean()), float(of_views.mean())
-        content = pasted[a, :, attempt.top : attempt.top + h, attempt.left : attempt.left + w]
-        climbed.append(replace(attempt, content=content, shortfall=left_over))
+        climbed.append(replace(attempt, content=pasted[a, :, *attempt.box], shortfall=left_over))
     return climbed

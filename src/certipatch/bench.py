@@ -323,8 +323,8 @@ def memory(case: Case) -> dict[str, Any]:
     k, cuda, found = case.masks.masks_per_axis, case.fabric.device.type == "cuda", {}
     for images, masks_per_axis in [(1, min(2, k)), (1, k), (len(case.source), k)]:
         if cuda:
-            sizes = {"image_size": case.masks.image_size, "patch_size": case.masks.patch_size}
-            defense = replace(case, masks=MaskSet.covering(**sizes, masks_per_axis=masks_per_axis)).defense()
+            fine = MaskSet.covering(**case.masks.threat, image_size=case.masks.image_size, masks_per_axis=masks_per_axis)
+            defense = replace(case, masks=fine).defense()
             torch.cuda.reset_peak_memory_stats()
             defense.certify(case.data[0][:images], case.data[1][:images])
             peak = torch.cuda.max_memory_allocated() / 2**30

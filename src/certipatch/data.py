@@ -12,7 +12,8 @@ import logging
 import os
 import tarfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,7 @@ def as_float(pixels: Tensor) -> Tensor:
 
 def decode(image: Image.Image) -> Image.Image:
     """Any readable image as 8-bit RGB: grey is repeated, alpha is dropped, palettes resolved, 16 bits scaled to 8."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _by_pillow():
         image.load()
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip at 255
         wide = np.asarray(image).astype(np.int64)
@@ -154,9 +154,21 @@ def open_image(path: str | Path) -> Image.Image:
 def _from_bytes(data: bytes) -> Image.Image:
     if not data:
         raise OSError("the file is empty")
+    with _by_pillow():
+        return Image.open(io.BytesIO(data))
+
+
+@contextmanager
+def _by_pillow() -> Iterator[None]:
+    """Damaged bytes make Pillow stumble in any way (TypeError, struct.error ...); each is an image that cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data))
+        try:
+            yield
+        except UNREADABLE:
+            raise
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:

@@ -18,7 +18,7 @@ from .errors import ConfigError, SoundnessError
 from .masks import MaskSet
 from .models import find_mean
 from .network import Network
-from .patchcleanser import UNKNOWN, Case, double_masking, two_mask_correct
+from .patchcleanser import INFERENCES, UNKNOWN, Case, Inference, answer, two_mask_correct
 from .schedule import Schedule, View
 from .views import check_logits, default_batch_size, window_tensor
 
@@ -30,8 +30,8 @@ class Verdict:
     Attributes:
         label: the true label, None if none was given.
         vanilla_label: the undefended model's label F(x).
-        defended_label: Algorithm 1's label.
-        case: which case of Algorithm 1 decided: agreed, disagreer, majority.
+        defended_label: the inference's label.
+        case: which case decided: agreed, disagreer or majority of Algorithm 1; agreed or champion of challenger masking.
         certified: Algorithm 2 for the true label; None if no label was given.
         failing_pair: indices (i <= j) of the first wrong pair of masks, one-mask views (i = j) before others; else None.
         failing_label: the label under that pair, else None.
@@ -58,28 +58,10 @@ class CertifiedDefense(Protocol):
     def certify(self, images: Tensor, labels: Tensor) -> list[Verdict]: ...
 
 
-class PatchCleanser:
-    """A classifier defended by double masking, with a certificate against every patch its masks cover.
+class MaskedClassifier:
+    """A classifier that is looked at under masks: the premises of every certificate, and its network.
 
-    Source: PatchCleanser (USENIX Security 2022), Algorithms 1 (predict) and 2 (certify).
-
-    Args:
-        model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, normalisation inside, in evaluation mode.
-        masks: covers every position of a patch of ``masks.patch_size``; checked here.
-        fill: colour of masked pixels, a number or (3,) in [0, 1]; default: the mean of the model's Normalize
-            layer (so 0 after normalisation), or 0.5 for a model without one.
-        batch_size: views in one forward pass; default by image size.
-        exhaustive: compute every pair of every image, also where the answer is already settled.
-        precision: "32-true", or "bf16-mixed" or "16-mixed" for a forward pass under autocast.
-        compile: compile the network with torch.compile, its weights frozen as they are now: some times faster after some
-            seconds to a minute. Where it cannot be compiled, a line says so and ``network.compiled`` is False.
-        shared_prefix: run the first, local layers of a CNN for the one-mask views only, if the model has such; or the
-            name of the layer where they end (``network.prefix.layer`` of an earlier one).
-
-    Raises:
-        SoundnessError: the masks do not cover the patch; on use: training mode, images of another size or
-            outside [0, 1], logits that are not finite.
-        ConfigError: an unknown precision, a fill that is no colour.
+    Arguments and errors are those of :class:`PatchCleanser`.
     """
 
     def __init__(
@@ -89,15 +71,16 @@ class PatchCleanser:
         *,
         fill: float | tuple[float, ...] | Tensor | None = None,
         batch_size: int | None = None,
-        exhaustive: bool = False,
         precision: str = "32-true",
         compile: bool = False,
         shared_prefix: bool | str = False,
     ) -> None:
-        hole = masks.uncovered_patch(masks.patch_size)
+        hole = masks.uncovered_patches()
         if hole is not None:
-            raise SoundnessError(f"masks: expected every patch to be covered, found {hole} that no mask covers; use MaskSet.covering")
-        self.model, self.masks, self.exhaustive = model, masks, exhaustive
+            raise SoundnessError(
+                f"masks: expected every patch to be covered, found {' with '.join(map(str, hole))} that no mask covers; use MaskSet.covering"
+            )
+        self.masks = masks
         colour = torch.as_tensor(find_mean(model) if fill is None else fill, dtype=torch.float32).reshape(-1)
         if len(colour) not in (1, 3) or not ((colour >= 0) & (colour <= 1)).all():
             raise ConfigError(f"fill: expected one value or three in [0, 1], found {colour.tolist()}")
@@ -110,46 +93,20 @@ class PatchCleanser:
         if self.batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: expected at least 1 view")
         if compile or shared_prefix:  # both run the model as it is now
-            self._check_model()
+            _check_model(model)
         self.network = Network(
             model, masks, fill=self.fill, batch_size=self.batch_size, precision=precision, compile=compile, shared_prefix=shared_prefix
         )
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Algorithm 1: the defended labels (N,) int64 of (N, 3, H, W) float images in [0, 1]."""
-        return torch.tensor([verdict.defended_label for verdict in self.examine(images)], dtype=torch.int64)
+    @property
+    def model(self) -> nn.Module:
+        return self.network.model
 
-    def certify(self, images: Tensor, labels: Tensor) -> list[Verdict]:
-        """Algorithm 2: one verdict an image. Certified: ``predict`` answers the label under every patch.
-
-        Args:
-            images: (N, 3, H, W) float in [0, 1].
-            labels: (N,) int64, the true classes.
-        """
-        return self.examine(images, labels)
-
-    @torch.inference_mode()
-    def examine(self, images: Tensor, labels: Tensor | None = None) -> list[Verdict]:
-        """The verdicts behind both: with labels the certificates too, without them only what Algorithm 1 needs.
-
-        All images share the forward passes: batches are filled with the next missing pairs of the images that are
-        still undecided, and a decided image makes room for another.
-        """
-        self._check_model()
+    def check(self, images: Tensor, labels: Tensor | None) -> None:
+        """Every premise that can be looked at, before each use."""
+        _check_model(self.model)
+        self.network.check_unchanged()
         self._check_images(images, labels)
-        truth: list[int | None] = [None] * len(images) if labels is None else [int(label) for label in labels]
-        return _Examination(self.network, self.masks, images, truth, exhaustive=self.exhaustive).run()
-
-    def _check_model(self) -> None:
-        """The premises on the model. Refuse, do not warn."""
-        if any(module.training for module in self.model.modules()):
-            raise SoundnessError("model: expected evaluation mode, found training mode; call model.eval() first")
-        batch_norm = nn.modules.batchnorm._BatchNorm
-        if any(isinstance(module, batch_norm) and module.running_mean is None for module in self.model.modules()):
-            raise SoundnessError(
-                "model: expected answers that depend on one image alone, found a BatchNorm without running statistics, "
-                "which mixes the images of a batch; set track_running_stats"
-            )
 
     def _check_images(self, images: Tensor, labels: Tensor | None) -> None:
         expected = (3, *self.masks.image_size)
@@ -166,6 +123,87 @@ class PatchCleanser:
             raise SoundnessError(f"labels: expected an int64 tensor ({len(images)},) of classes from 0 up, found {found}")
 
 
+def _check_model(model: nn.Module) -> None:
+    """The premises on the model. Refuse, do not warn."""
+    if any(module.training for module in model.modules()):
+        raise SoundnessError("model: expected evaluation mode, found training mode; call model.eval() first")
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    if any(isinstance(module, batch_norm) and module.running_mean is None for module in model.modules()):
+        raise SoundnessError(
+            "model: expected answers that depend on one image alone, found a BatchNorm without running statistics, "
+            "which mixes the images of a batch; set track_running_stats"
+        )
+
+
+class PatchCleanser(MaskedClassifier):
+    """A classifier defended by double masking, with a certificate against every patch its masks cover.
+
+    Source: PatchCleanser (USENIX Security 2022), Algorithms 1 (predict) and 2 (certify), and challenger masking from its code.
+
+    Args:
+        model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, normalisation inside, in evaluation mode.
+        masks: cover whatever the attacker may place (``masks.threat``); checked here.
+        fill: colour of masked pixels, a number or (3,) in [0, 1]; default: the mean of the model's Normalize
+            layer (so 0 after normalisation), or 0.5 for a model without one.
+        batch_size: views in one forward pass; default by image size.
+        exhaustive: compute every pair of every image, also where the answer is already settled.
+        inference: "double-masking" (Algorithm 1), or "challenger": where masks disagree, at most one pass for each mask but one,
+            and not one for each pair. Both answer the label of a certified image under every patch; on others they may differ.
+        precision: "32-true", or "bf16-mixed" or "16-mixed" for a forward pass under autocast.
+        compile: compile the network with torch.compile, its weights frozen as they are now: some times faster after some
+            seconds to a minute. Where it cannot be compiled, a line says so and ``network.compiled`` is False.
+        shared_prefix: run the first, local layers of a CNN for the one-mask views only, if the model has such; or the
+            name of the layer where they end (``network.prefix.layer`` of an earlier one).
+
+    Raises:
+        SoundnessError: the masks do not cover every patch; on use: training mode, a model that changed since it was
+            compiled or cut, images of another size or outside [0, 1], logits that are not finite.
+        ConfigError: an unknown precision or inference, a fill that is no colour.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: MaskSet,
+        *,
+        fill: float | tuple[float, ...] | Tensor | None = None,
+        batch_size: int | None = None,
+        exhaustive: bool = False,
+        inference: Inference = "double-masking",
+        precision: str = "32-true",
+        compile: bool = False,
+        shared_prefix: bool | str = False,
+    ) -> None:
+        if inference not in INFERENCES:
+            raise ConfigError(f"inference {inference!r}: expected one of {', '.join(INFERENCES)}")
+        self.exhaustive, self.inference = exhaustive, inference
+        super().__init__(model, masks, fill=fill, batch_size=batch_size, precision=precision, compile=compile, shared_prefix=shared_prefix)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The defended labels (N,) int64 of (N, 3, H, W) float images in [0, 1]."""
+        return torch.tensor([verdict.defended_label for verdict in self.examine(images)], dtype=torch.int64)
+
+    def certify(self, images: Tensor, labels: Tensor) -> list[Verdict]:
+        """Algorithm 2: one verdict an image. Certified: ``predict`` answers the label under every patch.
+
+        Args:
+            images: (N, 3, H, W) float in [0, 1].
+            labels: (N,) int64, the true classes.
+        """
+        return self.examine(images, labels)
+
+    @torch.inference_mode()
+    def examine(self, images: Tensor, labels: Tensor | None = None) -> list[Verdict]:
+        """The verdicts behind both: with labels the certificates too, without them only what the inference needs.
+
+        All images share the forward passes: batches are filled with the next missing pairs of the images that are
+        still undecided, and a decided image makes room for another.
+        """
+        self.check(images, labels)
+        truth: list[int | None] = [None] * len(images) if labels is None else [int(label) for label in labels]
+        return _Examination(self.network, self.masks, images, truth, exhaustive=self.exhaustive, inference=self.inference).run()
+
+
 @dataclass
 class _Answers:
     """What the network has said about one image. ``order``: summed one-mask margins."""
@@ -175,9 +213,9 @@ class _Answers:
     margins: np.ndarray
     order: np.ndarray
 
-    def verdict(self, label: int | None) -> Verdict:
+    def verdict(self, label: int | None, inference: Inference) -> Verdict:
         table = self.labels
-        defended, case = double_masking(table.diagonal().tolist(), lambda i: table[i].tolist())
+        defended, case = answer(table, inference)
         certified, failing, failing_label = None, None, None
         if label is not None:
             certified = two_mask_correct(table, label)
@@ -198,11 +236,13 @@ class _Examination:
     Activations of the shared prefix are kept for as many images as fit; an image that is decided makes room for the next.
     """
 
-    def __init__(self, network: Network, masks: MaskSet, images: Tensor, truth: list[int | None], *, exhaustive: bool) -> None:
-        self.network, self.images, self.truth, self.masks = network, images, truth, len(masks)
+    def __init__(
+        self, network: Network, masks: MaskSet, images: Tensor, truth: list[int | None], *, exhaustive: bool, inference: Inference
+    ) -> None:
+        self.network, self.images, self.truth, self.masks, self.inference = network, images, truth, len(masks), inference
         windows = window_tensor(masks, images.device)
         self.windows = torch.cat([torch.zeros_like(windows[:1]), windows])  # the first hides nothing
-        self.schedule = Schedule(network.apart, exhaustive=exhaustive)
+        self.schedule = Schedule(network.apart, exhaustive=exhaustive, inference=inference)
         self.room = list(range(min(len(images), network.images_at_once)))
         self.shared = network.room_for(len(self.room) * len(self.windows))
         self.place: dict[int, int] = {}  # of an image's activations
@@ -258,7 +298,7 @@ class _Examination:
             self._decided(image)
 
     def _decided(self, image: int) -> None:
-        self.verdicts[image] = self.answers.pop(image).verdict(self.truth[image])
+        self.verdicts[image] = self.answers.pop(image).verdict(self.truth[image], self.inference)
         self.room.append(self.place.pop(image))
 
     def _index(self, numbers: np.ndarray) -> Tensor:

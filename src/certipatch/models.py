@@ -167,7 +167,7 @@ def load_run(folder: Path, *, classes: tuple[str, ...] | None = None) -> tuple[M
     found, expected = weights_sha256(model), manifest["finished"]["weights_sha256"]
     if found != expected:
         raise SoundnessError(
-            f"model {folder}: expected weights of sha256 {str(expected)[:12]}..., found {found[:12]}...; the file is not the one that was trained"
+            f"model {folder}: expected weights of sha256 {str(expected)[:12]}..., found {found[:12]}...; model.safetensors is not the one that was trained: restore it or train again"
         )
     return spec, model, manifest
 

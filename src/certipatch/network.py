@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .errors import SoundnessError
 from .masks import MaskSet
 from .prefix import SharedPrefix, find
 from .runtime import autocast, stderr
-from .views import Masked, window_tensor
+from .views import Masked, check_logits, window_tensor
 
 LARGE = 4e9  # pixels of all views at most, from which on it pays to compile and to try batch sizes
 KEPT_ON_CPU, KEPT = 2**29, 2**32  # bytes of activations of the shared prefix
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
 
 
 class Network:
@@ -52,7 +54,7 @@ class Network:
         shared_prefix: bool | str = False,
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
-        self.batch_size, self.precision, self.device, self.views = batch_size, precision, parameter.device, 0
+        self.model, self.batch_size, self.precision, self.device, self.views = model, batch_size, precision, parameter.device, 0
         autocast(precision, self.device)  # refused now, not later
         self.prefix: SharedPrefix | None = None
         if shared_prefix:
@@ -71,10 +73,18 @@ class Network:
         if compile:
             self._compile(masks, parameter, frozen)
             self.views = 0  # of use
+        self._made_of = _state(model) if self.compiled or self.prefix else None
 
     def __call__(self, images: Tensor, windows: Tensor) -> Tensor:
         """The logits of masked views: of V images (V, 3, H, W) under (V, windows, 4)."""
         return self.tail(self.head(images, windows))
+
+    def check_unchanged(self) -> None:
+        """Raises SoundnessError if the model is no longer what has been compiled or cut: then it is not what would be certified."""
+        if self._made_of is not None and _state(self.model) != self._made_of:
+            raise SoundnessError(
+                "model: expected it as it was compiled or its prefix cut, found other weights, parts or hooks; make a new PatchCleanser of it"
+            )
 
     def describe(self) -> dict[str, Any]:
         """What a manifest says of it, and what makes an equal one."""
@@ -112,19 +122,26 @@ class Network:
             first = inputs[0].contiguous(memory_format=torch.channels_last if part is self._tail else torch.contiguous_format)
             # Compiled for tensors made in inference mode: for others torch would compile once more.
             inputs = (first if first.is_inference() else first.clone(), *inputs[1:])
-        with autocast(self.precision, self.device):
-            return part(*inputs)[:n]
+        with autocast(self.precision, inputs[0].device):
+            outputs = part(*inputs)
+        return outputs[:n] if self.compiled else outputs
 
     @torch.inference_mode()
     def _compile(self, masks: MaskSet, parameter: Tensor, frozen: bool) -> None:
         """Compile head and tail and try them, on noise under the first masks; or say in a line why they cannot be."""
         windows = window_tensor(masks, self.device)[: self.batch_size]
         pixels = torch.rand(len(windows), 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
-        expected = self(pixels, windows).float()
         plain = self._head, self._tail
         try:
-            self._head = torch.compile(self._head, dynamic=False)
-            self._tail = self._tail and torch.compile(self._tail, dynamic=False)
+            expected = check_logits(self(pixels, windows), len(windows))
+
+            # torch keeps what it compiled for the next network of the same shape, also if the weights in the code are of another
+            # moment, unless the compiler is another one. This one is nobody else's.
+            def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+                return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+
+            self._head = torch.compile(self._head, dynamic=False, backend=inductor)
+            self._tail = self._tail and torch.compile(self._tail, dynamic=False, backend=inductor)
             self.compiled = True
             # Freezing must be on while torch traces (as an option of torch.compile it comes too late), which is in the first
             # call; the limit is one for the whole process, which may make many networks.
@@ -138,6 +155,16 @@ class Network:
             self.compiled = False
             reason = " ".join(str(error).split())[:120]
             stderr.print(f"not compiled, which is slower: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
+
+
+def _state(model: nn.Module) -> tuple[list[Any], list[Any]]:
+    """In brief what a compiled or cut network has of a model: its modules with their hooks, and of each weight where it lies, how often it
+    was written to, and the sum of its bits: ``.data`` and inference mode write without counting, equal sums are seldom but can be."""
+    weights = []
+    for each in (*model.parameters(), *model.buffers()):
+        bits, version = BITS[each.element_size()], None if each.is_inference() else each._version
+        weights.append((each.data_ptr(), version, int(each.detach().view(bits).sum(dtype=bits))))
+    return [(id(each), len(each._forward_hooks), len(each._forward_pre_hooks)) for each in model.modules()], weights
 
 
 @torch.inference_mode()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from .config import ModelSpec, differences
 from .errors import ConfigError, DataError, RecordsError, SoundnessError
-from .masks import MaskSet, Size, parse_patch
+from .masks import MaskSet, Size, parse_patches, threat_of
+from .patchcleanser import INFERENCES, Inference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,13 @@ def parse_devices(text: str) -> int | str:
     if text != "auto" and not (text.isdecimal() and int(text)):
         raise ConfigError(f"devices {text!r}: expected a number of 1 or more, or auto")
     return text if text == "auto" else int(text)
+
+
+def parse_inference(name: str | None) -> Inference:
+    for known in INFERENCES:
+        if name in (None, known):
+            return known
+    raise ConfigError(f"inference {name!r}: expected {' or '.join(INFERENCES)}")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -63,17 +71,20 @@ def check_out(out: Path, *data: str | None) -> None:
             raise ConfigError(f"out {out}: expected a folder outside of the data {place}; choose another --out")
 
 
-def geometries(patches: str, masks_per_axis: str, size: Size, out: Path) -> dict[Path, MaskSet]:
+def mask_set(patch: str, masks_per_axis: int, size: Size, patches: int = 1) -> MaskSet:
+    """The masks for ``--patch`` (one shape, or several as in 39x20+20x39), ``--masks-per-axis`` and ``--patches``."""
+    first, *others = parse_patches(patch, size)
+    return MaskSet.covering(image_size=size, patch_size=first, other_patch_sizes=others, masks_per_axis=masks_per_axis, patches=patches)
+
+
+def geometries(patch: str, masks_per_axis: str, size: Size, out: Path, patches: int = 1) -> dict[Path, MaskSet]:
     """The mask set for each patch and k, by the folder its records go to."""
-    sizes = list(dict.fromkeys(parse_patch(patch, size) for patch in patches.split(",")))
     try:
-        ks = list(dict.fromkeys(int(k) for k in masks_per_axis.split(",")))
+        ks = [int(k) for k in masks_per_axis.split(",")]
     except ValueError:
         raise ConfigError(f"masks per axis {masks_per_axis!r}: expected a whole number, or several like 3,6") from None
-    sets = [MaskSet.covering(image_size=size, patch_size=patch, masks_per_axis=k) for patch in sizes for k in ks]
-    if len(sets) == 1:
-        return {out: sets[0]}
-    return {out / fine.name: fine for fine in sets}
+    sets = {fine.name: fine for each in patch.split(",") for k in ks for fine in [mask_set(each, k, size, patches)]}
+    return {out / name if len(sets) > 1 else out: fine for name, fine in sets.items()}
 
 
 def source_for(model: str, data: str, split: str | None, class_map: str | None) -> Source:
@@ -145,10 +156,9 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
             "batch_size": way.get("batch_size"),
             "compile": way.get("compiled", False),
             "shared_prefix": way.get("shared_prefix") or False,
+            "inference": there.get("inference", "double-masking"),
         }
-        fine = MaskSet.covering(
-            image_size=tuple(masks["image_size"]), patch_size=tuple(masks["patch_size"]), masks_per_axis=masks["masks_per_axis"]
-        )
+        fine = MaskSet.covering(**threat_of(masks), image_size=tuple(masks["image_size"]), masks_per_axis=masks["masks_per_axis"])
         same = {"model": spec.model_dump(mode="json"), "masks": json.loads(json.dumps(fine.to_json()))}
         differing = differences({key: there[key] for key in same}, same)
     except (KeyError, TypeError, AttributeError) as error:

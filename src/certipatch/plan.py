@@ -260,7 +260,7 @@ def read_recipe(name: str, *, precision: str | None = None) -> Recipe:
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"recipe {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
         raise ConfigError(f"recipe {path}: not a TOML file that can be read ({' '.join(str(error).split())[:120]})") from None
     if precision is None:
         return recipe

@@ -8,20 +8,25 @@ runs for all.
 Source: Krypton (Nakandala, Kumar, Papakonstantinou; SIGMOD 2019) computes occlusion maps incrementally in this way, inside a patch;
 here nothing at all is computed in the head for a pair of masks that do not meet.
 
-Nothing is assumed about layers: the reach of each mask is measured, with NaN under the mask, and pasted
-activations are compared with computed ones before they are used.
+The reach of each mask is measured, with NaN under the mask, and holds for every picture: the head ends before the first
+operation that is not known to carry NaN on to all that can depend on it (``CARRY_NAN``), such as a comparison. Nothing is assumed about
+layers, which are made of such operations; and pasted activations are compared with computed ones before they are used.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .errors import ConfigError
 from .masks import MaskSet
@@ -29,7 +34,21 @@ from .runtime import stderr
 from .views import mask_images, visible, window_tensor
 
 WORTH = 0.05  # of the time of all pairs: a prefix that saves less is left alone
-COMPARED = 16  # pairs of masks
+TOGETHER = 16  # views in a batch here
+
+# torch's operations on floats of which each output is NaN if any input is that it depends on, for whatever values of the others
+# (max_pool2d is one, topk and where are none). What is missing here only makes a prefix shorter.
+CARRY_NAN = frozenset(
+    """
+    conv1d conv2d convolution linear batch_norm native_batch_norm cudnn_batch_norm layer_norm native_layer_norm
+    group_norm native_group_norm instance_norm add addcmul sub mul div neg mean sum
+    relu hardtanh leaky_relu prelu elu gelu silu mish softplus sigmoid tanh hardsigmoid hardswish dropout
+    max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d
+    pad constant_pad_nd reflection_pad2d replication_pad2d cat stack chunk split split_with_sizes select slice narrow
+    permute transpose view _unsafe_view reshape reshape_as flatten unflatten squeeze unsqueeze expand expand_as
+    pixel_shuffle pixel_unshuffle clone contiguous alias detach
+    """.split()  # noqa: SIM905
+)
 
 
 @dataclass(frozen=True)
@@ -75,39 +94,36 @@ def find(model: nn.Module, masks: MaskSet, *, layer: str | None = None) -> Share
 
 
 def _find(model: nn.Module, masks: MaskSet, layer: str | None) -> SharedPrefix | None:
+    if model._forward_hooks or model._forward_pre_hooks:  # which tracing does not see
+        return None
+    parameter = next(model.parameters(), torch.zeros(()))
+    noise = torch.rand(1, 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
     try:
         graph = _Tracer().trace(model)
-    except Exception:  # noqa: BLE001, whatever a model does that tracing cannot follow
-        return None
-    module = torch.fx.GraphModule(model, graph)
-    cuts = _cuts(graph)
-    parameter = next(model.parameters(), torch.zeros(()))
-    blank = torch.zeros(1, 3, *masks.image_size, device=parameter.device, dtype=parameter.dtype)
-    profile = _Profile(module, cuts)
-    try:
-        for windows in torch.split(window_tensor(masks, blank.device), 16):
-            profile.look(mask_images(blank, visible(windows, masks.image_size), torch.nan))
-        profile.clock(mask_images(blank.expand(4, -1, -1, -1), torch.ones(4, *masks.image_size, dtype=torch.bool, device=blank.device), 0))
-    except RuntimeError:  # an operation that was traced for another shape
+        module = torch.fx.GraphModule(model, graph)
+        reach = _Reach(module, _cuts(graph))
+        for windows in torch.split(window_tensor(masks, noise.device), TOGETHER):
+            reach.look(_views(noise, windows, masks, torch.nan))
+        clock = _Clock(module, reach.found)
+        for _ in range(3):  # of which the quickest counts
+            clock.run(noise.repeat(4, 1, 1, 1).contiguous(memory_format=torch.channels_last))
+    except Exception:  # noqa: BLE001, whatever a model does that tracing cannot follow, or with NaN
         return None
     pairs = len(masks) * (len(masks) - 1) / 2
     best: tuple[float, torch.fx.Node, Tensor] | None = None
-    for node in cuts:
-        if layer is not None and node.name != layer:
+    for node, parts in reach.found.items():
+        reached = torch.cat(parts)
+        if len(reached) < len(masks) or layer not in (None, node.name) or not _apart(reached).any():
             continue
-        reach = torch.cat(profile.reach.get(node, [torch.empty(0, 1, 1)]))
-        if len(reach) < len(masks):
-            continue
-        apart = _apart(reach)
-        saved = float(apart.sum() / 2 / max(pairs, 1)) * profile.saved(node)
+        saved = float(_apart(reached).sum() / 2 / pairs) * clock.saved(node)
         if (saved >= WORTH or layer is not None) and (best is None or saved > best[0]):
-            best = (saved, node, reach)
+            best = (saved, node, reached)
     if best is None:
         return None
-    saved, node, reach = best
+    saved, node, reached = best
     head, tail = _split(model, graph, node)
-    found = SharedPrefix(node.name, head, tail, reach.unsqueeze(3), _apart(reach), saved)
-    if not _equal(found, model, masks, blank):
+    found = SharedPrefix(node.name, head, tail, reached.unsqueeze(3), _apart(reached), saved)
+    if not _equal(found, model, masks, noise):
         stderr.print(f"shared prefix: not used, pasting at {node.name} does not give what the model computes", markup=False)
         return None
     return found
@@ -119,25 +135,32 @@ def _apart(reach: Tensor) -> Tensor:
     return flat @ flat.T == 0
 
 
-def _equal(prefix: SharedPrefix, model: nn.Module, masks: MaskSet, blank: Tensor) -> bool:
-    """Whether pasting gives what the model computes, on noise, for pairs spread over all that are apart."""
-    noise = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
-    windows = window_tensor(masks, blank.device)
-
-    def head(pair: Tensor) -> Tensor:
-        out: Tensor = prefix.head(mask_images(noise, visible(pair[None], masks.image_size), 0.0))
-        return out
-
-    pairs = prefix.apart.triu().nonzero()
-    for i, j in pairs[:: max(1, len(pairs) // COMPARED)]:
-        one, other = head(windows[i]).permute(0, 2, 3, 1), head(windows[j]).permute(0, 2, 3, 1)
-        pasted = prefix.paste(one, other, j[None]).permute(0, 3, 1, 2)
-        pair = torch.cat([windows[i], windows[j]])
-        whole = model(mask_images(noise, visible(pair[None], masks.image_size), 0.0))
-        for found, expected in ((pasted, head(pair)), (prefix.tail(pasted), whole)):
-            if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
-                return False
+def _equal(prefix: SharedPrefix, model: nn.Module, masks: MaskSet, noise: Tensor) -> bool:
+    """Whether pasting gives what the model computes, on noise, with each mask pasted into the view of one that is apart from it."""
+    every = window_tensor(masks, noise.device)
+    pasted_ones = prefix.apart.any(dim=1).nonzero()[:, 0]
+    for j in torch.split(pasted_ones, TOGETHER):
+        i = prefix.apart[j].int().argmax(dim=1)
+        one, other = (prefix.head(_views(noise, every[mask], masks, 0.0)).permute(0, 2, 3, 1) for mask in (i, j))
+        pasted = prefix.paste(one, other, j).permute(0, 3, 1, 2)
+        both = _views(noise, torch.cat([every[i], every[j]], dim=1), masks, 0.0)
+        if not _close(pasted, prefix.head(both)):
+            return False
+        if not _close(prefix.tail(pasted), model(both)):
+            return False
     return True
+
+
+def _close(found: Any, expected: Any) -> bool:
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
+        return False
+    found, expected = found.float(), expected.float()
+    return torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def _views(image: Tensor, windows: Tensor, masks: MaskSet, fill: float) -> Tensor:
+    """The image (1, 3, H, W) under each of (V, windows, 4)."""
+    return mask_images(image.expand(len(windows), -1, -1, -1), visible(windows, masks.image_size), fill)
 
 
 class _Tracer(torch.fx.Tracer):
@@ -186,26 +209,56 @@ def _split(model: nn.Module, graph: torch.fx.Graph, cut: torch.fx.Node) -> tuple
     return parts
 
 
-class _Profile(torch.fx.Interpreter):
-    """Runs the network node by node, to see behind each cut what masks reach, and how long it took to come there."""
+class _Reach(torch.fx.Interpreter):
+    """Runs the network node by node, to see behind each cut what masks reach."""
 
     def __init__(self, module: torch.fx.GraphModule, cuts: list[torch.fx.Node]) -> None:
         super().__init__(module)
         self.cuts = set(cuts)
-        self.reach: dict[torch.fx.Node, list[Tensor]] = {}
-        self.seconds: dict[torch.fx.Node, float] = {}
-        self.paste_seconds: dict[torch.fx.Node, float] = {}
-        self._clock = False
+        self.found: dict[torch.fx.Node, list[Tensor]] = {}
 
     def look(self, views: Tensor) -> None:
-        """Views with NaN under a mask each, up to where the NaN is everywhere: what follows is not local."""
-        with suppress(_Everywhere):
+        """Views with NaN under a mask each, up to where what follows is not local, or not known to be."""
+        self.views = len(views)
+        with suppress(_NotLocal):
             self.run(views)
 
-    def clock(self, views: Tensor) -> None:
-        self._clock = True
-        for _ in range(3):
-            self.run(views)
+    def run_node(self, node: torch.fx.Node) -> Any:
+        with _Watch() as watch:  # type: ignore[no-untyped-call]
+            value = super().run_node(node)
+        if not watch.carried:
+            raise _NotLocal
+        # One row an image: parts of images in rows of their own would be taken for images.
+        if node in self.cuts and isinstance(value, Tensor) and value.ndim == 4 and len(value) == self.views and min(value.shape[2:]) > 1:
+            self.found.setdefault(node, []).append(value.isnan().any(dim=1))
+            if self.found[node][-1].all():
+                raise _NotLocal
+        return value
+
+
+class _NotLocal(Exception):  # noqa: N818, no error
+    pass
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whether all that torch does meanwhile, inside of whatever module, carries NaN on."""
+
+    carried = True
+
+    def __torch_dispatch__(self, operation: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        known = operation.overloadpacket.__name__.removesuffix("_") in CARRY_NAN and all(each.is_floating_point() for each in tensors)
+        self.carried &= known or not tensors
+        return operation(*args, **(kwargs or {}))
+
+
+class _Clock(torch.fx.Interpreter):
+    """Runs the network node by node, to see how long it takes to come to each cut."""
+
+    def __init__(self, module: torch.fx.GraphModule, cuts: Iterable[torch.fx.Node]) -> None:
+        super().__init__(module)
+        self.seconds: dict[torch.fx.Node, float] = {}
+        self.paste_seconds = dict.fromkeys(cuts, inf)
 
     def saved(self, cut: torch.fx.Node) -> float:
         """The share of the time of the whole network that is spent up to the cut, less what pasting costs there."""
@@ -216,25 +269,16 @@ class _Profile(torch.fx.Interpreter):
     def run_node(self, node: torch.fx.Node) -> Any:
         started = time.perf_counter()
         value = super().run_node(node)
-        if self._clock:
-            if isinstance(value, Tensor) and value.device.type == "cuda":
-                torch.cuda.synchronize()
-            spent = time.perf_counter() - started
-            self.seconds[node] = min(spent, self.seconds.get(node, spent))  # of three
-            if node in self.reach:
-                started = time.perf_counter()
-                for _ in range(3):  # of which two stand for fetching the activations
-                    torch.where(value > 0, value, value)
-                if value.device.type == "cuda":
-                    torch.cuda.synchronize()
-                spent = time.perf_counter() - started
-                self.paste_seconds[node] = min(spent, self.paste_seconds.get(node, spent))
-        elif node in self.cuts and isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1:
-            self.reach.setdefault(node, []).append(value.isnan().any(dim=1))
-            if self.reach[node][-1].all():
-                raise _Everywhere
+        self.seconds[node] = min(_since(started, value), self.seconds.get(node, inf))
+        if node in self.paste_seconds:
+            started = time.perf_counter()
+            for _ in range(3):  # of which two stand for fetching the activations
+                torch.where(value > 0, value, value)
+            self.paste_seconds[node] = min(_since(started, value), self.paste_seconds[node])
         return value
 
 
-class _Everywhere(Exception):  # noqa: N818, no error
-    pass
+def _since(started: float, value: Any) -> float:
+    if isinstance(value, Tensor) and value.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

@@ -1,15 +1,14 @@
 """Records: what was found, one JSON line an image, beside a manifest of how.
 
 A folder holds ``manifest.json`` (written once at the start, once more when everything is there) and an append-only
-JSON Lines file. ``manifest["experiment"]`` is everything that can change a result; a folder is continued only by
-the very same experiment. Several processes that share the images have a pair of files each, named by their shard:
+JSON Lines file, with the hash of each line in a file beside it (``records.sha256``). ``manifest["experiment"]`` is everything that can
+change a result; a folder is continued only by the very same experiment. Several processes that share the images have a pair of files each, named by their shard:
 ``manifest-2-of-8.json`` and ``records-2-of-8.jsonl``; together they are the folder's records, whoever wrote them.
 Nothing here loads torch, so records can be read anywhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .config import Frozen, differences
 from .errors import RecordsError
+from .seals import LineHashes, seal, sha256, unseal, write_through
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -47,7 +47,7 @@ class Record(Frozen):
     pixels: str | None
     vanilla_label: int | None
     defended_label: int | None
-    case: Literal["agreed", "disagreer", "majority"] | None
+    case: Literal["agreed", "disagreer", "majority", "champion"] | None
     certified: bool
     failing_pair: tuple[int, int] | None
     failing_label: int | None
@@ -64,6 +64,45 @@ class Record(Frozen):
         return self
 
 
+class DetectionRecord(Frozen):
+    """One image: :class:`certipatch.detection.Detection` with the image's place, name and hash, for every threshold at once.
+
+    ``agreement``: the smallest one-mask confidence if all one-mask labels are the true one, else None; certified at every threshold
+    below it. ``dissent``: the largest confidence of a one-mask label other than ``vanilla_label``, else None; an alarm at every
+    threshold below it. An unreadable image has an ``error`` and neither; it counts as wrong and as not certified.
+    """
+
+    index: int = Field(ge=0)
+    name: str
+    label: int = Field(ge=0)
+    pixels: str | None
+    vanilla_label: int | None
+    agreement: float | None = Field(ge=0, le=1)
+    dissent: float | None = Field(ge=0, le=1)
+    passes: int = Field(ge=0)
+    error: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """If all one-mask labels are the true one, they dissent from F(x) all or none; if not, some dissent from an F(x) that is right."""
+        if self.error is not None:
+            possible = self.agreement is None and self.dissent is None and self.vanilla_label is None
+        elif self.vanilla_label is None:
+            possible = False
+        elif self.agreement is None:
+            possible = self.dissent is not None or self.vanilla_label != self.label
+        elif self.vanilla_label == self.label:
+            possible = self.dissent is None
+        else:
+            possible = self.dissent is not None and self.dissent >= self.agreement
+        if not possible:
+            raise ValueError("agreement and dissent cannot both be so")
+        return self
+
+
+R = TypeVar("R", Record, DetectionRecord)
+
+
 class Expected(BaseModel):
     """What readers rely on in a manifest that anyone may have written; entries beyond it are not looked at."""
 
@@ -74,9 +113,14 @@ Side = Annotated[int, Field(ge=1, le=10_000)]  # pixels
 Count = Annotated[int, Field(ge=0, le=10**12)]
 
 
+Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
+
+
 class _Masks(Expected):
-    image_size: list[Side] = Field(min_length=2, max_length=2)
-    patch_size: list[Side] = Field(min_length=2, max_length=2)
+    image_size: Sides
+    patch_size: Sides
+    other_patch_sizes: list[Sides] = []
+    patches: int = Field(default=1, ge=1, le=2)
     masks_per_axis: int = Field(ge=0, le=10_000)
     windows: list[list[list[int]]]
 
@@ -105,6 +149,7 @@ class Certification(Expected):
     data: _Data
     device: str
     precision: str
+    inference: Literal["double-masking", "challenger"] = "double-masking"
 
 
 class _Network(Expected):
@@ -127,7 +172,7 @@ class Attack(Expected):
     images: Count
 
 
-EXPERIMENTS: dict[str, type[Expected]] = {"certify": Certification, "train": TrainingRun, "attack": Attack}
+EXPERIMENTS: dict[str, type[Expected]] = {"certify": Certification, "detect": Certification, "train": TrainingRun, "attack": Attack}
 
 
 class Store:
@@ -145,6 +190,7 @@ class Store:
     def __init__(self, folder: Path, manifest: dict[str, Any], lines: str, *, shard: str = "", resume: bool = False) -> None:
         self.folder, self.manifest, self._shard, self._resume = folder, manifest, shard, resume
         self.path = folder / _of_shard(lines, shard)
+        self._hashes = LineHashes(self.path)
         self._manifest_path = folder / _of_shard(MANIFEST, shard)
 
     def __enter__(self) -> Self:
@@ -175,11 +221,14 @@ class Store:
             self._compare(began=mine)
             if mine:
                 self.manifest = _read_manifest(self._manifest_path)
-                self.lines = read_lines(self.path, repair=self.manifest["finished"] is None)
-                _check_finished(self.manifest, self.path)
+                unfinished = self.manifest["finished"] is None
+                self.lines = read_lines(self.path, repair=unfinished)
+                _check_written(self.manifest, self.path)
+                if unfinished:
+                    _guard(self.folder, lambda: self._hashes.cut(len(self.lines)))
             else:
                 self.lines = []
-            self._file = _guard(self.folder, lambda: open(self.path, "ab"))  # noqa: SIM115, closed in __exit__
+            _guard(self.folder, self.path.touch)
         except BaseException:
             if not mine:
                 self._manifest_path.unlink()
@@ -214,33 +263,34 @@ class Store:
         return RecordsError(f"out {self.folder}: another process is writing there; wait for it or choose another --out")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
         self._lock.release()
 
     def append(self, lines: Iterable[dict[str, Any]]) -> None:
         """Write lines and force them to disk."""
         new = list(lines)
-        data = "".join(json.dumps(line, allow_nan=False) + "\n" for line in new).encode()
+        data = [json.dumps(line, allow_nan=False).encode() + b"\n" for line in new]
 
         def write() -> None:
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._hashes.append(data)
+            write_through(self.path, b"".join(data), append=True)
 
         _guard(self.folder, write)
         self.lines += new
 
     def finish(self, **facts: Any) -> None:
-        """Mark the folder as complete: number of lines and their hash, besides ``facts``; once is enough."""
+        """Mark the folder as complete: number of lines and their hash, besides ``facts``; once is enough.
+
+        Raises RecordsError if the lines are not those that were written.
+        """
         if self.manifest["finished"] is not None and self.manifest["finished"]["lines"] == len(self.lines):
             return
-        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        finished = {"at": now(), "lines": len(self.lines), "sha256": digest, **facts}
+        _check_written(self.manifest, self.path)
+        finished = {"at": now(), "lines": len(self.lines), "sha256": sha256(self.path.read_bytes()), **facts}
         self.manifest = {**self.manifest, "finished": finished}
         self.write_manifest()
 
     def write_manifest(self) -> None:
-        write_atomically(self._manifest_path, json.dumps(self.manifest, indent=2).encode() + b"\n")
+        write_atomically(self._manifest_path, json.dumps(seal(self.manifest), indent=2).encode() + b"\n")
 
 
 def manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[str, Any]:
@@ -318,11 +368,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         found["finished"]
         if found["format"] != FORMAT:
             raise RecordsError(f"{path}: expected format {FORMAT}, found {found['format']}; use the version of certipatch that wrote it")
+        return unseal(found)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise RecordsError(
             f"{path}: damaged ({' '.join(str(error).split())[:100]}); restore it or start again in another folder"
         ) from error
-    return found
 
 
 def network_of(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
@@ -366,9 +416,14 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All records of a certification, of all its shards, in the order of their index.
+    """All records of a certification, as :func:`read_images` gives them."""
+    return read_images(folder, Record)
 
-    A finished writer stated how many lines it wrote and their hash: what was changed since is refused.
+
+def read_images(folder: Path, kind: type[R]) -> list[R]:
+    """All records of one kind, of all shards, in the order of their index.
+
+    What was changed since it was written is refused.
 
     Raises RecordsError for a damaged or changed line, an image that occurs twice, or lines without their manifest.
     """
@@ -377,29 +432,46 @@ def read_records(folder: Path) -> list[Record]:
     for path in folder.glob("records*.jsonl"):
         if path not in known:
             raise RecordsError(f"{path}: expected its manifest beside it, found none; copy both or remove it")
-    records: dict[int, Record] = {}
+    records: dict[int, R] = {}
     for path, manifest in known.items():
         for number, line in enumerate(read_lines(path), start=1):
             try:
-                record = Record.model_validate_json(json.dumps(line))
+                record = kind.model_validate_json(json.dumps(line))
             except ValidationError as error:
                 raise RecordsError(f"{path}, line {number}: {first_problem(error)}") from error
             if record.index in records:
                 raise RecordsError(f"{path}, line {number}: image {record.index} occurs twice; keep one of the lines")
             records[record.index] = record
-        _check_finished(manifest, path)
+        _check_written(manifest, path)
     return [records[index] for index in sorted(records)]
 
 
-def _check_finished(manifest: dict[str, Any], lines: Path) -> None:
+def read_written(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of the only writer of a folder. Raises RecordsError if they are not what it wrote."""
+    lines = read_lines(folder / name)
+    _check_written(_read_manifest(folder / MANIFEST), folder / name)
+    return lines
+
+
+def _check_written(manifest: dict[str, Any], lines: Path) -> None:
+    """Refuse lines that are not those that were written: a finished writer stated the hash of all, one under way that of each."""
+    data = _guard(lines.parent, lines.read_bytes) if lines.exists() else b""
     if (finished := manifest["finished"]) is None:
+        if data and not (hashes := LineHashes(lines).path).exists():
+            raise RecordsError(
+                f"{lines}: expected {hashes.name} with the hash of each line beside it, found none; copy both or start again"
+            )
+        if (number := _guard(lines.parent, lambda: LineHashes(lines).first_changed(data))) is not None:
+            raise RecordsError(
+                f"{lines}, line {number}: is not what was written (by {LineHashes(lines).path.name}); "
+                "restore the file or start again in another folder"
+            )
         return
     try:
         expected = finished["lines"], finished["sha256"]
     except (KeyError, TypeError) as error:
         raise RecordsError(f"{lines.parent}: its manifest lacks {error}; restore it or start again in another folder") from error
-    data = _guard(lines.parent, lines.read_bytes) if lines.exists() else b""
-    found = (data.count(b"\n"), hashlib.sha256(data).hexdigest())
+    found = (data.count(b"\n"), sha256(data))
     if found != expected:
         raise RecordsError(
             f"{lines}: is not what was written ({found[0]} lines found, {expected[0]} written); restore it or start again in another folder"
@@ -411,11 +483,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     def write() -> None:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            write_through(temporary, data)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     _guard(path.parent, write)
 

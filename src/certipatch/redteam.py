@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from . import runtime
-from .attack import AttackConfig, Goal, Harness, Result, attack_images, clean_tables, goals
+from .attack import AttackConfig, Goal, Harness, Result, attack_images, check_one_patch, clean_tables, goals
 from .config import Frozen, ModelSpec
 from .data import Images, Item, Source, as_float
 from .defense import PatchCleanser, Verdict
 from .errors import RecordsError, SoundnessError
-from .masks import MaskSet
-from .records import Record, Store, first_problem, manifest, read_lines, read_manifest, read_records, write_atomically
+from .masks import MaskSet, threat_of
+from .records import Record, Store, first_problem, manifest, read_manifest, read_records, read_written, write_atomically
 from .report.summary import Share
 
 ATTACKS = "attacks.jsonl"
@@ -31,7 +31,7 @@ BLOCK = 32
 
 
 class AttackRecord(Frozen):
-    """The attack on one image: the best attempt, and how many were made.
+    """The attack on one image: the best attempt, and how many were made. The patch is ``height`` x ``width`` pixels at (``top``, ``left``).
 
     ``ways``: how many goals the clean table leaves open. ``broken``: the defended model can be made to answer wrongly; without a
     place (``top``, ``left``) it does so on the clean image. ``defended_label`` and ``vanilla_label`` are those under the patch;
@@ -46,6 +46,8 @@ class AttackRecord(Frozen):
     broken: bool
     top: int | None = None
     left: int | None = None
+    height: int | None = None
+    width: int | None = None
     row: int | None = None
     target: int | None = None
     defended_label: int | None = None
@@ -78,8 +80,10 @@ def attack(
 
     Raises:
         SoundnessError: a certified image was broken (the folder that it names has all that is needed to replay it), or an image is
-            not the one that was certified. RecordsError: records that are not complete, or ``out`` cannot be used.
+            not the one that was certified. RecordsError: records that are not complete, or ``out`` cannot be used. ConfigError: masks
+        against two patches.
     """
+    check_one_patch(masks)
     about, records = read_manifest(certified), read_records(certified)
     if about["finished"] is None or len(records) != len(source):
         raise RecordsError(
@@ -186,6 +190,8 @@ def _save(out: Path, record: Record, found: Found) -> AttackRecord:
         broken=best.broken,
         top=best.attempt.top,
         left=best.attempt.left,
+        height=best.attempt.patch_size[0],
+        width=best.attempt.patch_size[1],
         row=best.attempt.row,
         target=best.attempt.target,
         defended_label=best.verdict.defended_label,
@@ -238,7 +244,7 @@ def digest(records: list[Record]) -> str:
 def read_attacks(folder: Path) -> list[AttackRecord]:
     """All records of an attack in the order of their index. Raises RecordsError for a damaged line."""
     records = {}
-    for number, line in enumerate(read_lines(folder / ATTACKS), start=1):
+    for number, line in enumerate(read_written(folder, ATTACKS), start=1):
         try:
             record = AttackRecord.model_validate_json(json.dumps(line))
         except ValidationError as error:
@@ -266,7 +272,7 @@ def summarize(folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "complete": n == about["experiment"]["images"],
-        "patch_size": about["experiment"]["certification"]["masks"]["patch_size"],
+        **threat_of(about["experiment"]["certification"]["masks"]),
         "masks_per_axis": about["experiment"]["certification"]["masks"]["masks_per_axis"],
         "clean_accuracy": Share(sum(not record.broken or record.top is not None for record in records), n).to_json(),
         "attacked_accuracy": Share(sum(not record.broken for record in records), n).to_json(),

@@ -60,7 +60,7 @@ def _keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_trim_threshold, -1)  # never
         mallopt(m_mmap_max, 0)
 
 

@@ -9,6 +9,7 @@ process's step on the whole batch. They meet where ``fabric`` or ``processes`` i
 
 from __future__ import annotations
 
+import io
 import math
 import signal
 import time
@@ -38,6 +39,7 @@ from .network import LARGE, Network
 from .processes import of_all, together, total
 from .records import Store, manifest
 from .runtime import derived_seed
+from .seals import LENGTH, sha256, write_through
 from .search import STRATEGIES
 from .views import default_batch_size, frozen, mask_images, visible
 
@@ -140,7 +142,7 @@ def _fit(
 ) -> None:
     """The loop, continuing from the checkpoint in the store's folder if there is one.
 
-    Writes ``checkpoint.pt`` every few minutes and after each epoch; the weights at the end are those of the
+    Writes ``checkpoint.pt`` (the sha256 of what follows, and that) every few minutes and after each epoch; the weights at the end are those of the
     network alone, under its own names. A killed run that is resumed ends with the same weights on the CPU (of three
     or more processes: up to rounding, as the order of their sums is not fixed). Only process 0 has the store.
     """
@@ -149,6 +151,11 @@ def _fit(
     with together(fabric):
         if store:
             state = {**_load(store.folder / CHECKPOINT, model, optimizer), "lines": len(store.lines)}
+            if state["lines"] < state["epoch"]:
+                raise RecordsError(
+                    f"{store.path}: expected the lines of {state['epoch']} epochs that {CHECKPOINT} follows, found {state['lines']}; "
+                    f"restore it, or delete {CHECKPOINT} to train from the start"
+                )
     state = fabric.broadcast(state)
     if not store and "model" in state:
         model.load_state_dict(state["model"])
@@ -166,7 +173,9 @@ def _fit(
         if store:
             state = {"epoch": epoch, "step": step, "sums": sums, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
             state["found"] = masking.found
-            _write(store.folder / CHECKPOINT, lambda path: torch.save(state, path))
+            data = io.BytesIO()
+            torch.save(state, data)
+            _write(store.folder / CHECKPOINT, sha256(data.getbuffer()).encode(), data.getbuffer())
 
     for epoch in range(state["epoch"], config.epochs):
         lr = config.lr * (config.lr_decay if epoch >= max(1, config.epochs // 2) else 1.0)
@@ -228,7 +237,7 @@ def _fit(
     with together(fabric):
         if store:
             network = {key: value.cpu().contiguous() for key, value in model[1].state_dict().items()}
-            _write(store.folder / "model.safetensors", lambda path: safetensors.torch.save_file(network, path))
+            _write(store.folder / "model.safetensors", safetensors.torch.save(network))
             store.finish(weights_sha256=weights_sha256(model.eval()))
             (store.folder / CHECKPOINT).unlink()
 
@@ -416,7 +425,10 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     if not path.exists():
         return {"epoch": 0, "step": 0, "sums": {}}
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        if sha256(data[LENGTH:]).encode() != data[:LENGTH]:
+            raise ValueError("it is not what was written")
+        state = torch.load(io.BytesIO(data[LENGTH:]), map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     except Exception as error:
@@ -424,10 +436,13 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return state
 
 
-def _write(path: Path, save: Callable[[Path], Any]) -> None:
+def _write(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace a file in one step. Its name while it is written is always the same, so that kills leave one such file at most."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save(temporary)
+        for number, part in enumerate(parts):
+            write_through(temporary, part, append=number > 0)
         temporary.replace(path)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise RecordsError(f"{path}: cannot be written ({' '.join(str(error).split())[:100]}); free some space and use --resume") from error
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RecordsError(f"{path}: cannot be written ({error.strerror or error}); free some space and use --resume") from error

@@ -2,7 +2,7 @@
 
 Nothing here uses the mask geometry, the algorithms or the schedule of the library: coverage is tried position by
 position on arrays of bool, and images are looked at again one view at a time by a naive restatement of PatchCleanser's
-Algorithms 1 and 2. What is found wrong is a list of :class:`Finding`; an untouched folder has none.
+Algorithms 1 and 2 and of challenger masking, or of detection (``verify_detection``). What is found wrong is a list of :class:`Finding`; an untouched folder has none.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import count, product, zip_longest
+from itertools import combinations, count, islice, product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import runtime
+from . import runtime, verify_detection
 from .config import ModelSpec, differences
 from .data import Images, Source
 from .errors import one_line
@@ -41,6 +41,8 @@ FIELDS = {
 EXPERIMENT = {
     "model", "weights_sha256", "trained", "masks", "fill", "data", "device", "precision", "block", "exhaustive",
 }  # fmt: skip
+KINDS = {"certify": (EXPERIMENT, FIELDS), "detect": (EXPERIMENT - {"exhaustive"}, verify_detection.FIELDS)}
+CASES = {"double-masking": ("agreed", "disagreer", "majority"), "challenger": ("agreed", "champion")}
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ class Finding:
 class Verification:
     """What was checked, and what is wrong.
 
-    ``undecided`` images differ from their record by no more than rounding in another batch can do.
+    ``certified``: at threshold 0 if the records are of detection. ``undecided`` images differ from their record by no more than rounding in another batch can do.
     """
 
     folder: str
+    kind: str = "certify"
     images: int = 0
     certified: int = 0
     recomputed: int = 0
@@ -75,9 +78,10 @@ class Verification:
         """The findings, one a line, and what was checked."""
         looked = f"looked again at {self.recomputed}" if again else "looked again at none (give --model and --data)"
         unclear = f", {self.undecided} of them too close to a tie to tell" if self.undecided else ""
+        of_kind = " for detection at threshold 0" if self.kind == "detect" else ""
         verdict = f"{len(self.findings)} findings" if self.findings else "nothing wrong found"
         return "\n".join(
-            [*map(str, self.findings), f"{self.folder}: {self.certified} of {self.images} certified; {looked}{unclear}; {verdict}"]
+            [*map(str, self.findings), f"{self.folder}: {self.certified} of {self.images} certified{of_kind}; {looked}{unclear}; {verdict}"]
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +94,7 @@ Given = tuple[ModelSpec, nn.Sequential, dict[str, Any] | None]  # a model as opt
 def verify(
     folder: Path, *, model: Given | None = None, source: Source | None = None, sample: int | None = 20, seed: int = 0, device: str = "auto"
 ) -> Verification:
-    """Check the records that ``certify`` wrote into ``folder``.
+    """Check the records that ``certify`` or ``detect`` wrote into ``folder``.
 
     Args:
         model, source: the model and the whole data set that were given to ``certify``, to be compared with what the folder says.
@@ -103,18 +107,22 @@ def verify(
     manifests = dict(_manifests(folder, found))
     if not manifests:
         return found
-    experiment = next(iter(manifests.values()))["experiment"]
+    experiment, found.kind = (next(iter(manifests.values()))[key] for key in ("experiment", "kind"))
     for path, manifest in manifests.items():
+        if manifest["kind"] != found.kind:
+            found.add(path.name, f"is of {manifest['kind']}, its neighbour of {found.kind}")
         for difference in differences(manifest["experiment"], experiment)[:3]:
             found.add(path.name, f"is of another experiment than its neighbour ({difference})")
-    if odd := sorted(EXPERIMENT ^ set(experiment)):
+    entries, _ = KINDS[found.kind]
+    optional = {"inference"} if found.kind == "certify" else set()
+    if odd := sorted(entries ^ (set(experiment) - optional)):
         found.add("manifest", f"its experiment has other entries than those of a certification: {', '.join(odd)}")
         return found
     try:
         sound = _check_geometry(experiment, found)
         records = _records(manifests, found)
-        found.images, found.certified = len(records), sum(record["certified"] is True for record in records.values())
         consistent = [index for index, record in records.items() if _check_record(index, record, experiment, found)]
+        found.images, found.certified = len(records), sum(map(_is_certified, records.values()))
         _check_images(records, experiment, found)
         if model is not None:
             _check_model(experiment, model, found)
@@ -145,12 +153,15 @@ def _manifests(folder: Path, found: Verification) -> Iterator[tuple[Path, dict[s
         try:
             manifest = json.loads(path.read_bytes())
             kind, experiment, finished = manifest["kind"], manifest["experiment"], manifest["finished"]
+            entries = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             found.add(path.name, f"is damaged ({type(error).__name__}: {' '.join(str(error).split())[:80]})")
             continue
-        if kind != "certify" or manifest.get("format") != 1 or not isinstance(experiment, dict):
-            found.add(path.name, f"expected format 1 of certify, found {manifest.get('format')!r} of {kind!r}")
+        if kind not in tuple(KINDS) or manifest.get("format") != 1 or not isinstance(experiment, dict):
+            found.add(path.name, f"expected format 1 of certify or detect, found {manifest.get('format')!r} of {kind!r}")
             continue
+        if "sha256" in manifest and manifest["sha256"] != hashlib.sha256(entries.encode()).hexdigest():
+            found.add(path.name, "its sha256 is of other entries: it is not what was written")
         _check_finished(path, finished, found)
         yield path, manifest
     known = {_lines_of(path) for path in paths}
@@ -183,11 +194,16 @@ def _check_finished(path: Path, finished: Any, found: Verification) -> None:
 def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
     """Windows inside the image, in the places that patch and k demand, over every position of the patch; the fill. True if all is so."""
     masks, before = experiment["masks"], len(found.findings)
-    size, patch, k, windows = masks["image_size"], masks["patch_size"], masks["masks_per_axis"], masks["windows"]
+    size, k, windows = masks["image_size"], masks["masks_per_axis"], masks["windows"]
+    shapes, patches = [masks["patch_size"], *masks.get("other_patch_sizes", [])], masks.get("patches", 1)
     if size != experiment["model"]["image_size"]:
         found.add("manifest", f"masks.image_size {size} is not the model's {experiment['model']['image_size']}")
-    if not all(type(side) is int and 1 <= side <= whole <= 10_000 for side, whole in zip(patch, size, strict=True)):
-        found.add("manifest", f"masks.patch_size {patch} does not fit into {size}")
+    for patch in shapes:
+        if not all(type(side) is int and 1 <= side <= whole <= 10_000 for side, whole in zip(patch, size, strict=True)):
+            found.add("manifest", f"masks: a patch of {patch} does not fit into {size}")
+            return False
+    if type(patches) is not int or patches not in (1, 2):
+        found.add("manifest", f"masks.patches is {patches!r}")
         return False
     if type(k) is not int or k < 1:
         found.add("manifest", f"masks.masks_per_axis is {k!r}")
@@ -209,18 +225,32 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
                 found.add("manifest", f"masks.windows[{i}]: {window} is not a window within {size}")
                 return False
             keep[i, top : top + height, left : left + width] = False
-    expected = ([[*corner, height, width]] for corner, height, width in _covering(size, patch, k))
-    if not all(mask == demanded for mask, demanded in zip_longest(windows, expected)):
-        found.add("manifest", f"masks.windows are not those that a patch of {patch} and masks_per_axis {k} demand")
-    hole = _uncovered(keep, *patch)
-    if hole:
-        found.add("manifest", f"masks: a patch of {patch} at {hole} is covered by no mask")
-    if type(experiment["exhaustive"]) is not bool:
+    against = f"{f'{patches} patches' if patches > 1 else 'a patch'} of {' or '.join(map(str, shapes))}"
+    if not all(mask == demanded for mask, demanded in zip_longest(windows, _demanded(size, shapes, k, patches, len(windows)))):
+        found.add("manifest", f"masks.windows are not those that {against} and masks_per_axis {k} demand")
+    for patch in shapes:
+        if hole := _uncovered(keep, *patch):
+            found.add("manifest", f"masks: a patch of {patch} at {hole} is covered by no mask")
+    if patches == 2 and (pair := _uncovered_pair(keep, shapes)):
+        found.add("manifest", f"masks: patches of {pair[0][0]} at {pair[0][1]} and of {pair[1][0]} at {pair[1][1]} are covered by no mask")
+    if found.kind == "certify" and type(experiment["exhaustive"]) is not bool:
         found.add("manifest", f"exhaustive is {experiment['exhaustive']!r}")
+    if experiment.get("inference", "challenger") != "challenger":  # the default is not stated
+        found.add("manifest", f"inference is {experiment['inference']!r}, expected 'challenger' or none")
     fill, mean = experiment["fill"], experiment["model"]["mean"]
     if not np.allclose(fill, mean, rtol=1e-6, atol=0):
         found.add("manifest", f"fill {fill} is not the model's mean {mean}")
     return len(found.findings) == before
+
+
+def _demanded(size: list[int], shapes: list[list[int]], k: int, patches: int, most: int) -> Iterator[list[list[int]]]:
+    """The masks against one patch of any of the shapes, what two shapes share once; or, against two patches, every two of those.
+
+    No more than are needed to see that there are more than ``most``: a manifest may demand a great many.
+    """
+    each = ((*corner, *sides) for patch in shapes for corner, *sides in _covering(size, patch, k))
+    masks = list(dict.fromkeys(islice(each, len(shapes) * (most + 2))))
+    yield from ([list(window) for window in mask] for mask in combinations(masks, patches if len(masks) > 1 else 1))
 
 
 def _covering(size: list[int], patch: list[int], k: int) -> Iterator[tuple[tuple[int, int], int, int]]:
@@ -237,6 +267,34 @@ def _covering(size: list[int], patch: list[int], k: int) -> Iterator[tuple[tuple
 
 def _uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
     """Brute force: the first place of an h x w patch at which every mask of ``keep`` (masks, H, W) leaves some of it visible."""
+    hole = np.ones((keep.shape[1] - h + 1, keep.shape[2] - w + 1), dtype=bool)
+    for visible in keep:
+        hole &= _seen(visible, h, w)
+    return tuple(np.argwhere(hole)[0].tolist()) if hole.any() else None
+
+
+def _uncovered_pair(keep: np.ndarray, shapes: list[list[int]]) -> tuple[Any, Any] | None:
+    """Brute force: two patches, each as (shape, place), such that every mask leaves some of one of them visible.
+
+    Every place is looked at; of places that are hidden by the same masks one stands for all.
+    """
+    kinds: list[np.ndarray] = []  # for each kind of place the masks that hide a patch there
+    places: list[Any] = []
+    for h, w in shapes:
+        hides = ~np.stack([_seen(visible, h, w) for visible in keep])
+        rows = np.ascontiguousarray(hides.reshape(len(keep), -1).T)
+        _, first = np.unique(np.packbits(rows, axis=1).view(f"V{-(-len(keep) // 8)}"), return_index=True)
+        kinds += list(rows[first])
+        places += [([h, w], divmod(int(at), hides.shape[2])) for at in first]
+    for i, one in enumerate(kinds):
+        both = (np.array(kinds[i:]) & one).any(axis=1)
+        if not both.all():
+            return places[i], places[i + int(np.argmin(both))]
+    return None
+
+
+def _seen(visible: np.ndarray, h: int, w: int) -> np.ndarray:
+    """(H-h+1, W-w+1): at which places some of an h x w patch is visible, by trying every one of its pixels."""
 
     def any_of(values: np.ndarray, n: int) -> np.ndarray:
         """True where one of ``n`` values in a row is, along the first axis: the row grows until it is as long."""
@@ -247,15 +305,13 @@ def _uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
             length += step
         return values
 
-    hole = np.ones((keep.shape[1] - h + 1, keep.shape[2] - w + 1), dtype=bool)
-    for visible in keep:
-        hole &= any_of(any_of(visible, h).T, w).T
-    return tuple(np.argwhere(hole)[0].tolist()) if hole.any() else None
+    return any_of(any_of(visible, h).T, w).T
 
 
 def _records(manifests: dict[Path, dict[str, Any]], found: Verification) -> dict[int, dict[str, Any]]:
     """The lines that are objects with a place of their own, by that place."""
     records: dict[int, dict[str, Any]] = {}
+    _, fields = KINDS[found.kind]
     for path in map(_lines_of, manifests):
         data = path.read_bytes() if path.exists() else b""
         if not data.endswith(b"\n") and data:
@@ -267,8 +323,8 @@ def _records(manifests: dict[Path, dict[str, Any]], found: Verification) -> dict
             except (ValueError, RecursionError):
                 found.add(where, "is not JSON")
                 continue
-            if not isinstance(record, dict) or set(record) != FIELDS:
-                odd = sorted(set(record) ^ FIELDS) if isinstance(record, dict) else [type(record).__name__]
+            if not isinstance(record, dict) or set(record) != fields:
+                odd = sorted(set(record) ^ fields) if isinstance(record, dict) else [type(record).__name__]
                 found.add(where, f"expected the fields of a record, found other or missing ones: {', '.join(odd[:5])}")
             elif type(index := record["index"]) is not int or index < 0:
                 found.add(where, f"expected an index from 0 up, found {index!r}")
@@ -301,8 +357,9 @@ def _check_record(index: int, record: dict[str, Any], experiment: dict[str, Any]
     before = len(found.findings)
     masks, classes = len(experiment["masks"]["windows"]), experiment["model"]["num_classes"]
     most = 1 + masks * (masks + 1) // 2
+    challenged = "inference" in experiment
     where = f"image {index} ({record['name']!r})"[:120]
-    label, defended, pair, wrong, margin = (record[key] for key in ("label", "defended_label", "failing_pair", "failing_label", "margin"))
+    label = record["label"]
 
     def is_class(value: Any) -> bool:
         return type(value) is int and 0 <= value < classes
@@ -315,23 +372,32 @@ def _check_record(index: int, record: dict[str, Any], experiment: dict[str, Any]
         isinstance(record["name"], str) and is_class(label),
         f"expected a name and a label below {classes}, found {record['name']!r}, {label!r}"[:160],
     )
-    expect(type(record["certified"]) is bool, f"certified is {record['certified']!r}")
+    certified = record.get("certified", False)  # of detection it follows from the threshold
+    expect(type(certified) is bool, f"certified is {certified!r}")
     if record["error"] is not None:
-        empty = all(record[key] is None for key in FIELDS - {"index", "name", "label", "certified", "passes", "error"})
-        expect(empty and record["certified"] is False and record["passes"] == 0, "an unreadable image has no labels and no certificate")
+        empty = all(value is None for key, value in record.items() if key not in ("index", "name", "label", "certified", "passes", "error"))
+        no_passes = type(record["passes"]) is int and record["passes"] == 0
+        expect(empty and certified is False and no_passes, "an unreadable image has no labels and no certificate")
+        expect(type(record["error"]) is str and record["error"] != "", f"error {record['error']!r} is no reason"[:160])
         return len(found.findings) == before
+    expect(isinstance(record["pixels"], str) and re.fullmatch("[0-9a-f]{64}", record["pixels"]) is not None, "pixels is not a sha256")
+    if found.kind == "detect":
+        verify_detection.check_record(record, masks, is_class, expect)
+        return len(found.findings) == before
+    defended, pair, wrong, margin = (record[key] for key in ("defended_label", "failing_pair", "failing_label", "margin"))
     expect(
         is_class(record["vanilla_label"]) and is_class(defended),
         f"labels {record['vanilla_label']!r}, {defended!r} are not classes below {classes}",
     )
-    expect(record["case"] in ("agreed", "disagreer", "majority"), f"case is {record['case']!r}")
-    expect(isinstance(record["pixels"], str) and re.fullmatch("[0-9a-f]{64}", record["pixels"]) is not None, "pixels is not a sha256")
+    expect(record["case"] in CASES["challenger" if challenged else "double-masking"], f"case is {record['case']!r}")
     finite = type(margin) in (int, float) and math.isfinite(margin) and margin >= 0
     expect(finite, f"margin {margin!r} is not a finite number from 0 up")
     passes = record["passes"]
     whole = record["certified"] is True or experiment["exhaustive"] is True
-    fits = type(passes) is int and (passes == most if whole else 1 + masks <= passes <= most)
-    expect(fits, f"passes {passes!r}: expected {most if whole else f'{1 + masks} to {most}'} with {masks} masks")
+    one_fails = isinstance(pair, list) and len(pair) == 2 and pair[0] == pair[1]
+    limit = min(most, 2 * masks) if challenged and one_fails else most  # a mask is out after each game
+    fits = type(passes) is int and (passes == most if whole else 1 + masks <= passes <= limit)
+    expect(fits, f"passes {passes!r}: expected {most if whole else f'{1 + masks} to {limit}'} with {masks} masks")
     if record["certified"] is True:
         right = defended == label and record["case"] == "agreed" and pair is None and wrong is None
         expect(right, "is certified, but its other fields say it is not")
@@ -374,6 +440,21 @@ def double_masking(first: list[int], second: Any) -> tuple[int, str]:
     return majority, "majority"
 
 
+def challenger_masking(first: list[int], pair: Any) -> tuple[int, str]:
+    """Challenger masking, restated: the answer, and the case that decided. ``pair(i, j)`` is the label under both masks."""
+    if len(set(first)) == 1:
+        return first[0], "agreed"
+    out, champion = set(), 0
+    while len({label for i, label in enumerate(first) if i not in out}) > 1:
+        challenger = min(i for i, label in enumerate(first) if i not in out and label != first[champion])
+        if pair(champion, challenger) == first[challenger]:
+            out.add(champion)
+            champion = challenger
+        else:
+            out.add(challenger)
+    return first[champion], "champion"
+
+
 def _look_again(
     chosen: list[int], records: dict[int, dict[str, Any]], experiment: dict[str, Any],
     model: Given, source: Source, device: str, found: Verification,
@@ -393,33 +474,75 @@ def _look_again(
             found.recomputed += 1
             if (item.name, item.label) != (record["name"], record["label"]):
                 found.add(where, f"the record has {record['name']!r} with label {record['label']!r}, the data label {item.label}"[:160])
-            if item.pixels is None or record["error"] is not None:
-                if (item.error is None) != (record["error"] is None):
-                    found.add(where, f"can be read: {item.error is None}, which the record says otherwise")
+            if item.pixels is None:
+                if record["error"] is None:
+                    found.add(where, f"cannot be read ({item.error}), and the record does not say so")
+                continue
+            if record["error"] is not None:
+                found.add(where, f"can be read, the record says {record['error']!r}"[:160])
                 continue
             if hashlib.sha256(item.pixels.numpy().tobytes()).hexdigest() != record["pixels"]:
                 found.add(where, "its pixels are not those that were certified (sha256)")
                 continue
             image = item.pixels.float() / 255
 
-            def look(i: int | None, j: int | None, image: torch.Tensor = image) -> tuple[int, int, float]:
-                """Best and second label of one view, and the margin between them."""
+            def look(i: int | None, j: int | None, image: torch.Tensor = image) -> np.ndarray:
+                """The logits of one view."""
                 view = image.clone()
                 for mask in (i, j):
                     for top, left, height, width in windows[mask] if mask is not None else []:
                         view[:, top : top + height, left : left + width] = fill
-                logits = function(view[None].to(fabric.device))[0].float().cpu().numpy()
-                order = np.argsort(-logits, kind="stable")
-                return int(order[0]), int(order[1]), float(logits[order[0]] - logits[order[1]])
+                logits: np.ndarray = function(view[None].to(fabric.device))[0].float().cpu().numpy()
+                return logits
 
-            views = {(i, j): look(i, j) for i in range(len(windows)) for j in range(i, len(windows))}
-            undecided = _compare(where, record, look(None, None), views, len(windows), tolerance, found)
+            if found.kind == "detect":
+                found.undecided += _compare_detection(
+                    where, record, look(None, None), [look(i, i) for i in range(len(windows))], tolerance, found
+                )
+                continue
+            views = {(i, j): _best(look(i, j)) for i in range(len(windows)) for j in range(i, len(windows))}
+            infer = _challenged if "inference" in experiment else _double_masked
+            undecided = _compare(where, record, _best(look(None, None)), views, len(windows), infer, tolerance, found)
             found.undecided += undecided
+
+
+Labels = dict[tuple[int, int], int]  # under masks i <= j
+
+
+def _best(logits: np.ndarray) -> tuple[int, int, float]:
+    """Best and second label, and the margin between them."""
+    order = np.argsort(-logits, kind="stable")
+    return int(order[0]), int(order[1]), float(logits[order[0]] - logits[order[1]])
+
+
+def _compare_detection(
+    where: str, record: dict[str, Any], unmasked: np.ndarray, masked: list[np.ndarray], tolerance: float, found: Verification
+) -> bool:
+    """Compare a record of detection with the views of its image. True if they differ by no more than rounding can do."""
+    differences: list[tuple[str, bool]] = []
+    verify_detection.compare(record, unmasked, masked, tolerance, lambda what, sure: differences.append((what, sure)))
+    for what, sure in differences:
+        if sure:
+            found.add(where, what)
+    return bool(differences) and not any(sure for _, sure in differences)
+
+
+def _is_certified(record: dict[str, Any]) -> bool:
+    agreement = record.get("agreement")
+    return record.get("certified") is True or (type(agreement) is float and agreement > 0)
+
+
+def _double_masked(labels: Labels, n: int) -> tuple[int, str]:
+    return double_masking([labels[i, i] for i in range(n)], lambda i: [labels[min(i, j), max(i, j)] for j in range(n)])
+
+
+def _challenged(labels: Labels, n: int) -> tuple[int, str]:
+    return challenger_masking([labels[i, i] for i in range(n)], lambda i, j: labels[min(i, j), max(i, j)])
 
 
 def _compare(
     where: str, record: dict[str, Any], vanilla: tuple[int, int, float], views: dict[tuple[int, int], tuple[int, int, float]],
-    n: int, tolerance: float, found: Verification,
+    n: int, infer: Callable[[Labels, int], tuple[int, str]], tolerance: float, found: Verification,
 ) -> bool:  # fmt: skip
     """Compare a record with all views of its image. True if they differ by no more than rounding can do."""
     label, before, undecided = record["label"], len(found.findings), False
@@ -451,14 +574,14 @@ def _compare(
                 margin > tolerance or second != record["failing_label"],
             )
 
-    # Algorithm 1 on the labels, and on those that rounding could have made of them.
+    # The inference on the labels, and on those that rounding could have made of them.
     wild = [pair for pair in sorted(views) if views[pair][2] <= tolerance]
     answers = set()
     for flipped in product((0, 1), repeat=len(wild)) if len(wild) <= WILD else [(0,) * len(wild)]:
         labels = {pair: view[0] for pair, view in views.items()}
         for pair, second_best in zip(wild, flipped, strict=True):
             labels[pair] = views[pair][1] if second_best else views[pair][0]
-        answer = double_masking([labels[i, i] for i in range(n)], lambda i, labels=labels: [labels[min(i, j), max(i, j)] for j in range(n)])
+        answer = infer(labels, n)
         answers.add(answer)
         if not any(flipped) and answer != (record["defended_label"], record["case"]):
             undecided = True

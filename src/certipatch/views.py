@@ -72,11 +72,13 @@ class Masked(nn.Module):
 
 def check_logits(logits: Tensor, views: int) -> Tensor:
     """The logits of so many views as float32. Raises SoundnessError if they are not finite or not (views, classes)."""
-    if logits.ndim != 2 or len(logits) != views or logits.shape[1] < 2:
-        raise SoundnessError(f"model output: expected (views, classes) = ({views}, 2 or more), found {tuple(logits.shape)}")
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != views or logits.shape[1] < 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise SoundnessError(f"model output: expected (views, classes) = ({views}, 2 or more), found {found}")
+    logits = logits.float()
     if not torch.isfinite(logits).all():
         raise SoundnessError("model output: expected finite logits, found NaN or infinity; check the weights and the precision")
-    return logits.float()
+    return logits
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from ..errors import RecordsError, one_line
-from ..records import Record, read_lines, read_manifest, read_records
+from ..masks import threat_of, threat_text
+from ..records import Record, read_manifest, read_records, read_written
 
 CAPTION = (
     "% of images, fraction, 95 % interval. vanilla: the undefended model is right; "
@@ -73,8 +74,9 @@ class Summary:
             "complete": self.complete,
             "model": experiment["model"]["arch"],
             "strategy": strategy(self.manifest),
+            "inference": experiment.get("inference", "double-masking"),
             "data": experiment["data"],
-            "patch_size": experiment["masks"]["patch_size"],
+            **threat_of(experiment["masks"]),
             "masks_per_axis": experiment["masks"]["masks_per_axis"],
             "vanilla_accuracy": self.vanilla_accuracy.to_json(),
             "clean_accuracy": self.clean_accuracy.to_json(),
@@ -141,7 +143,7 @@ def strategy(manifest: dict[str, Any]) -> str:
 
 def training_cost(folder: str | Path) -> float:
     """Forward-equivalents that a training run spent for each image of its training set, over all epochs."""
-    lines = read_lines(Path(folder) / "epochs.jsonl")
+    lines = read_written(Path(folder), "epochs.jsonl")
     return sum(line["forward_equivalents"] / line["images"] for line in lines)
 
 
@@ -159,12 +161,22 @@ def table(summaries: list[Summary]) -> Table:
         experiment = s.manifest["experiment"]
         done = s.certified_robust_accuracy.images
         state = "" if s.complete else f" (incomplete: {done} of {experiment['data']['images']} images)"
-        (ph, pw), (h, w) = experiment["masks"]["patch_size"], experiment["masks"]["image_size"]
+        inference = ["challenger masking"] if experiment.get("inference") == "challenger" else []
         out.add_row(
-            "\n".join(escape(one_line(text)) for text in (f"{s.folder}{state}", experiment["model"]["arch"], strategy(s.manifest))),
-            f"{ph}x{pw} of\n{h}x{w}\n{100 * ph * pw / (h * w):.1f} %",
+            "\n".join(
+                escape(one_line(text)) for text in (f"{s.folder}{state}", experiment["model"]["arch"], strategy(s.manifest), *inference)
+            ),
+            against(experiment["masks"]),
             str(experiment["masks"]["masks_per_axis"]),
             *(share.stacked() for share in (s.vanilla_accuracy, s.clean_accuracy, s.certified_robust_accuracy)),
             f"{s.passes / s.certified_robust_accuracy.images:.0f}",
         )
     return out
+
+
+def against(masks: dict[str, Any]) -> str:
+    """The patches of a manifest in a column of the table: shapes, image, and the largest share of the area."""
+    threat, (h, w) = threat_of(masks), masks["image_size"]
+    shapes = (threat["patch_size"], *threat.get("other_patch_sizes", ()))
+    area = threat.get("patches", 1) * max(ph * pw for ph, pw in shapes)
+    return threat_text(**threat).replace("+", "+\n") + f" of\n{h}x{w}\n{100 * area / (h * w):.1f} %"
