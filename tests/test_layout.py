@@ -17,7 +17,7 @@ LAYERS = [
     {"prefix"},
     {"search", "gradcam", "views"},
     {"masks", "patchcleanser", "minority_reports", "published", "cost", "plan", "models", "data", "report"},
-    {"config", "records", "seals", "processes", "runtime", "errors"},
+    {"config", "records", "seals", "processes", "progress", "runtime", "errors"},
 ]
 
 

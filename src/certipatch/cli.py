@@ -189,6 +189,7 @@ def train(
     devices: Devices = "1",
     nodes: Nodes = 1,
     workers: Workers = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write curves into OUT/tensorboard too")] = False,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
@@ -218,8 +219,9 @@ def train(
             gradcam_layer=gradcam_layer, search_every=search_every, search_precision=search_precision, seed=seed,
         )  # fmt: skip
         last = training.train(
-            network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, compile=compile, resume=resume
-        )
+            network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, compile=compile,
+            tensorboard=tensorboard, resume=resume,
+        )  # fmt: skip
     if not fab.is_global_zero:
         return
     if as_json:
@@ -232,7 +234,8 @@ def train(
     stdout.print(
         f"trained {spec.arch}{start} with {strategy} for {epochs} epochs; validation vanilla accuracy "
         f"{100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})\n"
-        f"next: {shlex.join(following)}",
+        + (f"curves: {shlex.join(['tensorboard', '--logdir', str(out / 'tensorboard')])}\n" if tensorboard else "")
+        + f"next: {shlex.join(following)}",
         soft_wrap=True,
         markup=False,
     )
@@ -314,6 +317,9 @@ def certify(
         stdout.print(f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the records", markup=False)
     for folder in folders:
         stdout.print(f"records: {folder}/records{'*' if mine[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True)
+    if len(summaries) == len(folders) and all(summary.complete for summary in summaries):
+        following = ["certipatch", "report", str(out), "--html", f"{out}.html"]
+        stdout.print(f"next: {shlex.join(following)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -462,7 +468,11 @@ def attack(
         fab = runtime.fabric(device=device, precision=options["precision"])
         redteam.attack(network, spec, source, fine, records, out, fabric=fab, config=config, options=options, limit=limit, resume=resume)
     found = redteam.summarize(out)
-    print(json.dumps(found)) if as_json else stdout.print(redteam.text(found), markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(found))
+        return
+    stdout.print(redteam.text(found), markup=False, soft_wrap=True)
+    stdout.print(f"records: {out}/{redteam.ATTACKS}; the patched images: {out}/{redteam.PICTURES}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from .data import Images, Item, Source, as_float
 from .defense import PatchCleanser, Verdict
 from .errors import RecordsError, SoundnessError
 from .masks import MaskSet, threat_of
+from .progress import progress_bar, share
 from .records import Record, Store, first_problem, manifest, read_manifest, read_records, read_written, write_atomically
 from .report.summary import Share
 
@@ -99,13 +100,14 @@ def attack(
         "device": fabric.device.type,
         "precision": runtime.precision(fabric),
     }
-    images, broken = Images(source, spec), 0
+    images = Images(source, spec)
     with (
         Store(out, manifest("attack", experiment, **runtime.environment(fabric)), ATTACKS, resume=resume) as store,
-        runtime.progress_bar(len(chosen), f"attack {masks.name}") as advance,
+        progress_bar(len(chosen), f"attack {masks.name}") as progress,
     ):
-        done = {record.index for record in read_attacks(out)}
-        advance(len(done), "")
+        before = read_attacks(out)
+        done, broken = {record.index for record in before}, sum(record.broken for record in before)
+        progress.resume(len(done))
         for start in range(0, len(chosen), BLOCK):
             block = chosen[start : start + BLOCK]
             if all(record.index in done for record in block):
@@ -117,7 +119,8 @@ def attack(
             _check_certificates(out, items, block, found, {"attack": store.manifest, "certification": about})
             store.append(record.model_dump(mode="json") for record in new)
             broken += sum(record.broken for record in new)
-            advance(len(new), f"broken so far {broken}")
+            attacked = progress.done + len(new)
+            progress.advance(len(new), f"attacked accuracy {share(attacked - broken, attacked)}")
         store.finish()
 
 
