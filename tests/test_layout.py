@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
-    {"demo", "reproduce", "bench", "options"},
+    {"demo", "reproduce", "bench", "illustrate", "options"},
     {"certification", "training", "attack", "redteam", "verify", "verify_detection"},
     {"defense", "detection"},
     {"network", "schedule"},

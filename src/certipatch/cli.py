@@ -523,6 +523,13 @@ def verify(
 @app.command()
 def report(
     certified: Annotated[list[Path], typer.Argument(help="folders that certify or detect wrote")],
+    figures: Annotated[Path | None, typer.Option(help="folder to write figures for a paper into, as SVG and PNG")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="of figures: the certified training run; draws the masks that each strategy finds")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="of figures: where the images are; default: as the records say")] = None,
+    split: Split = None,
+    class_map: ClassMap = None,
     thresholds: Thresholds = None,
     min_margin: Annotated[float, typer.Option(min=0, help="count only certificates with at least this logit margin")] = 0.0,
     as_json: AsJson = False,
@@ -538,6 +545,16 @@ def report(
         raise ConfigError("thresholds: expected a folder that detect wrote, found none")
     sweeps = {folder: detection.summarize(folder, swept) for folder in of_detection}
     summaries = {folder: summary.summarize(folder, min_margin=min_margin) for folder in folders if folder not in sweeps}
+    if figures is None and (model or data or split or class_map):
+        raise ConfigError("--model, --data, --split and --class-map: expected --figures with them, which they are for")
+    drawn: list[Path] = []
+    if figures is not None:
+        from .illustrate import Place, write
+
+        place = Place(data, split, class_map) if data or split or class_map else None
+        drawn, notes = write(figures, list(summaries.values()), model=Path(model) if model else None, place=place)
+        for note in notes:
+            print(one_line(note), file=sys.stderr)
     if as_json:
         print(json.dumps([(sweeps.get(folder) or summaries[folder]).to_json() for folder in folders]))
         return
@@ -545,6 +562,8 @@ def report(
         stdout.print(summary.table(list(summaries.values())))
     if sweeps:
         stdout.print(detection.table(list(sweeps.values())))
+    for path in drawn:
+        stdout.print(f"figure: {path}", markup=False, soft_wrap=True)
 
 
 def _certifications(folder: Path) -> list[Path]:
