@@ -69,7 +69,7 @@ def draw(image: np.ndarray | None, size: tuple[int, int], panels: list[Panel], c
     pixels = NEUTRAL if image is None else image.transpose(1, 2, 0)
     with mpl.rc_context(STYLE):
         each = PAGE / ACROSS
-        figure = new_figure(PAGE, rows * (each * height / width + 0.3) + (0.3 if caption else 0))
+        figure = new_figure(PAGE, rows * (each * height / width + 0.3) + (0.18 if caption else 0))
         for place, axes in enumerate(figure.subplots(rows, ACROSS, squeeze=False).flat):
             axes.set_axis_off()
             if place >= len(panels):
@@ -77,7 +77,7 @@ def draw(image: np.ndarray | None, size: tuple[int, int], panels: list[Panel], c
             panel = panels[place]
             axes.imshow(pixels, extent=(0, width, height, 0), interpolation="none")
             for window in panel.others:
-                axes.add_patch(_rectangle(window, fill=False, edgecolor="0.35", linewidth=0.4))
+                axes.add_patch(_rectangle(window, fill=False, edgecolor="0.5", linewidth=0.4))
             for window in panel.hidden:
                 axes.add_patch(_rectangle(window, facecolor="0.6", edgecolor="black", linewidth=0.5))
             axes.add_patch(_rectangle(Window(0, 0, height, width), fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False))
