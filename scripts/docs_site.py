@@ -22,7 +22,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)\s#]+)")
-SCHEMA = re.compile(r"<!-- schema: (\w+)\.(\w+) -->")
+SCHEMA = re.compile(r"<!-- schema: ([\w.]+)\.(\w+) -->")
 ROLE = re.compile(r":(?:func|class|meth|attr):(?=`)")
 EXAMPLE = re.compile(r"^>>> .+(?:\n.+)*", flags=re.MULTILINE)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.DOTALL)
