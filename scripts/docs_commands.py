@@ -103,7 +103,8 @@ def main() -> None:
     world()
     log, failed = WORK.parent / "done.jsonl", 0
     done = {json.loads(line)["command"] for line in log.read_text().splitlines()} if log.exists() else set()
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     for command, block in commands.items():
         if not re.search(arguments.only, command):
             continue

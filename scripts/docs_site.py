@@ -58,8 +58,8 @@ def _linked(file: File) -> list[str]:
 
 def _of_repository(file: File, target: str) -> str:
     """The path in the repository of a link's target."""
-    at = PurePosixPath("docs", file.src_uri) if not file.src_uri.startswith("repository/") else PurePosixPath(file.src_uri).relative_to("repository")
-    return os.path.normpath(at.parent / target)
+    at = file.src_uri.removeprefix("repository/")
+    return os.path.normpath(PurePosixPath(at if at != file.src_uri else f"docs/{at}").parent / target)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

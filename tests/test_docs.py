@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from filelock import FileLock
 
 import certipatch
 from test_readme import PAGES, ROOT
@@ -36,14 +38,18 @@ class Links(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Links]:
-    """The pages of the built site."""
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[Path, Links]:
+    """The pages of the site, which the first of pytest's workers to come here builds for all."""
     pytest.importorskip("mkdocs", reason="the documentation tools are not installed: pip install '.[docs]'")
-    to = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(to)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    assert "WARNING" not in built.stderr
+    shared = tmp_path_factory.getbasetemp()
+    to = (shared if worker_id == "master" else shared.parent) / "site"
+    with FileLock(f"{to}.lock"):
+        if not to.exists():
+            command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", f"{to}.part"]
+            environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+            built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            assert built.returncode == 0, built.stdout + built.stderr
+            Path(f"{to}.part").rename(to)
     return {page: Links(page) for page in to.rglob("*.html")}
 
 
@@ -112,6 +118,18 @@ def test_the_reference_names_every_option(site: dict[Path, Links]):
         for option in command.params:
             if not getattr(option, "hidden", False):
                 assert option.opts[0] in sections[name] or option.name.upper() in sections[name], (name, option.name)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs():
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient", reason="not installed: pip install '.[dev]'")
+    path = ROOT / "examples" / "quickstart.ipynb"
+    assert path.stat().st_size < 100_000
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()  # an error in a cell is raised
+    printed = [output["text"] for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stdout"]
+    vanilla, tuned = (int(count) for count in re.findall(r"certified robust (\d+) of 200", "".join(printed)))
+    assert 0 < vanilla < tuned
 
 
 @pytest.mark.parametrize(
