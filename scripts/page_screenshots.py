@@ -32,7 +32,7 @@ def main(page: Path, out: Path) -> None:
             if name == "masks":
                 tab.locator("#gallery .missed .card").first.click()
             data = tab.screenshot(full_page=name in sys.argv[3:])
-            image = Image.open(io.BytesIO(data)).convert("RGB").quantize(128)
+            image = Image.open(io.BytesIO(data)).convert("RGB").quantize(255, method=Image.Quantize.FASTOCTREE)
             image.save(out / f"report-{name}.png", optimize=True)
             tab.close()
         browser.close()

@@ -53,6 +53,16 @@ def advise(summary: Summary, records: Sequence[Record], *, attacked: bool) -> li
         found.append(
             (f"{wrong} of {n} images are answered wrongly without any patch. No defence mends that: start from a better model.", "")
         )
+    rounding = 0.001 if e["precision"] == "32-true" else 0.25  # docs/trust.md
+    near = sum(outcome(record, s.min_margin) == "certified" and (record.margin or 0.0) < rounding for record in records)
+    if near:
+        found.append(
+            (
+                f"{near} of the certificates {'rests' if near == 1 else 'rest'} on a logit margin below {rounding:g}, which rounding on another machine could turn. "
+                "Count without:",
+                f"certipatch report {s.folder} --min-margin {rounding:g}",
+            )
+        )
     found.append(("Have independent code check these records, and look at images again:", f"certipatch verify {s.folder} {model} {where}"))
     if not attacked and threat.get("patches", 1) == 1:
         found.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,14 +89,16 @@ def write(
     runs = [Run(summary, _records(summary)) for summary in summaries]
     notes: list[str] = []
     pictures, shown = _pictures(runs, attacks, notes, data, split, class_map)
-    blocks = [_block(run, pictures, some) for run, some in zip(runs, shown, strict=True)]
-    under_attack = [_attack(folder, runs, pictures) for folder in attacks]
+    place, names = _names([run.summary.folder for run in runs])
+    blocks = [_block(run, names[run.summary.folder], pictures, some) for run, some in zip(runs, shown, strict=True)]
+    under_attack = [_attack(folder, runs, pictures, names) for folder in attacks]
     script, style = (PAGE / "page.js").read_text(), (PAGE / "page.css").read_text()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     text = environment.get_template("page.html.j2").render(
-        runs=[_facts(run) for run in runs],
+        runs=[_facts(run, names[run.summary.folder]) for run in runs],
+        place=place,
         answer=_answer(runs, under_attack),
         scale=_scale(runs[0], pictures, shown[0]) if runs else None,
         charts=[chart for chart in (against_patch(summaries), against_k(summaries)) if chart],
@@ -112,6 +115,16 @@ def write(
     )
     write_atomically(path, text.encode("utf-8", "replace"))
     return notes
+
+
+def _names(folders: list[str]) -> tuple[str, dict[str, str]]:
+    """The folder that several runs are in, if it is not the current one, and what each is called there."""
+    place = (
+        os.path.commonpath([os.path.dirname(folder) for folder in folders])
+        if len(folders) > 1 and len(set(map(os.path.isabs, folders))) == 1
+        else ""
+    )
+    return place, {folder: os.path.relpath(folder, place) if place else folder for folder in folders}
 
 
 def _json(value: Any) -> Markup:
@@ -159,8 +172,8 @@ def _pictures(
     return found, gallery
 
 
-def _facts(run: Run) -> dict[str, Any]:
-    """One run for the template."""
+def _facts(run: Run, name: str) -> dict[str, Any]:
+    """One run for the template, under a short name."""
     s, e, environment = run.summary, run.experiment, run.summary.manifest.get("environment") or {}
     masks, finished = e["masks"], s.manifest["finished"]
     n, images = len(run.masks), s.certified_robust_accuracy.images
@@ -168,7 +181,7 @@ def _facts(run: Run) -> dict[str, Any]:
     states = Counter(findings.outcome(r, s.min_margin) for r in run.records)
     return {
         "summary": s,
-        "name": s.folder,
+        "name": name,
         "model": str(e["model"]["arch"]),
         "training": strategy(s.manifest),
         "threat": threat_text(**threat_of(masks)),
@@ -205,8 +218,8 @@ def _answer(runs: list[Run], attacks: list[dict[str, Any]]) -> dict[str, Any] | 
     """The question and the answer of the page, about its first run."""
     if not runs:
         return None
-    run, facts = runs[0], _facts(runs[0])
-    broken = next(((a["broken"], a["found"]["clean_accuracy"]["images"]) for a in attacks if a["of"] == run.summary.folder), None)
+    run, facts = runs[0], _facts(runs[0], runs[0].summary.folder)
+    broken = next(((a["broken"], a["found"]["clean_accuracy"]["images"]) for a in attacks if a["run"] == run.summary.folder), None)
     return {**facts, "certified": run.summary.certified_robust_accuracy, "broken": broken}
 
 
@@ -231,7 +244,7 @@ def _inside(patch: Sequence[int], rectangle: Sequence[int]) -> bool:
     return top <= y and left <= x and y + h <= top + height and x + w <= left + width
 
 
-def _block(run: Run, pictures: dict[str, str], shown: list[Record]) -> dict[str, Any]:
+def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -> dict[str, Any]:
     """One run for the script: columns of values, an entry an image."""
     e, records = run.experiment, run.records
     pairs = findings.failing_pairs(records)
@@ -242,7 +255,7 @@ def _block(run: Run, pictures: dict[str, str], shown: list[Record]) -> dict[str,
     place = {record.index: number for number, record in enumerate(records)}
     gallery = {name: [place[r.index] for r in group] for name, group in _grouped(shown, run).items()}
     return {
-        "name": run.summary.folder,
+        "name": name,
         "size": e["masks"]["image_size"],
         "fill": "#" + "".join(f"{round(255 * part):02x}" for part in fill) if grey and fill else "#808080",
         "masks": run.masks,
@@ -301,7 +314,7 @@ def _some_attacks(folder: Path) -> list[attacked.AttackRecord]:
     return [*broken[: ATTACKED // 2], *proven[: ATTACKED // 3], *rest[: ATTACKED // 6]]
 
 
-def _attack(folder: Path, runs: list[Run], pictures: dict[str, str]) -> dict[str, Any]:
+def _attack(folder: Path, runs: list[Run], pictures: dict[str, str], short: dict[str, str]) -> dict[str, Any]:
     found = attacked.summarize(folder)
     records = attacked.read_attacks(folder)
     manifest = read_manifest(folder)["experiment"]
@@ -329,7 +342,8 @@ def _attack(folder: Path, runs: list[Run], pictures: dict[str, str]) -> dict[str
         "folder": str(folder),
         "found": found,
         "shares": {key: Share(found[key]["count"], found[key]["images"]) for key in attacked.BOUNDS},
-        "of": of.summary.folder if of else None,
+        "run": of.summary.folder if of else None,
+        "name": short[of.summary.folder] if of else None,
         "size": manifest["certification"]["masks"]["image_size"],
         "broken": sum(record.broken and record.top is not None for record in records),
         "shown": [one for one in shown if one["patched"]],
