@@ -1,6 +1,6 @@
 """What MkDocs does not do by itself for our site (mkdocs.yml): pages written by the code, files from outside docs/, formulas.
 
-* ``cli.md`` is what typer writes about the commands; ``records.md`` gets the JSON schema of each kind of record and manifest.
+* ``cli.md`` gets what typer writes about the commands, ``records.md`` the JSON schema of each kind of record and manifest.
 * A page may link to a file of the repository, as it does on GitHub. The file comes along, under ``repository/``.
 * ``$...$`` becomes MathML, which browsers draw by themselves.
 """
@@ -22,6 +22,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)\s#]+)")
+COMMANDS = "<!-- commands -->"
 SCHEMA = re.compile(r"<!-- schema: ([\w.]+)\.(\w+) -->")
 ROLE = re.compile(r":(?:func|class|meth|attr):(?=`)")
 EXAMPLE = re.compile(r"^>>> .+(?:\n.+)*", flags=re.MULTILINE)
@@ -37,7 +38,6 @@ class Readable(griffe.Extension):
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    files.append(File.generated(config, "cli.md", content=_commands()))
     outside = ["CHANGELOG.md", *(path for file in files.documentation_pages() if file.abs_src_path for path in _linked(file))]
     for path in outside:  # it grows
         name = f"repository/{path}"
@@ -68,7 +68,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         there = target.removeprefix("docs/") if target.startswith("docs/") else f"repository/{target}"
         return link[1] + os.path.relpath(there, PurePosixPath(page.file.src_uri).parent)
 
-    return SCHEMA.sub(lambda found: _schema(*found.groups()), LINK.sub(moved, markdown))
+    markdown = SCHEMA.sub(lambda found: _schema(*found.groups()), LINK.sub(moved, markdown))
+    return markdown.replace(COMMANDS, _commands()) if COMMANDS in markdown else markdown
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -76,9 +77,11 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def _commands() -> str:
-    """The page of the command line, by typer itself."""
-    command = [sys.executable, "-m", "typer", "certipatch.cli", "utils", "docs", "--name", "certipatch", "--title", "Command line"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}).stdout
+    """Every command with its options, by typer itself, without its title."""
+    command = [sys.executable, "-m", "typer", "certipatch.cli", "utils", "docs", "--name", "certipatch"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return text.partition("\n")[2]
 
 
 def _schema(module: str, name: str) -> str:
