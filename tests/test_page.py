@@ -206,7 +206,7 @@ def test_heat_counts_pixels(folder: Path):
     expected = np.zeros((32, 32), dtype=int)
     for record in records:
         hidden = np.zeros((32, 32), dtype=bool)
-        for mask in record.failing_pair or ():
+        for mask in (record.failing_pair or ()) if record.vanilla_label == record.label else ():
             for top, left, height, width in masks[mask]:
                 hidden[top : top + height, left : left + width] = True
         expected += hidden
@@ -219,7 +219,8 @@ def test_heat_counts_pixels(folder: Path):
 def test_pairs_and_classes_are_counted(folder: Path):
     records = read_records(folder)
     pairs = findings.failing_pairs(records)
-    assert dict(pairs) == Counter(record.failing_pair for record in records if record.failing_pair)
+    assert dict(pairs) == Counter(r.failing_pair for r in records if r.failing_pair and r.vanilla_label == r.label)
+    assert any(r.failing_pair and r.vanilla_label != r.label for r in records), "wrong without a mask: no mask is to blame"
     assert [n for _, n in pairs] == sorted((n for _, n in pairs), reverse=True)
     classes = findings.of_classes(records)
     assert {one.label for one in classes} == {record.label for record in records}
@@ -232,6 +233,7 @@ def test_pairs_and_classes_are_counted(folder: Path):
         assert one.clean_accuracy.count == sum(record.defended_label == one.label for record in group)
         wrong = Counter(record.failing_label for record in group if record.failing_label is not None)
         assert all(wrong[label] == count for label, count in one.wrong)
+        assert sum(count for _, count in one.wrong) + one.others == wrong.total()
 
 
 def test_telling_images(folder: Path):
@@ -309,7 +311,7 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
         (["report", certified, "--html", tmp_path], "expected a file to write"),
         (["report", certified, "--html", tmp_path / "none" / "a.html"], "expected a file to write"),
         (["report", certified, "--html", tmp_path / "a.html", "--data", others], "found others"),
-        (["report", certified, "--data", photos], "expected --html with them"),
+        (["report", certified, "--data", photos], "expected --html or --figures with them"),
     ]:
         refused = cli(*line)
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err

@@ -25,12 +25,13 @@ from ..errors import CertiPatchError, RecordsError
 from ..masks import threat_of, threat_text
 from ..records import Record, now, read_manifest, read_manifests, read_records, write_atomically
 from . import attacked, findings, thumbnails
-from .advice import advise
+from .advice import advise, near, rounding
 from .curves import against_k, against_patch
 from .detection import DetectionSummary
 from .summary import Share, Summary, percent_of_image, strategy
 
-PICTURES = 180  # at most, in all: with 224 pixels a side a page of some 3 megabytes
+PICTURES = 180  # at most in galleries, in all: with 224 pixels a side a page of some 3 megabytes
+ROOM = 1_500_000  # characters for further pictures of images without a certificate
 EACH = 8  # of an outcome in a gallery
 PAIRS = 10  # of the most frequent failing ones
 CLASSES = 12  # of the hardest ones
@@ -163,6 +164,12 @@ def _pictures(
                 opened[key] = thumbnails.images_of(run.summary.manifest, data, split, class_map)
             missing = [record for record in some.values() if record.pixels not in found]
             found |= thumbnails.pictures(opened[key], missing)
+            room = ROOM
+            for record in run.records if run is runs[0] else ():
+                if room > 0 and not record.certified and record.pixels not in found:
+                    more = thumbnails.pictures(opened[key], [record])
+                    found |= more
+                    room -= sum(map(len, more.values()))
         except CertiPatchError as error:
             if data is not None:
                 raise
@@ -197,6 +204,8 @@ def _facts(run: Run, name: str) -> dict[str, Any]:
         "all_passes": 1 + n * (n + 1) // 2,
         "seconds": _seconds(s.manifest),
         "smallest_margin": min(margins, default=None),
+        "near": near(s, run.records),
+        "rounding": rounding(e),
         "data": str(s.manifest.get("data") or "?"),
         "records_sha256": [m["finished"].get("sha256", "?") if m["finished"] else "?" for m in read_manifests(Path(s.folder)).values()],
         "finished": finished,
@@ -219,8 +228,10 @@ def _answer(runs: list[Run], attacks: list[dict[str, Any]]) -> dict[str, Any] | 
     if not runs:
         return None
     run, facts = runs[0], _facts(runs[0], runs[0].summary.folder)
-    broken = next(((a["broken"], a["found"]["clean_accuracy"]["images"]) for a in attacks if a["run"] == run.summary.folder), None)
-    return {**facts, "certified": run.summary.certified_robust_accuracy, "broken": broken}
+    attack = next((a for a in attacks if a["run"] == run.summary.folder), None)
+    most = max(other.summary.certified_robust_accuracy.count for other in runs)
+    certified = run.summary.certified_robust_accuracy
+    return {**facts, "certified": certified, "attack": attack, "runs": len(runs), "best": len(runs) > 1 and certified.count == most}
 
 
 def _scale(run: Run, pictures: dict[str, str], shown: list[Record]) -> dict[str, Any]:
@@ -270,7 +281,8 @@ def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -
             "outcome": [get_args(findings.Outcome).index(findings.outcome(r, run.summary.min_margin)) for r in records],
             "pair": [r.failing_pair for r in records],
             "fails": [r.failing_label for r in records],
-            "margin": [None if r.margin is None else float(f"{r.margin:.4g}") for r in records],
+            # Of a certificate; between wrong answers a margin says nothing.
+            "margin": [float(f"{r.margin:.4g}") if r.certified and r.margin is not None else None for r in records],
             "passes": [r.passes for r in records],
             "error": {number: r.error for number, r in enumerate(records) if r.error is not None},
         },
@@ -278,6 +290,8 @@ def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -
         "gallery": gallery,
         "pairs": [[*pair, n] for pair, n in pairs[:PAIRS]],
         "failing": sum(n for _, n in pairs),
+        "allPairs": len(pairs),
+        "once": sum(n == 1 for _, n in pairs),
         "heat": {"rows": plane.rows, "columns": plane.columns, "counts": plane.counts.tolist()},
         "hardest": [
             {
@@ -288,6 +302,7 @@ def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -
                 "certified": one.certified_robust_accuracy.count,
                 "interval": one.certified_robust_accuracy.interval,
                 "wrong": one.wrong,
+                "others": one.others,
             }
             for one in hardest[:CLASSES]
         ],
@@ -346,5 +361,7 @@ def _attack(folder: Path, runs: list[Run], pictures: dict[str, str], short: dict
         "name": short[of.summary.folder] if of else None,
         "size": manifest["certification"]["masks"]["image_size"],
         "broken": sum(record.broken and record.top is not None for record in records),
+        "withstood": sum(not record.broken for record in records),
+        "settings": manifest.get("attack"),
         "shown": [one for one in shown if one["patched"]],
     }
