@@ -2,7 +2,7 @@
 
 * ``cli.md`` gets what typer writes about the commands, ``records.md`` the JSON schema of each kind of record and manifest.
 * A page may link to a file of the repository, as it does on GitHub. The file comes along, under ``repository/``.
-* ``$...$`` becomes MathML, which browsers draw by themselves.
+* ``$...$`` becomes MathML, which browsers draw by themselves. An option (``--limit``) stays on one line.
 """
 
 import json
@@ -27,6 +27,7 @@ SCHEMA = re.compile(r"<!-- schema: ([\w.]+)\.(\w+) -->")
 ROLE = re.compile(r":(?:func|class|meth|attr):(?=`)")
 NAMES = re.compile(r"^( {4,})(\w+(?:, \w+)+): (.*)", flags=re.MULTILINE)
 EXAMPLE = re.compile(r"^>>> .+(?:\n.+)*", flags=re.MULTILINE)
+OPTION = re.compile(r"(?<=[\s>])--[a-z][a-z-]*")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 
@@ -75,6 +76,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    html = OPTION.sub(r'<span class="option">\g<0></span>', html)
     return FORMULA.sub(lambda found: convert(unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline"), html)
 
 
