@@ -27,6 +27,7 @@ from .config import ModelSpec, differences
 from .data import Images, Source
 from .errors import one_line
 from .models import weights_sha256
+from .progress import progress_bar
 
 # Logits of one view computed in another batch differ by less (docs/trust.md has the measurement).
 TOLERANCE = {"32-true": 1e-3}
@@ -466,11 +467,11 @@ def _look_again(
     tolerance = TOLERANCE.get(experiment["precision"], LOW_PRECISION)
     fill = torch.tensor(experiment["fill"], dtype=torch.float32).reshape(3, 1, 1)
     windows = experiment["masks"]["windows"]
-    with torch.inference_mode(), runtime.progress_bar(len(chosen), "verify") as advance:
+    with torch.inference_mode(), progress_bar(len(chosen), "verify") as progress:
         for index in chosen:
             item, record = images[index], records[index]
             where = f"image {index} ({item.name!r})"[:120]
-            advance(1, f"findings so far {len(found.findings)}")
+            progress.advance(1, f"{len(found.findings)} findings")
             found.recomputed += 1
             if (item.name, item.label) != (record["name"], record["label"]):
                 found.add(where, f"the record has {record['name']!r} with label {record['label']!r}, the data label {item.label}"[:160])
