@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -526,6 +527,10 @@ def report(
     of_detection = [folder for folder in folders if read_manifest(folder)["kind"] == "detect"]
     if thresholds and not of_detection:
         raise ConfigError("thresholds: expected a folder that detect wrote, found none")
+    if not math.isfinite(min_margin):
+        raise ConfigError(f"min margin {min_margin}: expected a number from 0 up")
+    if min_margin and of_detection:
+        raise ConfigError(f"min margin: {of_detection[0]} is of detection, whose certificates have no margin; use --thresholds")
     sweeps = {folder: detection.summarize(folder, swept) for folder in of_detection}
     summaries = {folder: summary.summarize(folder, min_margin=min_margin) for folder in folders if folder not in sweeps}
     if as_json:
