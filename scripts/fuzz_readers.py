@@ -38,7 +38,7 @@ from certipatch.data import UNREADABLE, Images, decode, load_source, open_image
 from certipatch.errors import CertiPatchError, DataError
 from certipatch.masks import MaskSet
 from certipatch.records import DetectionRecord, read_images, read_manifest, read_records
-from certipatch.report import detection
+from certipatch.report import attacked, detection
 from certipatch.report.summary import summarize, table
 from certipatch.seals import LineHashes, seal, sha256
 from certipatch.verify import verify
@@ -208,7 +208,7 @@ class Targets:
         (folder / "manifest.json").write_bytes(dump(manifest))
         data = b"".join(dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.attacks)
         self.write_lines(folder / "attacks.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng)
-        redteam.text(redteam.summarize(folder))
+        attacked.text(attacked.summarize(folder))
 
     def detections_lines(self, rng: random.Random) -> None:
         folder = self.folder / "d"

@@ -20,6 +20,7 @@ from certipatch.defense import PatchCleanser
 from certipatch.errors import ConfigError, RecordsError, SoundnessError
 from certipatch.masks import MaskSet
 from certipatch.records import read_manifest, read_records
+from certipatch.report import attacked
 from conftest import write_manifest, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -186,11 +187,11 @@ def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Bounds, patched images that can be judged again, and the same again with the same seed, also when it is resumed."""
     monkeypatch.setattr(redteam, "BLOCK", 12)
     attack(tmp_path / "c", tmp_path / "a")
-    found = redteam.summarize(tmp_path / "a")
+    found = attacked.summarize(tmp_path / "a")
     assert found["certified_broken"] == 0
     assert found["certified_robust_accuracy"]["count"] == sum(record.certified for record in read_records(tmp_path / "c"))
     assert found["certified_robust_accuracy"]["count"] <= found["attacked_accuracy"]["count"] < found["clean_accuracy"]["count"] == 32
-    assert "upper bound" in redteam.text(found)
+    assert "upper bound" in attacked.text(found)
 
     network, pixels, labels = world()
     defense = PatchCleanser(network, MASKS)

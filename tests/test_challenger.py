@@ -22,6 +22,7 @@ from certipatch.data import load_source
 from certipatch.errors import ConfigError
 from certipatch.patchcleanser import UNKNOWN, answer, challenger_masking
 from certipatch.records import read_manifest, read_records
+from certipatch.report import attacked
 from certipatch.schedule import Schedule, missing_pairs
 from test_defense import Views, mask_set, naive, network, pictures, true_labels
 from test_patchcleanser import random_table
@@ -228,7 +229,7 @@ def test_no_certified_image_breaks_and_others_do(tmp_path: Path):
         model, spec, source, test_attack.MASKS, tmp_path / "c", tmp_path / "a",
         fabric=runtime.fabric(device="cpu"), config=config, options={"inference": "challenger"},
     )  # fmt: skip
-    found = redteam.summarize(tmp_path / "a")
+    found = attacked.summarize(tmp_path / "a")
     assert found["certified_broken"] == 0
     assert found["certified_robust_accuracy"]["count"] >= 8
     assert found["clean_accuracy"]["count"] - found["attacked_accuracy"]["count"] >= 8, "patches do break what is not certified"

@@ -22,6 +22,7 @@ from .masks import parse_patch, threat_text
 from .options import (
     as_certified,
     check_out,
+    check_out_file,
     geometries,
     images_as_certified,
     is_run,
@@ -453,6 +454,7 @@ def attack(
     """Attack the defended model with patches, on the images of a certification: an upper bound beside the proven lower one."""
     from . import redteam, runtime
     from .attack import AttackConfig
+    from .report import attacked
 
     check_out(out, data, str(records))
     source = images_as_certified(records, source_for(model, data, split, class_map))
@@ -462,8 +464,8 @@ def attack(
     with _resumable(out):
         fab = runtime.fabric(device=device, precision=options["precision"])
         redteam.attack(network, spec, source, fine, records, out, fabric=fab, config=config, options=options, limit=limit, resume=resume)
-    found = redteam.summarize(out)
-    print(json.dumps(found)) if as_json else stdout.print(redteam.text(found), markup=False, soft_wrap=True)
+    found = attacked.summarize(out)
+    print(json.dumps(found)) if as_json else stdout.print(attacked.text(found), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -513,33 +515,53 @@ def verify(
 
 @app.command()
 def report(
-    certified: Annotated[list[Path], typer.Argument(help="folders that certify or detect wrote")],
+    folders: Annotated[list[Path], typer.Argument(help="folders that certify, detect or attack wrote; the first is what a page is about")],
+    html: Annotated[Path | None, typer.Option(help="write one self-contained page")] = None,
+    data: Annotated[str | None, typer.Option(help="of a page: where its pictures are; default: as the records say")] = None,
+    split: Split = None,
+    class_map: ClassMap = None,
     thresholds: Thresholds = None,
     min_margin: Annotated[float, typer.Option(min=0, help="count only certificates with at least this logit margin")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare certifications, of answers or of detection, from their records alone."""
+    """Compare certifications, of answers or of detection, and attacks, from their records alone: as a table, or as a page."""
     from .records import read_manifest
-    from .report import detection, summary
+    from .report import attacked, detection, summary
 
     swept = detection.parse_thresholds(thresholds)
-    folders = [inside for folder in certified for inside in _certifications(folder)]
-    of_detection = [folder for folder in folders if read_manifest(folder)["kind"] == "detect"]
-    if thresholds and not of_detection:
+    every = [inside for folder in folders for inside in _certifications(folder)]
+    kinds = {folder: read_manifest(folder)["kind"] for folder in every}
+    if thresholds and "detect" not in kinds.values():
         raise ConfigError("thresholds: expected a folder that detect wrote, found none")
     if not math.isfinite(min_margin):
         raise ConfigError(f"min margin {min_margin}: expected a number from 0 up")
-    if min_margin and of_detection:
-        raise ConfigError(f"min margin: {of_detection[0]} is of detection, whose certificates have no margin; use --thresholds")
-    sweeps = {folder: detection.summarize(folder, swept) for folder in of_detection}
-    summaries = {folder: summary.summarize(folder, min_margin=min_margin) for folder in folders if folder not in sweeps}
+    if min_margin and "certify" not in kinds.values():
+        raise ConfigError("min margin: expected a folder that certify wrote, found none")
+    if html is None and (data or split or class_map):
+        raise ConfigError("--data, --split and --class-map: expected --html with them, whose pictures they are for")
+    attacks = {folder: attacked.summarize(folder) for folder in every if kinds[folder] == "attack"}
+    sweeps = {folder: detection.summarize(folder, swept) for folder in every if kinds[folder] == "detect"}
+    summaries = {folder: summary.summarize(folder, min_margin=min_margin) for folder in every if folder not in {**attacks, **sweeps}}
+    if html is not None:
+        from .report import html as page
+
+        check_out_file(html)
+        notes = page.write(
+            html, list(summaries.values()), list(sweeps.values()), list(attacks), data=data, split=split, class_map=class_map
+        )
+        for note in notes:
+            print(one_line(note), file=sys.stderr)
     if as_json:
-        print(json.dumps([(sweeps.get(folder) or summaries[folder]).to_json() for folder in folders]))
+        print(json.dumps([attacks.get(folder) or (sweeps.get(folder) or summaries[folder]).to_json() for folder in every]))
         return
     if summaries:
         stdout.print(summary.table(list(summaries.values())))
     if sweeps:
         stdout.print(detection.table(list(sweeps.values())))
+    for found in attacks.values():
+        stdout.print(f"{one_line(found['folder'])}\n{attacked.text(found)}", markup=False, soft_wrap=True)
+    if html is not None:
+        stdout.print(f"page: {html}", markup=False, soft_wrap=True)
 
 
 def _certifications(folder: Path) -> list[Path]:
@@ -655,8 +677,8 @@ def bench(
     themes, chosen = benchmarks.parse_themes(what), list(STRATEGIES) if strategies == "all" else strategies.split(",")
     if unknown := [name for name in chosen if name not in STRATEGIES]:
         raise ConfigError(f"unknown strategy {unknown[0]!r}: expected some of {', '.join(STRATEGIES)}")
-    if out is not None and (out.is_dir() or not out.resolve().parent.is_dir()):
-        raise ConfigError(f"out {out}: expected a file to write in a folder that exists")
+    if out is not None:
+        check_out_file(out)
     source = source_for(model, data, split, class_map)
     spec, network, _ = open_model(model, source, weights, pretrained, image_size, crop_pct)
     if certified is not None:

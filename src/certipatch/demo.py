@@ -7,23 +7,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from lightning_fabric import Fabric
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
-from . import certification, models, runtime, training
-from .config import TrainConfig
+from . import certification, models, redteam, runtime, training
+from .attack import AttackConfig
+from .config import ModelSpec, TrainConfig
 from .cost import forward_equivalents
-from .data import Images, load_source
-from .masks import MaskSet
+from .data import Images, Source, load_source
+from .masks import MaskSet, Size, by
+from .options import as_certified
 from .records import Record, read_records
+from .report import html
 from .report.pictures import failing_masks
 from .report.summary import Summary, summarize, training_cost
 
 PATCH = (5, 5)
+OTHER_PATCHES = ((3, 3), (7, 7))  # for the curve of the page, at k=3
+ATTACKED = 50  # images
 EPOCHS = 10
 MASKS = MaskSet.covering(image_size=(32, 32), patch_size=PATCH, masks_per_axis=6)
 # This many epochs of random-cutout cost what 10 of greedy-multisize do.
@@ -59,19 +68,15 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
 
     fine_tune("base", None, "vanilla", 10, 0.05)
     results: list[tuple[Row, float, dict[int, Summary]]] = []
+    other_patches: list[Summary] = []
     for row in ROWS:
         folder = row.name.replace(", ", "-").replace(" ", "-")
         fine_tune(folder, "base", row.strategy, row.epochs, 0.03)
         network, manifest = models.load_run(out / folder)[1:]
-        certified = {}
-        for k in (3, 6):
-            masks = MaskSet.covering(image_size=spec.image_size, patch_size=PATCH, masks_per_axis=k)
-            to = out / f"{folder}-k{k}"
-            certification.certify(
-                network, spec, test_digits, masks, to,
-                fabric=fabric, data="digits", trained=manifest["experiment"]["train"], resume=True,
-            )  # fmt: skip
-            certified[k] = summarize(to)
+        certify = partial(_certify, network, spec, test_digits, fabric, manifest["experiment"]["train"])
+        certified = {k: certify(out / f"{folder}-k{k}", PATCH, k) for k in (3, 6)}
+        if row.epochs == EPOCHS:
+            other_patches += [certify(out / f"{folder}-{by(patch)}-k3", patch, 3) for patch in OTHER_PATCHES]
         results.append((row, training_cost(out / folder), certified))
 
     picture = out / "failing-masks.png"
@@ -80,6 +85,16 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
     images = Images(test_digits, spec)
     failing_masks(picture, {i: images[i].pixels.numpy() for i in shown}, folders)  # type: ignore[union-attr]
 
+    best, attacked = results[-1][2][6], out / "attack"
+    masks, options = as_certified(Path(best.folder), spec, network)
+    redteam.attack(
+        network, spec, test_digits, masks, Path(best.folder), attacked,
+        fabric=fabric, config=AttackConfig(seed=seed), options=options, limit=ATTACKED, resume=True,
+    )  # fmt: skip
+    page = out / "report.html"
+    compared = [certified[k] for _, _, certified in reversed(results) for k in (6, 3)]
+    html.write(page, [*compared, *other_patches], attacks=[attacked])
+
     if as_json:
         rows = [
             {"row": row.name, "forward_equivalents_per_image": cost, **{f"k{k}": s.to_json() for k, s in c.items()}}
@@ -87,7 +102,15 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
         ]
         print(json.dumps(rows))
     else:
-        Console(highlight=False).print(_table(results), f"picture: {escape(str(picture))}")
+        Console(highlight=False).print(_table(results), f"picture: {escape(str(picture))}\npage to open and to send: {escape(str(page))}")
+
+
+def _certify(
+    network: nn.Sequential, spec: ModelSpec, source: Source, fabric: Fabric, trained: dict[str, Any], to: Path, patch: Size, k: int
+) -> Summary:
+    masks = MaskSet.covering(image_size=spec.image_size, patch_size=patch, masks_per_axis=k)
+    certification.certify(network, spec, source, masks, to, fabric=fabric, data="digits", trained=trained, resume=True)
+    return summarize(to)
 
 
 def _table(results: list[tuple[Row, float, dict[int, Summary]]]) -> Table:

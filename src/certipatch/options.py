@@ -71,6 +71,11 @@ def check_out(out: Path, *data: str | None) -> None:
             raise ConfigError(f"out {out}: expected a folder outside of the data {place}; choose another --out")
 
 
+def check_out_file(out: Path) -> None:
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise ConfigError(f"out {out}: expected a file to write in a folder that exists")
+
+
 def mask_set(patch: str, masks_per_axis: int, size: Size, patches: int = 1) -> MaskSet:
     """The masks for ``--patch`` (one shape, or several as in 39x20+20x39), ``--masks-per-axis`` and ``--patches``."""
     first, *others = parse_patches(patch, size)

@@ -116,6 +116,7 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 
 
 Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
+Rectangle = Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Field(min_length=4, max_length=4)]  # top, left, height, width
 
 
 class _Masks(Expected):
@@ -124,7 +125,7 @@ class _Masks(Expected):
     other_patch_sizes: list[Sides] = []
     patches: int = Field(default=1, ge=1, le=2)
     masks_per_axis: int = Field(ge=0, le=10_000)
-    windows: list[list[list[int]]]
+    windows: list[list[Rectangle]]
 
 
 class _Architecture(Expected):

@@ -176,7 +176,12 @@ def table(summaries: list[Summary]) -> Table:
 
 def against(masks: dict[str, Any]) -> str:
     """The patches of a manifest in a column of the table: shapes, image, and the largest share of the area."""
+    h, w = masks["image_size"]
+    return threat_text(**threat_of(masks)).replace("+", "+\n") + f" of\n{h}x{w}\n{percent_of_image(masks):.1f} %"
+
+
+def percent_of_image(masks: dict[str, Any]) -> float:
+    """The largest share of the image that the attacker of a manifest has, in %."""
     threat, (h, w) = threat_of(masks), masks["image_size"]
     shapes = (threat["patch_size"], *threat.get("other_patch_sizes", ()))
-    area = threat.get("patches", 1) * max(ph * pw for ph, pw in shapes)
-    return threat_text(**threat).replace("+", "+\n") + f" of\n{h}x{w}\n{100 * area / (h * w):.1f} %"
+    return 100 * float(threat.get("patches", 1) * max(ph * pw for ph, pw in shapes)) / (h * w)
