@@ -324,6 +324,30 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
     assert "\x1b" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("size", "threat", "question"),
+    [
+        (32, {"patch_size": (2, 2)}, "Can a sticker of at most 2x2 pixels, anywhere"),
+        (64, {"patch_size": (23, 23)}, "Can a sticker of at most 23x23 pixels, anywhere"),
+        (32, {"patch_size": (3, 2), "other_patch_sizes": [(2, 3)]}, "Can a sticker of at most 3x2 or 2x3 pixels, anywhere"),
+        (32, {"patch_size": (3, 3), "patches": 2}, "Can two stickers of at most 3x3 pixels each, anywhere"),
+    ],
+)
+def test_the_question_is_about_what_was_certified(tmp_path: Path, size: int, threat: dict[str, Any], question: str):
+    """And about no more: not two patches where it was one."""
+    from conftest import write_manifest
+
+    run = certification(tmp_path / "run", images=3)
+    whole = json.loads((run / "manifest.json").read_text())
+    whole["experiment"]["masks"] = MaskSet.covering(image_size=(size, size), masks_per_axis=3, **threat).to_json()
+    write_manifest(run / "manifest.json", whole)
+    html.write(tmp_path / "a.html", [summarize(run)])
+    text = Page((tmp_path / "a.html").read_text()).text.replace("\u00d7", "x")
+    assert question in text
+    assert ("two" in text.split("What is promised")[0]) == (threat.get("patches") == 2)
+    assert ("two rectangles" in text) == (threat.get("patches") == 2)
+
+
 def test_an_incomplete_run_says_so(tmp_path: Path):
     html.write(tmp_path / "a.html", [summarize(certification(tmp_path / "run", images=20, images_of=50))])
     assert "Not complete: 20 of 50 images have a record." in Page((tmp_path / "a.html").read_text()).text

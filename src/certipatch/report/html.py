@@ -192,6 +192,8 @@ def _facts(run: Run, name: str) -> dict[str, Any]:
         "model": str(e["model"]["arch"]),
         "training": strategy(s.manifest),
         "threat": threat_text(**threat_of(masks)),
+        "shapes": threat_text(**{**threat_of(masks), "patches": 1}),
+        "patches": masks.get("patches", 1),
         "percent": percent_of_image(masks),
         "image_size": masks["image_size"],
         "k": masks["masks_per_axis"],

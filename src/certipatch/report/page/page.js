@@ -102,7 +102,8 @@ function classes() {
       make("td", { "data-label": "certified robust" }, make("b", {}, `${percent.toFixed(1)} %`), " ", make("span", { class: "fraction" }, `${one.certified}/${one.images}; ${(100 * one.interval[0]).toFixed(1)}–${(100 * one.interval[1]).toFixed(1)}`), bar),
       make("td", { "data-label": "read instead" }, [...one.wrong.map(([label, images]) => `${nameOf(label)} (${images})`), ...(one.others ? [count(one.others, "other", "others")] : [])].join(", ") || "–"));
   }));
-  by("classes-more").textContent = run.allClasses > run.hardest.length ? `The ${run.hardest.length} least certified of ${run.allClasses} classes that have images.` : "";
+  by("classes-more").textContent = run.allClasses > run.hardest.length ? `The ${run.hardest.length} least certified of ${run.allClasses} classes that have images. ` : "";
+  if (run.images.label.length < 5 * run.allClasses) by("classes-more").textContent += "Fewer than five images a class: these shares say little about a class.";
 }
 
 // --- Gallery
