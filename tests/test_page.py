@@ -327,3 +327,36 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
 def test_an_incomplete_run_says_so(tmp_path: Path):
     html.write(tmp_path / "a.html", [summarize(certification(tmp_path / "run", images=20, images_of=50))])
     assert "Not complete: 20 of 50 images have a record." in Page((tmp_path / "a.html").read_text()).text
+
+
+def paths_of(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(path for key, part in inside for path in paths_of(part, (*at, key)))]
+
+
+def test_a_forged_manifest_gives_a_page_or_one_line(tmp_path: Path):
+    """Every entry in turn replaced by something else, with the hash mended."""
+    from certipatch.errors import CertiPatchError
+    from conftest import write_manifest
+
+    run = certification(tmp_path / "run", images=5, k=2, strategy="vanilla", epochs=1)
+    whole = json.loads((run / "manifest.json").read_text())
+    tried = Counter()
+    for path in paths_of({key: value for key, value in whole.items() if key != "sha256"})[1:]:
+        if "windows" in path and len(path) > 4:  # enough of them
+            continue
+        for other in (None, -1.5, "<b>", {}, ["x"]):
+            forged = json.loads(json.dumps(whole))
+            place = forged
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = other
+            write_manifest(run / "manifest.json", forged)
+            try:
+                html.write(tmp_path / "a.html", [summarize(run)])
+                tried["written"] += 1
+            except CertiPatchError:
+                tried["refused"] += 1
+            except Exception as error:
+                raise AssertionError(f"{path} = {other!r}") from error
+    assert min(tried["written"], tried["refused"]) > 50, tried

@@ -38,6 +38,9 @@ CLASSES = 12  # of the hardest ones
 ATTACKED = 12  # images beside their patched ones
 CASES = ("agreed", "disagreer", "majority", "champion")
 PAGE = Path(__file__).parent / "page"
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,7 @@ def write(
     blocks = [_block(run, names[run.summary.folder], pictures, some) for run, some in zip(runs, shown, strict=True)]
     under_attack = [_attack(folder, runs, pictures, names) for folder in attacks]
     script, style = (PAGE / "page.js").read_text(), (PAGE / "page.css").read_text()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = environment.get_template("page.html.j2").render(
+    text = TEMPLATES.get_template("page.html.j2").render(
         runs=[_facts(run, names[run.summary.folder]) for run in runs],
         place=place,
         answer=_answer(runs, under_attack),
@@ -181,7 +181,7 @@ def _pictures(
 
 def _facts(run: Run, name: str) -> dict[str, Any]:
     """One run for the template, under a short name."""
-    s, e, environment = run.summary, run.experiment, run.summary.manifest.get("environment") or {}
+    s, e, environment = run.summary, run.experiment, _dict(run.summary.manifest.get("environment"))
     masks, finished = e["masks"], s.manifest["finished"]
     n, images = len(run.masks), s.certified_robust_accuracy.images
     margins = [r.margin for r in run.records if r.certified and r.margin is not None]
@@ -207,12 +207,17 @@ def _facts(run: Run, name: str) -> dict[str, Any]:
         "near": near(s, run.records),
         "rounding": rounding(e),
         "data": str(s.manifest.get("data") or "?"),
-        "records_sha256": [m["finished"].get("sha256", "?") if m["finished"] else "?" for m in read_manifests(Path(s.folder)).values()],
-        "finished": finished,
-        "environment": environment if isinstance(environment, dict) else {},
+        "records_sha256": [_dict(m["finished"]).get("sha256", "?") for m in read_manifests(Path(s.folder)).values()],
+        "finished": _dict(finished).get("at", "not finished"),
+        "environment": {**environment, **{name: _dict(environment.get(name)) for name in ("versions", "network")}},
         "experiment": e,
         "started": str(s.manifest.get("started", "?")),
     }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """What a manifest says beside its experiment is shown, not relied on."""
+    return value if isinstance(value, dict) else {}
 
 
 def _seconds(manifest: dict[str, Any]) -> float | None:
