@@ -173,6 +173,7 @@ MANIFESTS: dict[str, tuple[Callable[[Manifest], object], str]] = {
     "mask outside": (lambda m: experiment("masks", "windows", 0)(m, [[-4, 0, 26, 22]]), "is not a window within"),
     "other size": (lambda m: experiment("masks", "image_size")(m, [40, 40]), "is not the model's"),
     "fill": (lambda m: experiment("fill")(m, [0.4, 0.5, 0.5]), "fill"),
+    "fill of one colour": (lambda m: experiment("fill")(m, m["experiment"]["fill"][:1]), "fill"),
     "weights": (lambda m: experiment("weights_sha256")(m, "0" * 64), "other weights"),
     "mean": (lambda m: experiment("model", "mean")(m, [0.4, 0.5, 0.5]), "model.mean"),
     "classes": (lambda m: experiment("model", "classes")(m, ["a", "b", "c"]), "model.classes"),

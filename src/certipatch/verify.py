@@ -239,7 +239,7 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
     if experiment.get("inference", "challenger") != "challenger":  # the default is not stated
         found.add("manifest", f"inference is {experiment['inference']!r}, expected 'challenger' or none")
     fill, mean = experiment["fill"], experiment["model"]["mean"]
-    if not np.allclose(fill, mean, rtol=1e-6, atol=0):
+    if np.shape(fill) != (3,) or not np.allclose(fill, mean, rtol=1e-6, atol=0):
         found.add("manifest", f"fill {fill} is not the model's mean {mean}")
     return len(found.findings) == before
 
