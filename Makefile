@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-gpu fuzz faults lint bench clean
+.PHONY: demo test test-slow test-gpu docs docs-commands fuzz faults lint bench clean
 
 demo: .venv/installed
 	$(BIN)/certipatch demo --out demo-out
@@ -19,6 +19,15 @@ test-slow: .venv/installed-dev
 
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m gpu
+
+# The documentation site; any warning is an error. (The variable hushes Material's note that its support ends in 2027.)
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html; with the search: python3 -m http.server --directory site"
+
+# The commands of README.md and docs/ that want real weights and ../shared: an hour or two on two cores, each once, resumable. The tests run the rest.
+docs-commands: .venv/installed-dev
+	$(BIN)/python scripts/docs_commands.py
 
 # Damaged inputs to everything that reads a file, a million of them to the readers of records, manifests and recipes.
 fuzz: .venv/installed-dev
@@ -48,4 +57,4 @@ bench: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv demo-out site .pytest_cache .mypy_cache .ruff_cache

@@ -15,9 +15,8 @@ from PIL import Image
 from certipatch.data import as_float, evaluation_transform
 from certipatch.masks import MaskSet, parse_patch
 from certipatch.models import LITE0_PACKAGE, build, describe, find_mean
-from certipatch.report.pictures import strategy_masks
-from certipatch.search import STRATEGIES
-from certipatch.views import visible
+from certipatch.report import paper, strategies
+from certipatch.search import on_one_image
 
 PHOTO = "imagenet_00_243.jpg"  # <running number>_<class number>
 
@@ -27,13 +26,12 @@ foolbox = find_spec("foolbox")
 if foolbox is None or foolbox.origin is None:
     sys.exit("foolbox is not installed: pip install 'certipatch[photos]'")
 image = evaluation_transform(spec)(Image.open(Path(foolbox.origin).parent / "data" / PHOTO).convert("RGB"))
-images, labels = as_float(image[None]), torch.tensor([int(PHOTO.split("_")[2].removesuffix(".jpg"))])
+label = int(PHOTO.split("_")[2].removesuffix(".jpg"))
 masks = MaskSet.covering(image_size=spec.image_size, patch_size=parse_patch("3%", spec.image_size), masks_per_axis=6)
 
-keeps = {}
-for name, strategy in STRATEGIES.items():
-    started = time.perf_counter()
-    copies = strategy(model, images, labels, masks, fill=torch.as_tensor(find_mean(model)), generator=torch.Generator().manual_seed(0))
-    keeps[name] = [visible(copy, spec.image_size)[0].numpy() for copy in copies]
+copies, started = {}, time.perf_counter()
+for name, copies[name] in on_one_image(model, as_float(image), label, masks, fill=torch.as_tensor(find_mean(model))):
     print(f"{name:17} {time.perf_counter() - started:6.2f} s", flush=True)
-strategy_masks(Path(__file__).with_name("strategies.png"), image.numpy(), keeps)
+    started = time.perf_counter()
+figure = strategies.draw(image.numpy(), spec.image_size, strategies.panels_of(copies))
+paper.save({"strategies": figure}, Path(__file__).parents[1] / "docs", dpi=130, endings=("png",))

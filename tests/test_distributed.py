@@ -61,10 +61,24 @@ def test_two_processes_train_as_one_with_the_doubled_batch(cli, photos: Path, tm
                "--strategy", "random-both", "--clean-fraction", 0.3, "--patch", 5, "--epochs", 3, "--lr", 0.05, "--device", "cpu"]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli(*options, "--batch-size", 8, "--out", one).code == 0
-    command = [sys.executable, "-m", "certipatch", *map(str, options), "--batch-size", "4", "--devices", "2", "--json", "--out", str(two)]
+    command = [
+        sys.executable,
+        "-m",
+        "certipatch",
+        *map(str, options),
+        "--batch-size",
+        "4",
+        "--devices",
+        "2",
+        "--tensorboard",
+        "--json",
+        "--out",
+        str(two),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=90, check=False)
     assert (done.returncode, ours(done.stderr)) == (0, [])
     assert json.loads(done.stdout)["images"] == 16, "one process prints, and only the result"
+    assert len(list((two / "tensorboard").iterdir())) == 1, "one process draws the curves"
 
     assert read_manifest(two)["experiment"]["processes"] == 2
     expected, found = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")

@@ -10,14 +10,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
-    {"demo", "reproduce", "bench", "options"},
+    {"demo", "reproduce", "bench", "illustrate", "options"},
     {"certification", "training", "attack", "redteam", "verify", "verify_detection", "verify_geometry", "verify_views"},
     {"defense", "detection"},
     {"network", "schedule"},
     {"prefix"},
     {"search", "gradcam", "views"},
     {"masks", "patchcleanser", "minority_reports", "published", "cost", "plan", "models", "data", "report"},
-    {"config", "records", "seals", "processes", "runtime", "errors"},
+    {"config", "records", "seals", "processes", "progress", "runtime", "errors"},
 ]
 
 

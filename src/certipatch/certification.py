@@ -20,9 +20,11 @@ from .defense import MaskedClassifier, PatchCleanser, Verdict
 from .detection import Detection, MinorityReports
 from .errors import ConfigError
 from .masks import MaskSet
+from .minority_reports import above
 from .models import weights_sha256
 from .network import LARGE, fastest_batch_size
 from .patchcleanser import Inference
+from .progress import Progress, progress_bar, share
 from .records import RECORDS, DetectionRecord, R, Record, Store, manifest, network_of, read_images, read_manifests
 
 BLOCK = 32
@@ -84,19 +86,12 @@ def certify(
     }
     about = {**manifest("certify", experiment, network=defense.network.describe(), **runtime.environment(fabric)), "data": data}
     blocks = blocks_of(len(source), shard)
-    certified = 0
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
-        runtime.progress_bar(sum(map(len, blocks)), f"certify {masks.name} {name}".strip()) as advance,
+        progress_bar(sum(map(len, blocks)), f"certify {masks.name} {name}".strip()) as progress,
     ):
-
-        def progress(records: list[Record], *, resumed: bool = False) -> None:
-            nonlocal certified
-            certified += sum(record.certified for record in records)
-            advance(len(records), "" if resumed else f"certified so far {certified}")
-
         examine = partial(_look, defense.certify, _record, fabric.device)
-        _examine_blocks(examine, Record, Images(source, spec), blocks, store, progress)
+        _examine_blocks(examine, Record, Images(source, spec), blocks, store, progress, "certified", lambda record: record.certified)
         store.finish()
 
 
@@ -133,14 +128,13 @@ def detect(
     about = {**manifest("detect", experiment, network=detector.network.describe(), **runtime.environment(fabric)), "data": data}
     with (
         Store(out, about, RECORDS, resume=resume) as store,
-        runtime.progress_bar(len(source), f"detect {masks.name}") as advance,
+        progress_bar(len(source), f"detect {masks.name}") as progress,
     ):
-
-        def progress(records: list[DetectionRecord], *, resumed: bool = False) -> None:
-            advance(len(records), "")
-
         examine = partial(_look, detector.certify, _detection_record, fabric.device)
-        _examine_blocks(examine, DetectionRecord, Images(source, spec), blocks_of(len(source), (1, 1)), store, progress)
+        _examine_blocks(
+            examine, DetectionRecord, Images(source, spec), blocks_of(len(source), (1, 1)), store, progress,
+            "certified detection at threshold 0", lambda record: above(record.agreement, 0),
+        )  # fmt: skip
         store.finish()
 
 
@@ -175,9 +169,11 @@ def _examine_blocks(
     images: Images,
     blocks: list[range],
     store: Store,
-    progress: Callable[..., None],
+    progress: Progress,
+    good: str,
+    is_good: Callable[[R], bool],
 ) -> None:
-    """Append a record for each image of ``blocks`` that has none yet.
+    """Append a record for each image of ``blocks`` that has none yet, and show the share of good ones so far.
 
     Images are examined in blocks of 32 consecutive ones. A block shares its forward passes, so it is always
     computed as a whole: an interrupted run that is resumed, or a shard, computes the very same numbers.
@@ -185,13 +181,16 @@ def _examine_blocks(
     mine = {index for block in blocks for index in block}
     before = [record for record in read_images(store.folder, kind) if record.index in mine]
     done = {record.index for record in before}
-    progress(before, resumed=True)
+    count = sum(map(is_good, before))
+    progress.resume(len(before))
     left = [block for block in blocks if not done.issuperset(block)]
 
     for items in _read_ahead(images, left):
         new = [record for record in examine(items) if record.index not in done]
         store.append(record.model_dump(mode="json") for record in new)
-        progress(new)
+        count += sum(map(is_good, new))
+        looked = progress.done + len(new)
+        progress.advance(len(new), f"{good} {share(count, looked)}")
 
 
 def _read_ahead(images: Images, blocks: list[range]) -> Iterator[list[Item]]:

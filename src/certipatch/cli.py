@@ -191,6 +191,7 @@ def train(
     devices: Devices = "1",
     nodes: Nodes = 1,
     workers: Workers = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write curves into OUT/tensorboard too")] = False,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
@@ -220,8 +221,9 @@ def train(
             gradcam_layer=gradcam_layer, search_every=search_every, search_precision=search_precision, seed=seed,
         )  # fmt: skip
         last = training.train(
-            network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, compile=compile, resume=resume
-        )
+            network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, compile=compile,
+            tensorboard=tensorboard, resume=resume,
+        )  # fmt: skip
     if not fab.is_global_zero:
         return
     if as_json:
@@ -234,7 +236,8 @@ def train(
     stdout.print(
         f"trained {spec.arch}{start} with {strategy} for {epochs} epochs; validation vanilla accuracy "
         f"{100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})\n"
-        f"next: {shlex.join(following)}",
+        + (f"curves: {shlex.join(['tensorboard', '--logdir', str(out / 'tensorboard')])}\n" if tensorboard else "")
+        + f"next: {shlex.join(following)}",
         soft_wrap=True,
         markup=False,
     )
@@ -316,6 +319,9 @@ def certify(
         stdout.print(f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the records", markup=False)
     for folder in folders:
         stdout.print(f"records: {folder}/records{'*' if mine[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True)
+    if len(summaries) == len(folders) and all(summary.complete for summary in summaries):
+        following = ["certipatch", "report", str(out), "--html", f"{out}.html"]
+        stdout.print(f"next: {shlex.join(following)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -465,7 +471,11 @@ def attack(
         fab = runtime.fabric(device=device, precision=options["precision"])
         redteam.attack(network, spec, source, fine, records, out, fabric=fab, config=config, options=options, limit=limit, resume=resume)
     found = attacked.summarize(out)
-    print(json.dumps(found)) if as_json else stdout.print(attacked.text(found), markup=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(found))
+        return
+    stdout.print(attacked.text(found), markup=False, soft_wrap=True)
+    stdout.print(f"records: {out}/{attacked.ATTACKS}; the patched images: {out}/{redteam.PICTURES}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -517,7 +527,11 @@ def verify(
 def report(
     folders: Annotated[list[Path], typer.Argument(help="folders that certify, detect or attack wrote; the first is what a page is about")],
     html: Annotated[Path | None, typer.Option(help="write one self-contained page")] = None,
-    data: Annotated[str | None, typer.Option(help="of a page: where its pictures are; default: as the records say")] = None,
+    figures: Annotated[Path | None, typer.Option(help="folder to write figures for a paper into, as SVG and PNG")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="of figures: the certified training run; draws the masks that each strategy finds")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="of a page and of figures: where the images are; default: as the records say")] = None,
     split: Split = None,
     class_map: ClassMap = None,
     thresholds: Thresholds = None,
@@ -537,20 +551,32 @@ def report(
         raise ConfigError(f"min margin {min_margin}: expected a number from 0 up")
     if min_margin and "certify" not in kinds.values():
         raise ConfigError("min margin: expected a folder that certify wrote, found none")
-    if html is None and (data or split or class_map):
-        raise ConfigError("--data, --split and --class-map: expected --html with them, whose pictures they are for")
+    if html is None and figures is None and (data or split or class_map):
+        raise ConfigError("--data, --split and --class-map: expected --html or --figures with them, whose images they are")
+    if figures is None and model:
+        raise ConfigError("--model: expected --figures with it")
     attacks = {folder: attacked.summarize(folder) for folder in every if kinds[folder] == "attack"}
     sweeps = {folder: detection.summarize(folder, swept) for folder in every if kinds[folder] == "detect"}
     summaries = {folder: summary.summarize(folder, min_margin=min_margin) for folder in every if folder not in {**attacks, **sweeps}}
+    written: list[str] = []
+    notes: list[str] = []
     if html is not None:
         from .report import html as page
 
         check_out_file(html)
-        notes = page.write(
+        notes += page.write(
             html, list(summaries.values()), list(sweeps.values()), list(attacks), data=data, split=split, class_map=class_map
         )
-        for note in notes:
-            print(one_line(note), file=sys.stderr)
+        written.append(f"page: {html}")
+    if figures is not None:
+        from .illustrate import Place, write
+
+        place = Place(data, split, class_map) if data or split or class_map else None
+        drawn, missing = write(figures, list(summaries.values()), model=Path(model) if model else None, place=place)
+        written += [f"figure: {path}" for path in drawn]
+        notes += missing
+    for note in notes:
+        print(one_line(note), file=sys.stderr)
     if as_json:
         print(json.dumps([attacks.get(folder) or (sweeps.get(folder) or summaries[folder]).to_json() for folder in every]))
         return
@@ -560,8 +586,8 @@ def report(
         stdout.print(detection.table(list(sweeps.values())))
     for found in attacks.values():
         stdout.print(f"{one_line(found['folder'])}\n{attacked.text(found)}", markup=False, soft_wrap=True)
-    if html is not None:
-        stdout.print(f"page: {html}", markup=False, soft_wrap=True)
+    for line in written:
+        stdout.print(line, markup=False, soft_wrap=True)
 
 
 def _certifications(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from .data import Images, Item, Source, as_float
 from .defense import PatchCleanser, Verdict
 from .errors import RecordsError, SoundnessError
 from .masks import MaskSet
+from .progress import progress_bar, share
 from .records import Record, Store, manifest, read_manifest, read_records, write_atomically
 from .report.attacked import ATTACKS, AttackRecord, digest, read_attacks
 
@@ -70,13 +71,14 @@ def attack(
         "device": fabric.device.type,
         "precision": runtime.precision(fabric),
     }
-    images, broken = Images(source, spec), 0
+    images = Images(source, spec)
     with (
         Store(out, manifest("attack", experiment, **runtime.environment(fabric)), ATTACKS, resume=resume) as store,
-        runtime.progress_bar(len(chosen), f"attack {masks.name}") as advance,
+        progress_bar(len(chosen), f"attack {masks.name}") as progress,
     ):
-        done = {record.index for record in read_attacks(out)}
-        advance(len(done), "")
+        before = read_attacks(out)
+        done, broken = {record.index for record in before}, sum(record.broken for record in before)
+        progress.resume(len(done))
         for start in range(0, len(chosen), BLOCK):
             block = chosen[start : start + BLOCK]
             if all(record.index in done for record in block):
@@ -88,7 +90,8 @@ def attack(
             _check_certificates(out, items, block, found, {"attack": store.manifest, "certification": about})
             store.append(record.model_dump(mode="json") for record in new)
             broken += sum(record.broken for record in new)
-            advance(len(new), f"broken so far {broken}")
+            attacked = progress.done + len(new)
+            progress.advance(len(new), f"attacked accuracy {share(attacked - broken, attacked)}")
         store.finish()
 
 

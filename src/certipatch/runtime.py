@@ -1,4 +1,4 @@
-"""Devices, precision, seeds and progress: where a run takes place."""
+"""Devices, precision and seeds: where a run takes place."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import hashlib
 import logging
 import platform
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +16,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .errors import ConfigError
 
@@ -89,36 +86,3 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 def derived_seed(*parts: int) -> int:
     """A seed for one step out of (seed, epoch, step ...), so that a resumed run draws what it would have drawn."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])
-
-
-@contextmanager
-def progress_bar(total: int, what: str) -> Iterator[Any]:
-    """Yield ``advance(n, note)``: a bar with an ETA on stderr, or now and then a plain line if stderr is no terminal."""
-    if not stderr.is_terminal:
-        shown = done = resumed = 0
-        started = time.monotonic()
-
-        def line(n: int, note: str = "") -> None:
-            nonlocal shown, done, resumed
-            done += n
-            if not note:  # found done, not done now
-                resumed += n
-            elif done >= total or done - shown >= max(1, total // 10):
-                shown = done
-                left = (time.monotonic() - started) / max(1, done - resumed) * (total - done)
-                stderr.print(f"{what} {done}/{total} {note}, ETA {timedelta(seconds=round(left))}", markup=False, soft_wrap=True)
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=stderr) as progress:
-        task = progress.add_task(what, total=total, note="")
-        yield lambda n, note="": progress.update(task, advance=n, note=note)

@@ -14,14 +14,14 @@ compiled twin. ``gutout-*`` look for heat instead of loss, with a gradient, in t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .gradcam import saliency
-from .masks import MaskSet
+from .masks import MaskSet, Window
 from .views import Look, Masked, frozen, losses, mask_images, visible, window_tensor
 
 Strategy = Callable[..., list[Tensor]]
@@ -249,3 +249,13 @@ STRATEGIES: dict[str, Strategy] = {
     "grid-coarse": grid_coarse,
     "grid-fine": grid_fine,
 }
+
+
+def on_one_image(
+    model: nn.Module, image: Tensor, label: int, masks: MaskSet, *, fill: float | Tensor, seed: int = 0
+) -> Iterator[tuple[str, list[list[Window]]]]:
+    """What each strategy hides in every copy of an image (3, H, W), by the strategy's name."""
+    for name, strategy in STRATEGIES.items():
+        generator = torch.Generator().manual_seed(seed)
+        copies = strategy(model, image[None], torch.tensor([label]), masks, fill=fill, generator=generator)
+        yield name, [[Window(top, left, bottom - top, right - left) for top, left, bottom, right in copy[0].tolist()] for copy in copies]

@@ -37,6 +37,7 @@ from .masks import MaskSet
 from .models import find_mean, weights_sha256
 from .network import LARGE, Network
 from .processes import of_all, together, total
+from .progress import Curves, Progress, progress_bar, share
 from .records import Store, manifest
 from .runtime import derived_seed
 from .seals import LENGTH, sha256, write_through
@@ -60,6 +61,7 @@ def train(
     data: str = "",
     workers: int = 0,
     compile: bool | None = None,
+    tensorboard: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune ``model`` into the folder ``out``: ``model.safetensors``, ``manifest.json``, ``epochs.jsonl``.
@@ -71,6 +73,7 @@ def train(
             whole batch on CUDA; on the CPU, where torch cannot, each process normalises its part.
         data: how the data set is called in tables.
         compile: search with the model compiled; None: in a large run, where it pays. It changes rounding only.
+        tensorboard: write curves of each step and epoch into ``out``/tensorboard as well.
 
     Returns:
         The last line of ``epochs.jsonl``.
@@ -114,14 +117,14 @@ def train(
     about = {**manifest("train", experiment, **runtime.environment(fabric)), "data": data}
     with ExitStack() as stack:
         with together(fabric):
+            curves = stack.enter_context(Curves(out / "tensorboard" if tensorboard and fabric.is_global_zero else None))
             store = stack.enter_context(Store(out, about, "epochs.jsonl", resume=resume)) if fabric.is_global_zero else None
         if fabric.broadcast(store and store.manifest["finished"]) is None:
             batches = epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)
-            used = fabric.world_size * sum(len(part_of(batch, 0, fabric.world_size)) for batch in batches)
-            with runtime.progress_bar(config.epochs * used, "train") as progress:
+            with progress_bar(config.epochs * _used(batches, fabric), "train") as progress:
                 _fit(
                     model, Images(source, spec), Images(validation, spec), masks, config, store,
-                    fabric=fabric, workers=workers, compile=compile, progress=progress,
+                    fabric=fabric, workers=workers, compile=compile, progress=progress, curves=curves,
                 )  # fmt: skip
         last: dict[str, Any] = fabric.broadcast(store.lines[-1] if store else {})
         return last
@@ -138,7 +141,8 @@ def _fit(
     fabric: Fabric,
     workers: int,
     compile: bool | None,
-    progress: Callable[[int, str], None],
+    progress: Progress,
+    curves: Curves,
 ) -> None:
     """The loop, continuing from the checkpoint in the store's folder if there is one.
 
@@ -170,6 +174,7 @@ def _fit(
     masking.found = state.get("found", masking.found)
 
     def save(epoch: int, step: int, sums: dict[str, float]) -> None:
+        curves.flush()
         if store:
             state = {"epoch": epoch, "step": step, "sums": sums, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
             state["found"] = masking.found
@@ -186,7 +191,9 @@ def _fit(
         sums = dict(state["sums"]) if step else dict(NOTHING)
         parts = [part_of(batch, fabric.global_rank, fabric.world_size) for batch in batches[step:]]
         loader = DataLoader(images, batch_sampler=parts, collate_fn=list, num_workers=workers)
-        progress(sum(map(len, batches[:step])), "")
+        if epoch == state["epoch"]:
+            progress.resume(epoch * _used(batches, fabric) + _used(batches[:step], fabric))
+            curves.begin(epoch * len(batches) + step)
         saved = time.monotonic()
         with _interruptible() as interrupted:
             for items in loader:
@@ -218,8 +225,10 @@ def _fit(
                     raise SoundnessError(f"loss: expected a finite number, found {mean} in epoch {epoch + 1}, step {step}; lower --lr")
                 for key in ("loss", "correct", "views", "images", "passes"):
                     sums[key] += counts[key]
-                sums["seconds"] += time.monotonic() - started
-                progress(int(counts["images"]), f"epoch {epoch + 1}/{config.epochs} loss {mean:.3f}")
+                seconds = time.monotonic() - started
+                sums["seconds"] += seconds
+                progress.advance(int(counts["images"]), _note(epoch, config.epochs, sums, store))
+                curves.add("step", epoch * len(batches) + step, loss=mean, lr=lr, images_per_second=counts["images"] / seconds)
                 if counts["stop"] or counts["save"]:
                     with together(fabric):
                         save(epoch, step, sums)
@@ -232,6 +241,8 @@ def _fit(
                 if store:
                     store.append([_epoch_line(epoch, lr, sums, validated)])
         with together(fabric):
+            if store:
+                _draw(curves, (epoch + 1) * len(batches), store.lines[epoch])
             save(epoch + 1, 0, {})
 
     with together(fabric):
@@ -332,6 +343,11 @@ def part_of(batch: list[int], rank: int, processes: int) -> list[int]:
     return batch[rank * each : (rank + 1) * each]
 
 
+def _used(batches: list[list[int]], fabric: Fabric) -> int:
+    """Images of the batches that the processes train on."""
+    return fabric.world_size * sum(len(part_of(batch, 0, fabric.world_size)) for batch in batches)
+
+
 @torch.inference_mode()
 def vanilla_accuracy(model: nn.Module, images: Images, fabric: Fabric, workers: int = 0) -> dict[str, int]:
     """Undefended accuracy as a fraction: {"correct": c, "images": n}."""
@@ -388,6 +404,29 @@ def _epoch_line(epoch: int, lr: float, sums: dict[str, Any], validation: dict[st
         "seconds": round(sums["seconds"], 3),
         "validation_vanilla": validation,
     }
+
+
+def _note(epoch: int, epochs: int, sums: dict[str, float], store: Store | None) -> str:
+    """What a run under way is worth: of this epoch so far, and the vanilla accuracy after the last."""
+    so_far = f"epoch {epoch + 1}/{epochs}, loss {sums['loss'] / sums['views']:.3f}, right under the masks {share(int(sums['correct']), int(sums['views']))}"
+    if not store or not store.lines:
+        return so_far
+    last = store.lines[-1]["validation_vanilla"]
+    return f"{so_far}, validation vanilla accuracy {share(last['correct'], last['images'])}"
+
+
+def _draw(curves: Curves, step: int, line: dict[str, Any]) -> None:
+    """A line of ``epochs.jsonl`` at the end of its epoch's curves."""
+    right = line["validation_vanilla"]
+    curves.add(
+        "epoch",
+        step,
+        loss=line["loss"],
+        lr=line["lr"],
+        right_under_the_masks=line["masked_correct"] / line["masked_views"],
+        validation_vanilla_accuracy=right["correct"] / right["images"],
+        images_per_second=line["images"] / max(line["seconds"], 1e-3),
+    )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 
 from . import runtime, verify_detection
 from .data import Images, Source
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from .verify import Given, Verification
@@ -65,11 +66,11 @@ def look_again(
     tolerance = TOLERANCE.get(experiment["precision"], LOW_PRECISION)
     fill = torch.tensor(experiment["fill"], dtype=torch.float32).reshape(3, 1, 1)
     windows = experiment["masks"]["windows"]
-    with torch.inference_mode(), runtime.progress_bar(len(chosen), "verify") as advance:
+    with torch.inference_mode(), progress_bar(len(chosen), "verify") as progress:
         for index in chosen:
             item, record = images[index], records[index]
             where = f"image {index} ({item.name!r})"[:120]
-            advance(1, f"findings so far {len(found.findings)}")
+            progress.advance(1, f"{len(found.findings)} findings")
             found.recomputed += 1
             if (item.name, item.label) != (record["name"], record["label"]):
                 found.add(where, f"the record has {record['name']!r} with label {record['label']!r}, the data label {item.label}"[:160])

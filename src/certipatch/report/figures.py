@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .summary import Share
+
 if TYPE_CHECKING:
     from .tables import Cell
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito: told apart by everybody
 MARKERS = "osD^vPX"
+
+
+def percents(shares: list[Share]) -> tuple[list[float], list[list[float]]]:
+    """The shares in %, and how far their 95 % Wilson intervals reach below and above."""
+    shown = [100 * share.count / share.images for share in shares]
+    ends = [share.interval for share in shares]
+    low = [p - 100 * low for p, (low, _) in zip(shown, ends, strict=True)]
+    high = [100 * high - p for p, (_, high) in zip(shown, ends, strict=True)]
+    return shown, [low, high]
 
 
 def against_k(cells: list[Cell], stem: Path) -> list[Path]:
@@ -40,11 +51,8 @@ def against_k(cells: list[Cell], stem: Path) -> list[Path]:
             seed = min(cell.run.seed for cell in of_row)
             line = sorted(((c.masks_per_axis, c.summary) for c in of_row if c.run.seed == seed and c.summary), key=lambda point: point[0])
             ks = [k for k, _ in line]
-            shares = [s.certified_robust_accuracy for _, s in line]
-            percents = [100 * s.count / s.images for s in shares]
-            low = [p - 100 * s.interval[0] for p, s in zip(percents, shares, strict=True)]
-            high = [100 * s.interval[1] - p for p, s in zip(percents, shares, strict=True)]
-            left.errorbar(ks, percents, yerr=[low, high], color=colour, marker=marker, markersize=4, capsize=2, label=name)
+            heights, reach = percents([s.certified_robust_accuracy for _, s in line])
+            left.errorbar(ks, heights, yerr=reach, color=colour, marker=marker, markersize=4, capsize=2, label=name)
             right.plot(ks, [s.passes / s.certified_robust_accuracy.images for _, s in line], color=colour, marker=marker, markersize=4)
         most = sorted({(c.masks_per_axis, len(c.run.masks(c.patch, c.masks_per_axis))) for c in group})
         right.plot([k for k, _ in most], [n * (n + 1) / 2 for _, n in most], color="0.5", linestyle="--", label="all pairs")

@@ -43,30 +43,6 @@ def failing_masks(path: Path, images: dict[int, np.ndarray], folders: dict[str, 
     figure.savefig(path, dpi=130)
 
 
-def strategy_masks(path: Path, image: np.ndarray, keeps: dict[str, list[np.ndarray]], *, columns: int = 8) -> None:
-    """A PNG with every masked copy of an image that each strategy trains on, in reading order.
-
-    Args:
-        image: (3, H, W) uint8.
-        keeps: strategy -> its copies, (H, W) bool each, True = visible; what is masked is shown in flat grey.
-    """
-    copies = [
-        (f"{name}\n{f'copy {number} of {len(masked)}' if len(masked) > 1 else ''}", keep)
-        for name, masked in keeps.items()
-        for number, keep in enumerate(masked, start=1)
-    ]
-    rows = -(-len(copies) // columns)
-    figure = Figure(figsize=(1.25 * columns, 1.65 * rows), layout="constrained")
-    for axis in figure.subplots(rows, columns, squeeze=False).flat:
-        if not copies:
-            axis.set_axis_off()
-            continue
-        title, keep = copies.pop(0)
-        _show(axis, np.where(keep[..., None], image.transpose(1, 2, 0), np.uint8(128)))
-        axis.set_title(title, fontsize=8)
-    figure.savefig(path, dpi=90)
-
-
 def _masked(pixels: np.ndarray, record: Record, manifest: dict[str, Any]) -> np.ndarray:
     """The image with the failing pair of masks in the fill colour, hatched lightly so that it is seen on any image."""
     shown = pixels.transpose(1, 2, 0).copy()
