@@ -2,7 +2,7 @@
 
 * ``cli.md`` gets what typer writes about the commands, ``records.md`` the JSON schema of each kind of record and manifest.
 * A page may link to a file of the repository, as it does on GitHub. The file comes along, under ``repository/``.
-* ``$...$`` becomes MathML, which browsers draw by themselves.
+* ``$...$`` becomes MathML, which browsers draw by themselves. An option (``--limit``) stays on one line.
 """
 
 import json
@@ -25,16 +25,19 @@ LINK = re.compile(r"(\]\()(?!\w+:|#)([^)\s#]+)")
 COMMANDS = "<!-- commands -->"
 SCHEMA = re.compile(r"<!-- schema: ([\w.]+)\.(\w+) -->")
 ROLE = re.compile(r":(?:func|class|meth|attr):(?=`)")
+NAMES = re.compile(r"^( {4,})(\w+(?:, \w+)+): (.*)", flags=re.MULTILINE)
 EXAMPLE = re.compile(r"^>>> .+(?:\n.+)*", flags=re.MULTILINE)
+OPTION = re.compile(r"(?<=[\s>])--[a-z][a-z-]*")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', flags=re.DOTALL)
 
 
 class Readable(griffe.Extension):
-    """Docstrings as Markdown: examples become code, roles go."""
+    """Docstrings as Markdown: examples become code, roles go, several names on one line get one each."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = EXAMPLE.sub(r"```pycon\n\g<0>\n```", ROLE.sub("", obj.docstring.value))
+            text = EXAMPLE.sub(r"```pycon\n\g<0>\n```", ROLE.sub("", obj.docstring.value))
+            obj.docstring.value = NAMES.sub(lambda line: "\n".join(f"{line[1]}{name}: {line[3]}" for name in line[2].split(", ")), text)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -73,15 +76,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    html = OPTION.sub(r'<span class="option">\g<0></span>', html)
     return FORMULA.sub(lambda found: convert(unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline"), html)
 
 
 def _commands() -> str:
-    """Every command with its options, by typer itself, without its title."""
+    """Every command with its options, by typer itself."""
     command = [sys.executable, "-m", "typer", "certipatch.cli", "utils", "docs", "--name", "certipatch"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    return text.partition("\n")[2]
+    return text[text.index("## ") :]  # behind the title and the list of commands
 
 
 def _schema(module: str, name: str) -> str:

@@ -28,7 +28,9 @@ from fault_work import Outcome, Row, Work, call, complete_lines, end, start, wai
 from PIL import Image
 
 from certipatch.data import load_source
-from certipatch.records import read_manifest, read_records
+from certipatch.records import Record, read_manifest, read_records
+
+PARTS = ("kills", "disks", "damages", "images", "writers")
 
 # --- a. Kills --------------------------------------------------------------------------------------------------------
 
@@ -248,6 +250,11 @@ def spoil(path: Path, how: str) -> None:
         pixels.save(path)
 
 
+def _alone(record: Record) -> Record:
+    """What of a record does not depend on the other images of its block: an image less, and they share other batches."""
+    return record.model_copy(update={"passes": 0, "margin": None, "failing_pair": None, "failing_label": None})
+
+
 def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row]:
     photos = write_digits(place / "photos", 20)  # 200: six blocks of 32 and one of 8
     certifying = Work.undisturbed(place / "c", "certify", "--model", run, "--data", photos, "--patch", 5, "--masks-per-axis", 5)
@@ -276,7 +283,7 @@ def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row
         if problem is None:
             found = {record.name: record for record in read_records(out)}
             record = found.pop(late)
-            if found != {name: record for name, record in whole.items() if name != late}:
+            if any(_alone(other) != _alone(whole[name]) for name, other in found.items()):
                 problem = "another image has another record"
             elif how == "replaced" and record.pixels in (None, whole[late].pixels):
                 problem = "its record does not have the pixels that were looked at"
@@ -344,34 +351,46 @@ def two_writers(name: str, work: Work, n: int, place: Path, rng: random.Random, 
 
 def faults(place: Path, arguments: argparse.Namespace) -> Iterator[Row]:
     rng, quick = random.Random(arguments.seed), arguments.quick
+    parts = [arguments.only] if arguments.only else [part for part in PARTS if part != "images" or not quick]
     train = Work.undisturbed(place / "run", "train", "--model", "small-cnn", "--data", "digits", "--strategy", "greedy-coarse",
                              "--limit", 400, "--patch", 5, "--epochs", 5, "--batch-size", 16)  # fmt: skip
     certify = Work.undisturbed(place / "c", "certify", "--model", place / "run", "--data", "digits", "--patch", 5, "--masks-per-axis", 5,
                                "--limit", 256)  # fmt: skip
     works = {"certify": certify, "train": train}
-    for name, work in works.items():
-        yield from kills(name, work, 1 if quick else 7, place / "killed", rng)
-    sizes = {"certify": [4, 8, 16, 24, 40, 64, 96], "train": [4, 8, 200, 700, 1000, 1300]}
-    for name, work in works.items():
-        yield full_disk(name, work, rng.sample(sizes[name], 1) if quick else sizes[name], place / "full")
-    image = place / "digit.png"
-    load_source("digits").open(0).save(image)
-    (place / "damaged").mkdir()
-    counts = {"truncations": 1 if quick else 20, "bit flips": 2 if quick else 60}
-    yield from damages(place / "damaged", place / "run", image, counts, rng)
-    if not quick:
+    if "kills" in parts:
+        for name, work in works.items():
+            yield from kills(name, work, 1 if quick else arguments.kills, place / "killed", rng)
+    if "disks" in parts:
+        sizes = {"certify": [4, 8, 16, 24, 40, 64, 96], "train": [4, 8, 200, 600, 700, 1000, 1100]}
+        for name, work in works.items():
+            yield full_disk(name, work, rng.sample(sizes[name], 1) if quick else sizes[name], place / "full")
+    if "damages" in parts:
+        image = place / "digit.png"
+        load_source("digits").open(0).save(image)
+        (place / "damaged").mkdir()
+        counts = (
+            {"truncations": 1, "bit flips": 2}
+            if quick
+            else {"truncations": arguments.damages // 4, "bit flips": arguments.damages * 3 // 4}
+        )
+        yield from damages(place / "damaged", place / "run", image, counts, rng)
+    if "images" in parts:
         (place / "images").mkdir()
         yield from images_under_way(place / "images", place / "run", rng)
-    for name, work in works.items():
-        yield two_writers(name, work, 1 if quick else 5, place, rng)
-    if not quick:
-        yield two_writers("same shard of certify", certify, 5, place, rng, "--shard", "1/2")
+    if "writers" in parts:
+        for name, work in works.items():
+            yield two_writers(name, work, 1 if quick else 5, place, rng)
+        if not quick:
+            yield two_writers("same shard of certify", certify, 5, place, rng, "--shard", "1/2")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=7, help="of each command in each of four phases (default: 7, so 56)")
+    parser.add_argument("--damages", type=int, default=80, help="of each file, three in four of them flipped bits (default: 80)")
+    parser.add_argument("--only", choices=PARTS, help="this kind of fault only")
     parser.add_argument("--quick", action="store_true", help="a few of each")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -21,7 +21,7 @@ from certipatch.data import Images, as_float
 from certipatch.network import Network
 from certipatch.options import as_certified, images_as_certified, open_model, source_for
 from certipatch.records import read_manifest, read_records
-from certipatch.verify import LOW_PRECISION, TOLERANCE
+from certipatch.verify_views import LOW_PRECISION, TOLERANCE
 from certipatch.views import check_logits, window_tensor
 
 WAYS = ((128, 1, False), (128, 1, True), (32, 1, True), (128, 2, False), (1, 1, False))  # batch size, threads, shuffled

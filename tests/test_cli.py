@@ -98,6 +98,9 @@ def test_min_margin_counts_fewer_certificates(cli, trained: Path, photos: Path, 
     assert len(margins) > 2
     (summary,) = json.loads(cli("report", tmp_path / "c", "--min-margin", margins[1], "--json").out)
     assert summary["certified_robust_accuracy"]["count"] == len(margins) - 1
+    refused = cli("report", tmp_path / "c", "--min-margin", "inf")
+    assert (refused.code, "expected a number" in refused.err) == (2, True), refused.err
+    assert cli("report", tmp_path / "c", "--min-margin", "nan").code == 2
 
 
 def test_a_timm_model_and_a_tar(cli, photos: Path, tmp_path: Path):

@@ -22,7 +22,7 @@ from certipatch.records import DetectionRecord, read_images, read_manifest
 from certipatch.report.detection import at_threshold
 from conftest import write_manifest
 from test_defense import SIZE, Views, keeps_of, mask_set, network, pictures
-from test_theorem import LABELS, WORLDS, World
+from test_theorem import LABELS, SHAPES, TWICE, WORLDS, World, wary_classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +93,7 @@ def exhaust(world: World, masks: MaskSet, look, threshold: float, certify=above,
     return counts
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=str)
+@pytest.mark.parametrize("world", WORLDS + SHAPES + TWICE, ids=str)
 def test_no_attack_on_a_certified_image_goes_undetected(world: World):
     counts: Counter = Counter()
     for seed in range(12):
@@ -119,6 +119,21 @@ def test_twin_with_a_larger_patch(world: World):
     masks, (height, width) = world.masks, world.patch
     wider = next((height, w) for w in range(width + 1, world.image[1] + 1) if masks.uncovered_patch((height, w)))
     assert some_attack_goes_undetected(replace(world, patch=wider), masks, 0.3)
+
+
+@pytest.mark.parametrize("world", SHAPES + TWICE, ids=str)
+def test_twin_with_the_masks_for_less(world: World):
+    """Masks for one of the shapes, or for one patch, promise nothing about the other, or about two."""
+    less = (
+        [replace(world, patches=1)]
+        if world.patches == 2
+        else [replace(world, patch=one, others=()) for one in (world.patch, *world.others)]
+    )
+    holes = [(masks, hole) for masks in (one.masks for one in less) if (hole := replace(masks, **world.masks.threat).uncovered_patches())]
+    assert holes
+    for masks, hole in holes:
+        wary = wary_classifier(world, hole)
+        assert exhaust(world, masks, lambda views, wary=wary: (wary(views), np.full(len(views), 0.9)), 0.3)["broken"] > 0
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
@@ -324,6 +339,8 @@ def test_detect_report_and_sweep(cli, options, given, trained: Path, photos: Pat
     assert labels.tolist() == [one.vanilla_label for one in records]
     assert alarms.tolist() == [above(one.dissent, 0.5) for one in records], "what is deployed is what was certified"
 
+    refused = cli("report", tmp_path / "d", "--min-margin", 0.5)
+    assert (refused.code, "expected a folder that certify wrote" in refused.err) == (2, True), refused.err
     cli("certify", "--model", trained, "--data", photos, "--patch", 24, "--masks-per-axis", 2, "--limit", 3, "--out", tmp_path / "c")
     both = cli("report", tmp_path / "d", tmp_path / "c")
     assert (both.code, "certified robust" in both.out, "false alarms" in " ".join(both.out.split())) == (0, True, True)

@@ -143,7 +143,10 @@ HOSTILE = "greedy-$x_{very}^long$-<b>&name</b>"
 
 def test_files(tmp_path: Path):
     """As wide as a column, outlined, nothing cut off, and the same bytes each time."""
-    summaries = [certified(f"{HOSTILE}-{i}", patch, k, 100) for i, patch, k in [*product(range(8), (3, 5), (2,)), (0, 3, 3)]]
+    summaries = [
+        certified(f"{HOSTILE}-{i}", patch, k, 100, arch="a_model." * 2 ** (i + 1))
+        for i, patch, k in [*product(range(8), (3, 5), (2,)), (0, 3, 3)]
+    ]
     figures, _ = paper.draw(summaries)
     assert set(figures) == {"certified-against-patch-k2", "certified-against-k-3x3", "strategies-3x3-k2", "strategies-5x5-k2"}
     paths = paper.save(figures, tmp_path / "new" / "folder")
@@ -289,7 +292,7 @@ def test_figures_that_cannot_be_drawn(cli, certificates: Path, trained: Path, ph
     for options, words in [
         (("--figures", tmp_path / "file"), "expected a folder to write, found a file"),
         (("--figures", ""), "expected a folder to write, found no name"),
-        (("--model", trained), "expected --figures with them"),
+        (("--model", trained), "expected --figures with it"),
         (("--figures", tmp_path / "f", "--model", tmp_path / "run"), "is of another model"),
         (("--figures", tmp_path / "f", "--model", folder), "expected a training run"),
         (("--figures", tmp_path / "f", "--data", others), "expected the images that were certified, found others"),

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "certipatch"
 LAYERS = [
     {"cli", "__main__", "__init__"},
     {"demo", "reproduce", "bench", "illustrate", "options"},
-    {"certification", "training", "attack", "redteam", "verify", "verify_detection"},
+    {"certification", "training", "attack", "redteam", "verify", "verify_detection", "verify_geometry", "verify_views"},
     {"defense", "detection"},
     {"network", "schedule"},
     {"prefix"},

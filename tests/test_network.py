@@ -80,6 +80,19 @@ def test_pasting_changes_no_answer(batch_size, exhaustive):
     assert fast.predict(images).tolist() == plain.predict(images).tolist()
 
 
+def test_pasting_with_room_for_few_images():
+    """The activations of an image stay its own while others come and go."""
+    model, images = cnn(), pictures(7)
+    labels = labels_of(model, images)
+    fast = PatchCleanser(model, MASKS, batch_size=64, shared_prefix=True)
+    fast.network.images_at_once = 2
+    found, expected = fast.certify(images, labels), PatchCleanser(model, MASKS, batch_size=64).certify(images, labels)
+    assert settled(found) == settled(expected)
+    margins = [(one.margin, other.margin) for one, other in zip(found, expected, strict=True) if one.certified]
+    assert len(margins) >= 2
+    assert all(one == pytest.approx(other, rel=1e-6) for one, other in margins)
+
+
 def test_the_head_runs_for_fewer_views():
     model, images = cnn(), pictures(2)
     fast = PatchCleanser(model, MASKS, shared_prefix=True, exhaustive=True, batch_size=32)
@@ -177,6 +190,7 @@ SWALLOW = [
     torch.nan_to_num,
     lambda x: x.sort(dim=2).values,
     lambda x: x.bool() * x,
+    lambda x: x.contiguous().view(torch.float32)[..., 1::2] + torch.zeros(1, dtype=x.dtype),
     lambda x: x.view(torch.int64) * torch.full((1,), 1e-20, dtype=x.dtype),
     lambda x: nn.functional.max_pool2d(x, 3, 1, 1, return_indices=True)[1] + torch.zeros(1, dtype=x.dtype),
 ]
@@ -192,6 +206,51 @@ def test_the_head_ends_where_nan_may(swallow):
     model[1].insert(3, Swallow())
     found = prefix.find(model, MASKS)
     assert found.layer == "_1_2"
+
+
+CARRY = [
+    *(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, groups=4), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(12)),
+    *(nn.InstanceNorm2d(4), nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.PReLU(), nn.ELU(), nn.GELU(), nn.SiLU(), nn.Mish(), nn.Softplus()),
+    *(nn.Sigmoid(), nn.Tanh(), nn.Hardsigmoid(), nn.Hardswish(), nn.MaxPool2d(3, 2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(5)),
+    *(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=1.5, mode="bilinear"), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1)),
+    *(nn.ZeroPad2d(1), nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.Linear(12, 3), nn.Dropout()),
+    *(lambda x: x + x.mean(1, keepdim=True), lambda x: x * x.sum((2, 3), keepdim=True), lambda x: torch.cat([-x, x - 1, x / 0.1], 1)),
+    lambda x: torch.stack(x.chunk(2, 1), 4).flatten(3).permute(0, 2, 3, 1)[:, ::2].unsqueeze(0).squeeze(0).clone(),
+]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("operation", CARRY, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_operations_that_are_said_to_carry_nan_do(operation, layout):
+    """What changes with a pixel, to whatever value, is NaN where that is NaN."""
+    operation = operation.eval() if isinstance(operation, nn.Module) else operation
+    images = torch.randn(6, 4, 12, 12, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    reached = False
+    for at in (0, 5, 11):  # some layers leave pixels out
+        hurt = images.clone()
+        hurt[:, :, at, at] = torch.nan
+        with prefix._Watch() as watch:
+            found = operation(hurt)
+        assert watch.carried
+        found = found.isnan()
+        reached |= bool(found.any())
+        for value in (0.0, -1e3, 1e3, 7.0):
+            changed = images.clone()
+            changed[:, :, at, at] = value
+            assert not ((operation(changed) != operation(images)) & ~found).any()
+    assert reached
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("operation", [
+    lambda x: x.topk(3, dim=3).values, lambda x: x.max(dim=3).values, lambda x: torch.where(x > 0, x, 1), lambda x: x.argmax(1), torch.isnan,
+    lambda x: x.nan_to_num(), lambda x: x.sort(dim=3).values, lambda x: x.median(dim=3).values, lambda x: x.long(), lambda x: x[:, [0, 1]],
+])  # fmt: skip
+def test_other_operations_are_not_taken_for_such(operation):
+    with prefix._Watch() as watch:
+        operation(torch.randn(1, 4, 12, 12))
+    assert not watch.carried
 
 
 def test_a_wrong_reach_is_caught(monkeypatch, capsys):
@@ -221,6 +280,17 @@ def test_a_wrong_reach_of_any_mask_is_caught(blind):
         reach = found.reach.clone()
         reach[mask] = False
         assert not prefix._equal(dataclasses.replace(found, reach=reach), model, MASKS, noise), mask
+
+
+def test_a_network_that_is_not_finite_has_no_prefix_and_is_refused(capsys):
+    model = cnn()
+    with torch.no_grad():
+        model[2][-1].weight[0] = float("nan")
+    defense = PatchCleanser(model, MASKS, shared_prefix=True)
+    assert defense.network.prefix is None
+    assert "shared prefix: not used" in capsys.readouterr().err
+    with pytest.raises(SoundnessError, match="finite logits"):
+        defense.predict(pictures(1))
 
 
 def test_a_network_that_is_changed_in_place_can_be_cut_before_it():

@@ -206,7 +206,7 @@ def test_heat_counts_pixels(folder: Path):
     expected = np.zeros((32, 32), dtype=int)
     for record in records:
         hidden = np.zeros((32, 32), dtype=bool)
-        for mask in record.failing_pair or ():
+        for mask in (record.failing_pair or ()) if record.vanilla_label == record.label else ():
             for top, left, height, width in masks[mask]:
                 hidden[top : top + height, left : left + width] = True
         expected += hidden
@@ -219,7 +219,8 @@ def test_heat_counts_pixels(folder: Path):
 def test_pairs_and_classes_are_counted(folder: Path):
     records = read_records(folder)
     pairs = findings.failing_pairs(records)
-    assert dict(pairs) == Counter(record.failing_pair for record in records if record.failing_pair)
+    assert dict(pairs) == Counter(r.failing_pair for r in records if r.failing_pair and r.vanilla_label == r.label)
+    assert any(r.failing_pair and r.vanilla_label != r.label for r in records), "wrong without a mask: no mask is to blame"
     assert [n for _, n in pairs] == sorted((n for _, n in pairs), reverse=True)
     classes = findings.of_classes(records)
     assert {one.label for one in classes} == {record.label for record in records}
@@ -232,6 +233,7 @@ def test_pairs_and_classes_are_counted(folder: Path):
         assert one.clean_accuracy.count == sum(record.defended_label == one.label for record in group)
         wrong = Counter(record.failing_label for record in group if record.failing_label is not None)
         assert all(wrong[label] == count for label, count in one.wrong)
+        assert sum(count for _, count in one.wrong) + one.others == wrong.total()
 
 
 def test_telling_images(folder: Path):
@@ -309,7 +311,7 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
         (["report", certified, "--html", tmp_path], "expected a file to write"),
         (["report", certified, "--html", tmp_path / "none" / "a.html"], "expected a file to write"),
         (["report", certified, "--html", tmp_path / "a.html", "--data", others], "found others"),
-        (["report", certified, "--data", photos], "expected --html with them"),
+        (["report", certified, "--data", photos], "expected --html or --figures with them"),
     ]:
         refused = cli(*line)
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
@@ -322,6 +324,63 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
     assert "\x1b" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("size", "threat", "question"),
+    [
+        (32, {"patch_size": (2, 2)}, "Can a sticker of at most 2x2 pixels, anywhere"),
+        (64, {"patch_size": (23, 23)}, "Can a sticker of at most 23x23 pixels, anywhere"),
+        (32, {"patch_size": (3, 2), "other_patch_sizes": [(2, 3)]}, "Can a sticker of at most 3x2 or 2x3 pixels, anywhere"),
+        (32, {"patch_size": (3, 3), "patches": 2}, "Can two stickers of at most 3x3 pixels each, anywhere"),
+    ],
+)
+def test_the_question_is_about_what_was_certified(tmp_path: Path, size: int, threat: dict[str, Any], question: str):
+    """And about no more: not two patches where it was one."""
+    from conftest import write_manifest
+
+    run = certification(tmp_path / "run", images=3)
+    whole = json.loads((run / "manifest.json").read_text())
+    whole["experiment"]["masks"] = MaskSet.covering(image_size=(size, size), masks_per_axis=3, **threat).to_json()
+    write_manifest(run / "manifest.json", whole)
+    html.write(tmp_path / "a.html", [summarize(run)])
+    text = Page((tmp_path / "a.html").read_text()).text.replace("\u00d7", "x")
+    assert question in text
+    assert ("two" in text.split("What is promised")[0]) == (threat.get("patches") == 2)
+    assert ("two rectangles" in text) == (threat.get("patches") == 2)
+
+
 def test_an_incomplete_run_says_so(tmp_path: Path):
     html.write(tmp_path / "a.html", [summarize(certification(tmp_path / "run", images=20, images_of=50))])
     assert "Not complete: 20 of 50 images have a record." in Page((tmp_path / "a.html").read_text()).text
+
+
+def paths_of(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(path for key, part in inside for path in paths_of(part, (*at, key)))]
+
+
+def test_a_forged_manifest_gives_a_page_or_one_line(tmp_path: Path):
+    """Every entry in turn replaced by something else, with the hash mended."""
+    from certipatch.errors import CertiPatchError
+    from conftest import write_manifest
+
+    run = certification(tmp_path / "run", images=5, k=2, strategy="vanilla", epochs=1)
+    whole = json.loads((run / "manifest.json").read_text())
+    tried = Counter()
+    for path in paths_of({key: value for key, value in whole.items() if key != "sha256"})[1:]:
+        if "windows" in path and len(path) > 4:  # enough of them
+            continue
+        for other in (None, -1.5, "<b>", {}, ["x"]):
+            forged = json.loads(json.dumps(whole))
+            place = forged
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = other
+            write_manifest(run / "manifest.json", forged)
+            try:
+                html.write(tmp_path / "a.html", [summarize(run)])
+                tried["written"] += 1
+            except CertiPatchError:
+                tried["refused"] += 1
+            except Exception as error:
+                raise AssertionError(f"{path} = {other!r}") from error
+    assert min(tried["written"], tried["refused"]) > 50, tried

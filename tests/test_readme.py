@@ -151,3 +151,22 @@ def test_every_command_has_the_options_it_is_shown_with(block: Block, command: s
         for line in re.findall(r"^\s*(?:srun )?certipatch (.*)", text, flags=re.MULTILINE):
             name, *arguments = shlex.split(line.replace("$precision", "32-true"))
             typer.main.get_command(app).commands[name].make_context(name, arguments)
+
+
+def test_every_option_that_the_text_names_is_one():
+    from certipatch.cli import app
+
+    commands = typer.main.get_command(app).commands
+    options = {
+        name: {option for each in command.params for option in (*each.opts, *each.secondary_opts)} for name, command in commands.items()
+    }
+    known = set().union(*options.values(), {"--help", "--version", "--install-completion"})
+    seen = 0
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        for code in re.findall(rf"`(?:certipatch )?((?:{'|'.join(commands)})\b[^`]*|--[^`]+)`", text):
+            words = code.split()
+            for option in (word.partition("=")[0] for word in words if word.startswith("--")):
+                assert option in options.get(words[0], known), f"{page.name}: {code}"
+                seen += 1
+    assert seen > 60

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import oracle
-from certipatch import certification, models, runtime, verify
+from certipatch import certification, models, runtime, verify, verify_geometry, verify_views
 from certipatch.data import load_source
 from certipatch.masks import MaskSet
 from conftest import write_manifest, write_photos
@@ -173,6 +173,7 @@ MANIFESTS: dict[str, tuple[Callable[[Manifest], object], str]] = {
     "mask outside": (lambda m: experiment("masks", "windows", 0)(m, [[-4, 0, 26, 22]]), "is not a window within"),
     "other size": (lambda m: experiment("masks", "image_size")(m, [40, 40]), "is not the model's"),
     "fill": (lambda m: experiment("fill")(m, [0.4, 0.5, 0.5]), "fill"),
+    "fill of one colour": (lambda m: experiment("fill")(m, m["experiment"]["fill"][:1]), "fill"),
     "weights": (lambda m: experiment("weights_sha256")(m, "0" * 64), "other weights"),
     "mean": (lambda m: experiment("model", "mean")(m, [0.4, 0.5, 0.5]), "model.mean"),
     "classes": (lambda m: experiment("model", "classes")(m, ["a", "b", "c"]), "model.classes"),
@@ -386,33 +387,33 @@ def test_the_restatements_agree_with_the_oracle():
         windows, _ = (
             oracle.covering_set(size, patch, min(k, size[0] - patch[0] + 1)) if size[0] - patch[0] == size[1] - patch[1] else (None, None)
         )
-        mine = [(*corner, height, width) for corner, height, width in verify._covering(size, patch, k)]
+        mine = [(*corner, height, width) for corner, height, width in verify_geometry._covering(size, patch, k)]
         if windows is not None:
             assert [[window] for window in mine] == windows
         keeps = np.stack([oracle.keep_of(size, [window]) for window in mine])
-        assert verify._uncovered(keeps, *patch) is None
+        assert verify_geometry.uncovered(keeps, *patch) is None
         holes = oracle.uncovered(size, patch, keeps[1:]) if len(keeps) > 1 else []
-        assert verify._uncovered(keeps[1:], *patch) == (holes[0] if holes else (0, 0) if len(keeps) == 1 else None)
+        assert verify_geometry.uncovered(keeps[1:], *patch) == (holes[0] if holes else (0, 0) if len(keeps) == 1 else None)
     for _ in range(60):
         size = rng.integers(2, 5, 2).tolist()
         shapes = [[int(rng.integers(1, n + 1)) for n in size] for _ in range(rng.integers(1, 3))]
         k = min(int(rng.integers(1, 4)), *(n - p + 1 for shape in shapes for n, p in zip(size, shape, strict=True)))
         for patches in (1, 2):
             demanded = oracle.covering_several(size, shapes, k, patches)
-            mine = list(verify._demanded(size, shapes, k, patches, len(demanded)))
+            mine = list(verify_geometry.demanded(size, shapes, k, patches, len(demanded)))
             assert [[tuple(window) for window in mask] for mask in mine] == demanded
-            assert len(list(verify._demanded(size, shapes, k, patches, len(demanded) - 1))) >= len(demanded)
+            assert len(list(verify_geometry.demanded(size, shapes, k, patches, len(demanded) - 1))) >= len(demanded)
         keeps = np.stack([oracle.keep_of(size, mask) for mask in demanded])
-        assert verify._uncovered_pair(keeps, shapes) is None
+        assert verify_geometry.uncovered_pair(keeps, shapes) is None
         if len(keeps) > 1:
             holes = oracle.uncovered_together(size, shapes, keeps[1:], 2)
-            pair = verify._uncovered_pair(keeps[1:], shapes)
+            pair = verify_geometry.uncovered_pair(keeps[1:], shapes)
             assert (pair is None) == (holes == [])
             assert pair is None or tuple(sorted((*at, *shape) for shape, at in pair)) in [tuple(sorted(hole)) for hole in holes]
     for _ in range(500):
         table = rng.integers(0, 3, (5, 5))
         table = np.triu(table) + np.triu(table, 1).T
-        assert verify.double_masking(table.diagonal().tolist(), lambda i, table=table: table[i].tolist()) == oracle.double_masking(
+        assert verify_views.double_masking(table.diagonal().tolist(), lambda i, table=table: table[i].tolist()) == oracle.double_masking(
             table.tolist()
         )
 

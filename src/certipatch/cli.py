@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -546,6 +547,10 @@ def report(
     kinds = {folder: read_manifest(folder)["kind"] for folder in every}
     if thresholds and "detect" not in kinds.values():
         raise ConfigError("thresholds: expected a folder that detect wrote, found none")
+    if not math.isfinite(min_margin):
+        raise ConfigError(f"min margin {min_margin}: expected a number from 0 up")
+    if min_margin and "certify" not in kinds.values():
+        raise ConfigError("min margin: expected a folder that certify wrote, found none")
     if html is None and figures is None and (data or split or class_map):
         raise ConfigError("--data, --split and --class-map: expected --html or --figures with them, whose images they are")
     if figures is None and model:

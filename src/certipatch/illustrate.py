@@ -41,7 +41,8 @@ def write(folder: Path, summaries: list[Summary], *, model: Path | None = None, 
     if not summaries:
         raise ConfigError("figures: expected a folder that certify wrote, found none")
     figures, notes = paper.draw(summaries)
-    trainable = [summary for summary in summaries if set(threat_of(summary.manifest["experiment"]["masks"])) == {"patch_size"}]
+    stated = [(summary, summary.manifest["experiment"]["masks"]) for summary in summaries]
+    trainable = [summary for summary, masks in stated if set(threat_of(masks)) == {"patch_size"} and masks["masks_per_axis"]]
     if trainable:
         figures["masks"] = _masks_found(trainable, model, place or Place()) if model else _geometry(trainable[0], place)
         if not model:

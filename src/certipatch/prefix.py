@@ -155,6 +155,8 @@ def _close(found: Any, expected: Any) -> bool:
     if not isinstance(found, Tensor) or not isinstance(expected, Tensor) or found.shape != expected.shape:
         return False
     found, expected = found.float(), expected.float()
+    if not expected.isfinite().all():  # refused when it is used
+        return False
     return torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -248,6 +250,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, operation: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         known = operation.overloadpacket.__name__.removesuffix("_") in CARRY_NAN and all(each.is_floating_point() for each in tensors)
+        known &= operation._overloadname != "dtype"  # view(dtype): the same bits as other numbers
         self.carried &= known or not tensors
         return operation(*args, **(kwargs or {}))
 

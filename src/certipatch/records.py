@@ -58,7 +58,9 @@ class Record(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """A certificate implies that every one-mask label, and so the defended one, is the true label."""
-        right = self.failing_pair is None and self.defended_label == self.label and self.case == "agreed" and self.error is None
+        flawless = self.failing_pair is None and self.failing_label is None and self.error is None
+        looked_at = self.pixels is not None and self.margin is not None and self.margin >= 0
+        right = self.defended_label == self.label and self.case == "agreed" and flawless and looked_at
         if self.certified and not right:
             raise ValueError("certified, but its other fields say it is not")
         return self

@@ -1,8 +1,9 @@
 """Check a folder of records from what it says, with code of its own.
 
 Nothing here uses the mask geometry, the algorithms or the schedule of the library: coverage is tried position by
-position on arrays of bool, and images are looked at again one view at a time by a naive restatement of PatchCleanser's
-Algorithms 1 and 2 and of challenger masking, or of detection (``verify_detection``). What is found wrong is a list of :class:`Finding`; an untouched folder has none.
+position on arrays of bool (``verify_geometry``), and images are looked at again one view at a time by a naive restatement of
+PatchCleanser's Algorithms 1 and 2 and of challenger masking (``verify_views``), or of detection (``verify_detection``). What is
+found wrong is a list of :class:`Finding`; an untouched folder has none.
 """
 
 from __future__ import annotations
@@ -11,29 +12,24 @@ import hashlib
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import combinations, count, islice, product, zip_longest
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from . import runtime, verify_detection
+from . import verify_detection
 from .config import ModelSpec, differences
-from .data import Images, Source
+from .data import Source
 from .errors import one_line
 from .models import weights_sha256
-from .progress import progress_bar
+from .verify_geometry import demanded, uncovered, uncovered_pair
+from .verify_views import look_again
 
-# Logits of one view computed in another batch differ by less (docs/trust.md has the measurement).
-TOLERANCE = {"32-true": 1e-3}
-LOW_PRECISION = 0.25
 MOST_PIXELS = 2**28  # of all masks together, held in memory
-WILD = 8  # views within the tolerance that are tried both ways
 
 FIELDS = {
     "index", "name", "label", "pixels", "vanilla_label", "defended_label", "case", "certified", "failing_pair", "failing_label",
@@ -138,7 +134,7 @@ def verify(
         chosen = sorted(index for index in consistent if index < len(source))
         if sample is not None and sample < len(chosen):
             chosen = sorted(np.random.default_rng(seed).choice(chosen, size=sample, replace=False).tolist())
-        _look_again(chosen, records, experiment, model, source, device, found)
+        look_again(chosen, records, experiment, model, source, device, found)
     return found
 
 
@@ -227,86 +223,21 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
                 return False
             keep[i, top : top + height, left : left + width] = False
     against = f"{f'{patches} patches' if patches > 1 else 'a patch'} of {' or '.join(map(str, shapes))}"
-    if not all(mask == demanded for mask, demanded in zip_longest(windows, _demanded(size, shapes, k, patches, len(windows)))):
+    if not all(mask == demanded for mask, demanded in zip_longest(windows, demanded(size, shapes, k, patches, len(windows)))):
         found.add("manifest", f"masks.windows are not those that {against} and masks_per_axis {k} demand")
     for patch in shapes:
-        if hole := _uncovered(keep, *patch):
+        if hole := uncovered(keep, *patch):
             found.add("manifest", f"masks: a patch of {patch} at {hole} is covered by no mask")
-    if patches == 2 and (pair := _uncovered_pair(keep, shapes)):
+    if patches == 2 and (pair := uncovered_pair(keep, shapes)):
         found.add("manifest", f"masks: patches of {pair[0][0]} at {pair[0][1]} and of {pair[1][0]} at {pair[1][1]} are covered by no mask")
     if found.kind == "certify" and type(experiment["exhaustive"]) is not bool:
         found.add("manifest", f"exhaustive is {experiment['exhaustive']!r}")
     if experiment.get("inference", "challenger") != "challenger":  # the default is not stated
         found.add("manifest", f"inference is {experiment['inference']!r}, expected 'challenger' or none")
     fill, mean = experiment["fill"], experiment["model"]["mean"]
-    if not np.allclose(fill, mean, rtol=1e-6, atol=0):
+    if np.shape(fill) != (3,) or not np.allclose(fill, mean, rtol=1e-6, atol=0):
         found.add("manifest", f"fill {fill} is not the model's mean {mean}")
     return len(found.findings) == before
-
-
-def _demanded(size: list[int], shapes: list[list[int]], k: int, patches: int, most: int) -> Iterator[list[list[int]]]:
-    """The masks against one patch of any of the shapes, what two shapes share once; or, against two patches, every two of those.
-
-    No more than are needed to see that there are more than ``most``: a manifest may demand a great many.
-    """
-    each = ((*corner, *sides) for patch in shapes for corner, *sides in _covering(size, patch, k))
-    masks = list(dict.fromkeys(islice(each, len(shapes) * (most + 2))))
-    yield from ([list(window) for window in mask] for mask in combinations(masks, patches if len(masks) > 1 else 1))
-
-
-def _covering(size: list[int], patch: list[int], k: int) -> Iterator[tuple[tuple[int, int], int, int]]:
-    """Corner, height and width of each mask of PatchCleanser's R-covering set, row by row."""
-    sides, starts = [], []
-    for n, p in zip(size, patch, strict=True):
-        stride = math.ceil((n - p + 1) / min(k, n - p + 1))
-        side = min(p + stride - 1, n)
-        starts.append([min(i * stride, n - side) for i in range(math.ceil((n - side) / stride) + 1)])
-        sides.append(side)
-    for corner in product(*starts):
-        yield (corner[0], corner[1]), sides[0], sides[1]
-
-
-def _uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
-    """Brute force: the first place of an h x w patch at which every mask of ``keep`` (masks, H, W) leaves some of it visible."""
-    hole = np.ones((keep.shape[1] - h + 1, keep.shape[2] - w + 1), dtype=bool)
-    for visible in keep:
-        hole &= _seen(visible, h, w)
-    return tuple(np.argwhere(hole)[0].tolist()) if hole.any() else None
-
-
-def _uncovered_pair(keep: np.ndarray, shapes: list[list[int]]) -> tuple[Any, Any] | None:
-    """Brute force: two patches, each as (shape, place), such that every mask leaves some of one of them visible.
-
-    Every place is looked at; of places that are hidden by the same masks one stands for all.
-    """
-    kinds: list[np.ndarray] = []  # for each kind of place the masks that hide a patch there
-    places: list[Any] = []
-    for h, w in shapes:
-        hides = ~np.stack([_seen(visible, h, w) for visible in keep])
-        rows = np.ascontiguousarray(hides.reshape(len(keep), -1).T)
-        _, first = np.unique(np.packbits(rows, axis=1).view(f"V{-(-len(keep) // 8)}"), return_index=True)
-        kinds += list(rows[first])
-        places += [([h, w], divmod(int(at), hides.shape[2])) for at in first]
-    for i, one in enumerate(kinds):
-        both = (np.array(kinds[i:]) & one).any(axis=1)
-        if not both.all():
-            return places[i], places[i + int(np.argmin(both))]
-    return None
-
-
-def _seen(visible: np.ndarray, h: int, w: int) -> np.ndarray:
-    """(H-h+1, W-w+1): at which places some of an h x w patch is visible, by trying every one of its pixels."""
-
-    def any_of(values: np.ndarray, n: int) -> np.ndarray:
-        """True where one of ``n`` values in a row is, along the first axis: the row grows until it is as long."""
-        length = 1
-        while length < n:
-            step = min(length, n - length)
-            values = values[:-step] | values[step:]
-            length += step
-        return values
-
-    return any_of(any_of(visible, h).T, w).T
 
 
 def _records(manifests: dict[Path, dict[str, Any]], found: Verification) -> dict[int, dict[str, Any]]:
@@ -413,7 +344,9 @@ def _check_record(index: int, record: dict[str, Any], experiment: dict[str, Any]
     return len(found.findings) == before
 
 
-# --- What the model says ---------------------------------------------------------------------------------------------
+def _is_certified(record: dict[str, Any]) -> bool:
+    agreement = record.get("agreement")
+    return record.get("certified") is True or (type(agreement) is float and agreement > 0)
 
 
 def _check_model(experiment: dict[str, Any], model: Given, found: Verification) -> None:
@@ -427,172 +360,3 @@ def _check_model(experiment: dict[str, Any], model: Given, found: Verification) 
         )
     for difference in differences(experiment["trained"], trained)[:3]:
         found.add("manifest", f"is of another training than was given: trained{'.' if difference[0] != ':' else ''}{difference}")
-
-
-def double_masking(first: list[int], second: Any) -> tuple[int, str]:
-    """Algorithm 1, restated: the answer, and the case that decided. ``second(i)`` lists the labels under mask i and each mask."""
-    votes = Counter(first)
-    majority = min(votes, key=lambda label: (-votes[label], label))
-    if len(votes) == 1:
-        return majority, "agreed"
-    for i, label in enumerate(first):
-        if label != majority and set(second(i)) == {label}:
-            return label, "disagreer"
-    return majority, "majority"
-
-
-def challenger_masking(first: list[int], pair: Any) -> tuple[int, str]:
-    """Challenger masking, restated: the answer, and the case that decided. ``pair(i, j)`` is the label under both masks."""
-    if len(set(first)) == 1:
-        return first[0], "agreed"
-    out, champion = set(), 0
-    while len({label for i, label in enumerate(first) if i not in out}) > 1:
-        challenger = min(i for i, label in enumerate(first) if i not in out and label != first[champion])
-        if pair(champion, challenger) == first[challenger]:
-            out.add(champion)
-            champion = challenger
-        else:
-            out.add(challenger)
-    return first[champion], "champion"
-
-
-def _look_again(
-    chosen: list[int], records: dict[int, dict[str, Any]], experiment: dict[str, Any],
-    model: Given, source: Source, device: str, found: Verification,
-) -> None:  # fmt: skip
-    """Every view of the chosen images, one at a time."""
-    spec, network, _ = model
-    fabric = runtime.fabric(device=device, precision=experiment["precision"])
-    images, function = Images(source, spec), fabric.setup_module(network).eval()
-    tolerance = TOLERANCE.get(experiment["precision"], LOW_PRECISION)
-    fill = torch.tensor(experiment["fill"], dtype=torch.float32).reshape(3, 1, 1)
-    windows = experiment["masks"]["windows"]
-    with torch.inference_mode(), progress_bar(len(chosen), "verify") as progress:
-        for index in chosen:
-            item, record = images[index], records[index]
-            where = f"image {index} ({item.name!r})"[:120]
-            progress.advance(1, f"{len(found.findings)} findings")
-            found.recomputed += 1
-            if (item.name, item.label) != (record["name"], record["label"]):
-                found.add(where, f"the record has {record['name']!r} with label {record['label']!r}, the data label {item.label}"[:160])
-            if item.pixels is None:
-                if record["error"] is None:
-                    found.add(where, f"cannot be read ({item.error}), and the record does not say so")
-                continue
-            if record["error"] is not None:
-                found.add(where, f"can be read, the record says {record['error']!r}"[:160])
-                continue
-            if hashlib.sha256(item.pixels.numpy().tobytes()).hexdigest() != record["pixels"]:
-                found.add(where, "its pixels are not those that were certified (sha256)")
-                continue
-            image = item.pixels.float() / 255
-
-            def look(i: int | None, j: int | None, image: torch.Tensor = image) -> np.ndarray:
-                """The logits of one view."""
-                view = image.clone()
-                for mask in (i, j):
-                    for top, left, height, width in windows[mask] if mask is not None else []:
-                        view[:, top : top + height, left : left + width] = fill
-                logits: np.ndarray = function(view[None].to(fabric.device))[0].float().cpu().numpy()
-                return logits
-
-            if found.kind == "detect":
-                found.undecided += _compare_detection(
-                    where, record, look(None, None), [look(i, i) for i in range(len(windows))], tolerance, found
-                )
-                continue
-            views = {(i, j): _best(look(i, j)) for i in range(len(windows)) for j in range(i, len(windows))}
-            infer = _challenged if "inference" in experiment else _double_masked
-            undecided = _compare(where, record, _best(look(None, None)), views, len(windows), infer, tolerance, found)
-            found.undecided += undecided
-
-
-Labels = dict[tuple[int, int], int]  # under masks i <= j
-
-
-def _best(logits: np.ndarray) -> tuple[int, int, float]:
-    """Best and second label, and the margin between them."""
-    order = np.argsort(-logits, kind="stable")
-    return int(order[0]), int(order[1]), float(logits[order[0]] - logits[order[1]])
-
-
-def _compare_detection(
-    where: str, record: dict[str, Any], unmasked: np.ndarray, masked: list[np.ndarray], tolerance: float, found: Verification
-) -> bool:
-    """Compare a record of detection with the views of its image. True if they differ by no more than rounding can do."""
-    differences: list[tuple[str, bool]] = []
-    verify_detection.compare(record, unmasked, masked, tolerance, lambda what, sure: differences.append((what, sure)))
-    for what, sure in differences:
-        if sure:
-            found.add(where, what)
-    return bool(differences) and not any(sure for _, sure in differences)
-
-
-def _is_certified(record: dict[str, Any]) -> bool:
-    agreement = record.get("agreement")
-    return record.get("certified") is True or (type(agreement) is float and agreement > 0)
-
-
-def _double_masked(labels: Labels, n: int) -> tuple[int, str]:
-    return double_masking([labels[i, i] for i in range(n)], lambda i: [labels[min(i, j), max(i, j)] for j in range(n)])
-
-
-def _challenged(labels: Labels, n: int) -> tuple[int, str]:
-    return challenger_masking([labels[i, i] for i in range(n)], lambda i, j: labels[min(i, j), max(i, j)])
-
-
-def _compare(
-    where: str, record: dict[str, Any], vanilla: tuple[int, int, float], views: dict[tuple[int, int], tuple[int, int, float]],
-    n: int, infer: Callable[[Labels, int], tuple[int, str]], tolerance: float, found: Verification,
-) -> bool:  # fmt: skip
-    """Compare a record with all views of its image. True if they differ by no more than rounding can do."""
-    label, before, undecided = record["label"], len(found.findings), False
-
-    def differs(what: str, sure: bool) -> None:
-        nonlocal undecided
-        if sure:
-            found.add(where, what)
-        else:
-            undecided = True
-
-    if record["vanilla_label"] != vanilla[0]:
-        differs(
-            f"vanilla_label {record['vanilla_label']!r}, found {vanilla[0]}",
-            vanilla[2] > tolerance or record["vanilla_label"] != vanilla[1],
-        )
-
-    wrong = {pair: view for pair, view in views.items() if view[0] != label}
-    if record["certified"] is True and wrong:
-        pair, view = max(wrong.items(), key=lambda entry: entry[1][2])
-        differs(f"is not certified: masks {pair} answer {view[0]} with a margin of {view[2]:.3g}", view[2] > tolerance)
-    if record["certified"] is not True and not wrong:
-        differs("is certified, which the record says it is not", min(view[2] for view in views.values()) > tolerance)
-    if record["failing_pair"] is not None:
-        best, second, margin = views[tuple(record["failing_pair"])]  # type: ignore[index]
-        if best != record["failing_label"]:
-            differs(
-                f"masks {record['failing_pair']} answer {best}, the record says {record['failing_label']!r}",
-                margin > tolerance or second != record["failing_label"],
-            )
-
-    # The inference on the labels, and on those that rounding could have made of them.
-    wild = [pair for pair in sorted(views) if views[pair][2] <= tolerance]
-    answers = set()
-    for flipped in product((0, 1), repeat=len(wild)) if len(wild) <= WILD else [(0,) * len(wild)]:
-        labels = {pair: view[0] for pair, view in views.items()}
-        for pair, second_best in zip(wild, flipped, strict=True):
-            labels[pair] = views[pair][1] if second_best else views[pair][0]
-        answer = infer(labels, n)
-        answers.add(answer)
-        if not any(flipped) and answer != (record["defended_label"], record["case"]):
-            undecided = True
-    if (record["defended_label"], record["case"]) not in answers:
-        differs(f"answers {sorted(answers)[0]}, the record says {(record['defended_label'], record['case'])}", len(wild) <= WILD)
-
-    low, high = min(view[2] for view in views.values()), min(views[i, i][2] for i in range(n))
-    if record["passes"] == 1 + len(views):
-        high = low
-    if not low - tolerance <= record["margin"] <= high + tolerance:
-        span = f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
-        found.add(where, f"margin {record['margin']!r}, found {span}")
-    return undecided and len(found.findings) == before

@@ -43,8 +43,8 @@ def advise(summary: Summary, records: Sequence[Record], *, attacked: bool) -> li
     if states["just missed"] >= max(1, n // 20):
         found.append(
             (
-                f"{states['just missed']} of {n} images just miss: no single mask fools the model on them, only some pair does. Longer fine-tuning, or a "
-                "larger k, wins these first.",
+                f"{states['just missed']} of {n} images just miss: no single mask fools the model on them, only some pair does. They are what longer fine-tuning "
+                "or a larger k (for more passes) can win.",
                 "",
             )
         )
@@ -53,14 +53,12 @@ def advise(summary: Summary, records: Sequence[Record], *, attacked: bool) -> li
         found.append(
             (f"{wrong} of {n} images are answered wrongly without any patch. No defence mends that: start from a better model.", "")
         )
-    rounding = 0.001 if e["precision"] == "32-true" else 0.25  # docs/trust.md
-    near = sum(outcome(record, s.min_margin) == "certified" and (record.margin or 0.0) < rounding for record in records)
-    if near:
+    if few := near(s, records):
         found.append(
             (
-                f"{near} of the certificates {'rests' if near == 1 else 'rest'} on a logit margin below {rounding:g}, which rounding on another machine could turn. "
+                f"{few} of the certificates {'has' if few == 1 else 'have'} a logit margin below {rounding(e):g}, which rounding on another machine could turn. "
                 "Count without:",
-                f"certipatch report {s.folder} --min-margin {rounding:g}",
+                f"certipatch report {s.folder} --min-margin {rounding(e):g}",
             )
         )
     found.append(("Have independent code check these records, and look at images again:", f"certipatch verify {s.folder} {model} {where}"))
@@ -72,6 +70,17 @@ def advise(summary: Summary, records: Sequence[Record], *, attacked: bool) -> li
             )
         )
     return found
+
+
+def rounding(experiment: dict[str, Any]) -> float:
+    """Up to what logit margin an answer may turn by rounding, as docs/trust.md has measured."""
+    return 0.001 if experiment["precision"] == "32-true" else 0.25
+
+
+def near(summary: Summary, records: Sequence[Record]) -> int:
+    """How many certificates rest on a margin below that."""
+    few = rounding(summary.manifest["experiment"])
+    return sum(outcome(record, summary.min_margin) == "certified" and (record.margin or 0.0) < few for record in records)
 
 
 def _options_of(manifest: dict[str, Any]) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def against_patch(summaries: Sequence[Summary]) -> Chart | None:
         return Point(100 * h * w / (height * width), by((h, w)), summary.certified_robust_accuracy)
 
     curves = _curves(summaries, point, apart=lambda masks: f"k={masks['masks_per_axis']}")
-    return Chart("Certified accuracy against patch size", "patch, % of the image", curves) if curves else None
+    return Chart("Certified accuracy against patch size", "patch size in pixels, spaced by its area", curves) if curves else None
 
 
 def against_k(summaries: Sequence[Summary]) -> Chart | None:

@@ -32,8 +32,11 @@ def outcome(record: Record, min_margin: float = 0.0) -> Outcome:
 
 
 def failing_pairs(records: Iterable[Record]) -> list[tuple[Pair, int]]:
-    """How often each pair of masks (i <= j; i = j: a single mask) is the recorded failing one; the most frequent first."""
-    counts = Counter(record.failing_pair for record in records if record.failing_pair is not None)
+    """How often each pair of masks (i <= j; i = j: a single mask) is the recorded failing one; the most frequent first.
+
+    An image that is wrong without any mask is not counted: no mask is to blame.
+    """
+    counts = Counter(record.failing_pair for record in records if record.failing_pair is not None and record.vanilla_label == record.label)
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -67,13 +70,15 @@ def heat(pairs: Iterable[tuple[Pair, int]], masks: Sequence[Sequence[Rectangle]]
 
 @dataclass(frozen=True)
 class OfClass:
-    """The images of one class. ``wrong``: what the failing views answer most often in its place, with counts."""
+    """The images of one class. ``wrong``: what the failing views answer most often in its place, with counts;
+    ``others``: how many images they answer something else on."""
 
     label: int
     vanilla_accuracy: Share
     clean_accuracy: Share
     certified_robust_accuracy: Share
     wrong: tuple[tuple[int, int], ...]
+    others: int
 
 
 def of_classes(records: Sequence[Record], min_margin: float = 0.0) -> list[OfClass]:
@@ -92,6 +97,7 @@ def of_classes(records: Sequence[Record], min_margin: float = 0.0) -> list[OfCla
                 Share(sum(record.defended_label == label for record in group), n),
                 Share(sum(outcome(record, min_margin) == "certified" for record in group), n),
                 tuple(wrong.most_common(3)),
+                wrong.total() - sum(n for _, n in wrong.most_common(3)),
             )
         )
     return sorted(found, key=lambda one: (_part(one.certified_robust_accuracy), -one.certified_robust_accuracy.images, one.label))
@@ -104,8 +110,8 @@ def _part(share: Share) -> float:
 def telling(records: Iterable[Record], each: int, min_margin: float = 0.0) -> dict[Outcome, list[Record]]:
     """Up to ``each`` images of every outcome to look at.
 
-    Certified: those with the smallest margins, which are nearest to failing. Just missed: those that withstood the most views. Hopeless: of
-    as many classes as there are.
+    Certified: those with the smallest margins, which are nearest to failing. Just missed: those for which a wrong pair was found last. Hopeless:
+    one of each class, where there are so many.
     """
     groups: dict[Outcome, list[Record]] = {"certified": [], "just missed": [], "hopeless": []}
     for record in records:

@@ -25,18 +25,22 @@ from ..errors import CertiPatchError, RecordsError
 from ..masks import threat_of, threat_text
 from ..records import Record, now, read_manifest, read_manifests, read_records, write_atomically
 from . import attacked, findings, thumbnails
-from .advice import advise
+from .advice import advise, near, rounding
 from .curves import against_k, against_patch
 from .detection import DetectionSummary
 from .summary import Share, Summary, percent_of_image, strategy
 
-PICTURES = 180  # at most, in all: with 224 pixels a side a page of some 3 megabytes
+PICTURES = 180  # at most in galleries, in all: with 224 pixels a side a page of some 3 megabytes
+ROOM = 1_500_000  # characters for further pictures of images without a certificate
 EACH = 8  # of an outcome in a gallery
 PAIRS = 10  # of the most frequent failing ones
 CLASSES = 12  # of the hardest ones
 ATTACKED = 12  # images beside their patched ones
 CASES = ("agreed", "disagreer", "majority", "champion")
 PAGE = Path(__file__).parent / "page"
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,7 @@ def write(
     blocks = [_block(run, names[run.summary.folder], pictures, some) for run, some in zip(runs, shown, strict=True)]
     under_attack = [_attack(folder, runs, pictures, names) for folder in attacks]
     script, style = (PAGE / "page.js").read_text(), (PAGE / "page.css").read_text()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = environment.get_template("page.html.j2").render(
+    text = TEMPLATES.get_template("page.html.j2").render(
         runs=[_facts(run, names[run.summary.folder]) for run in runs],
         place=place,
         answer=_answer(runs, under_attack),
@@ -163,6 +164,12 @@ def _pictures(
                 opened[key] = thumbnails.images_of(run.summary.manifest, data, split, class_map)
             missing = [record for record in some.values() if record.pixels not in found]
             found |= thumbnails.pictures(opened[key], missing)
+            room = ROOM
+            for record in run.records if run is runs[0] else ():
+                if room > 0 and not record.certified and record.pixels not in found:
+                    more = thumbnails.pictures(opened[key], [record])
+                    found |= more
+                    room -= sum(map(len, more.values()))
         except CertiPatchError as error:
             if data is not None:
                 raise
@@ -174,7 +181,7 @@ def _pictures(
 
 def _facts(run: Run, name: str) -> dict[str, Any]:
     """One run for the template, under a short name."""
-    s, e, environment = run.summary, run.experiment, run.summary.manifest.get("environment") or {}
+    s, e, environment = run.summary, run.experiment, _dict(run.summary.manifest.get("environment"))
     masks, finished = e["masks"], s.manifest["finished"]
     n, images = len(run.masks), s.certified_robust_accuracy.images
     margins = [r.margin for r in run.records if r.certified and r.margin is not None]
@@ -185,6 +192,8 @@ def _facts(run: Run, name: str) -> dict[str, Any]:
         "model": str(e["model"]["arch"]),
         "training": strategy(s.manifest),
         "threat": threat_text(**threat_of(masks)),
+        "shapes": threat_text(**{**threat_of(masks), "patches": 1}),
+        "patches": masks.get("patches", 1),
         "percent": percent_of_image(masks),
         "image_size": masks["image_size"],
         "k": masks["masks_per_axis"],
@@ -197,13 +206,20 @@ def _facts(run: Run, name: str) -> dict[str, Any]:
         "all_passes": 1 + n * (n + 1) // 2,
         "seconds": _seconds(s.manifest),
         "smallest_margin": min(margins, default=None),
+        "near": near(s, run.records),
+        "rounding": rounding(e),
         "data": str(s.manifest.get("data") or "?"),
-        "records_sha256": [m["finished"].get("sha256", "?") if m["finished"] else "?" for m in read_manifests(Path(s.folder)).values()],
-        "finished": finished,
-        "environment": environment if isinstance(environment, dict) else {},
+        "records_sha256": [_dict(m["finished"]).get("sha256", "?") for m in read_manifests(Path(s.folder)).values()],
+        "finished": _dict(finished).get("at", "not finished"),
+        "environment": {**environment, **{name: _dict(environment.get(name)) for name in ("versions", "network")}},
         "experiment": e,
         "started": str(s.manifest.get("started", "?")),
     }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """What a manifest says beside its experiment is shown, not relied on."""
+    return value if isinstance(value, dict) else {}
 
 
 def _seconds(manifest: dict[str, Any]) -> float | None:
@@ -219,8 +235,10 @@ def _answer(runs: list[Run], attacks: list[dict[str, Any]]) -> dict[str, Any] | 
     if not runs:
         return None
     run, facts = runs[0], _facts(runs[0], runs[0].summary.folder)
-    broken = next(((a["broken"], a["found"]["clean_accuracy"]["images"]) for a in attacks if a["run"] == run.summary.folder), None)
-    return {**facts, "certified": run.summary.certified_robust_accuracy, "broken": broken}
+    attack = next((a for a in attacks if a["run"] == run.summary.folder), None)
+    most = max(other.summary.certified_robust_accuracy.count for other in runs)
+    certified = run.summary.certified_robust_accuracy
+    return {**facts, "certified": certified, "attack": attack, "runs": len(runs), "best": len(runs) > 1 and certified.count == most}
 
 
 def _scale(run: Run, pictures: dict[str, str], shown: list[Record]) -> dict[str, Any]:
@@ -270,7 +288,8 @@ def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -
             "outcome": [get_args(findings.Outcome).index(findings.outcome(r, run.summary.min_margin)) for r in records],
             "pair": [r.failing_pair for r in records],
             "fails": [r.failing_label for r in records],
-            "margin": [None if r.margin is None else float(f"{r.margin:.4g}") for r in records],
+            # Of a certificate; between wrong answers a margin says nothing.
+            "margin": [float(f"{r.margin:.4g}") if r.certified and r.margin is not None else None for r in records],
             "passes": [r.passes for r in records],
             "error": {number: r.error for number, r in enumerate(records) if r.error is not None},
         },
@@ -278,6 +297,8 @@ def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -
         "gallery": gallery,
         "pairs": [[*pair, n] for pair, n in pairs[:PAIRS]],
         "failing": sum(n for _, n in pairs),
+        "allPairs": len(pairs),
+        "once": sum(n == 1 for _, n in pairs),
         "heat": {"rows": plane.rows, "columns": plane.columns, "counts": plane.counts.tolist()},
         "hardest": [
             {
@@ -288,6 +309,7 @@ def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -
                 "certified": one.certified_robust_accuracy.count,
                 "interval": one.certified_robust_accuracy.interval,
                 "wrong": one.wrong,
+                "others": one.others,
             }
             for one in hardest[:CLASSES]
         ],
@@ -346,5 +368,7 @@ def _attack(folder: Path, runs: list[Run], pictures: dict[str, str], short: dict
         "name": short[of.summary.folder] if of else None,
         "size": manifest["certification"]["masks"]["image_size"],
         "broken": sum(record.broken and record.top is not None for record in records),
+        "withstood": sum(not record.broken for record in records),
+        "settings": manifest.get("attack"),
         "shown": [one for one in shown if one["patched"]],
     }

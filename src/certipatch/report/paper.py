@@ -152,15 +152,15 @@ def _names(summaries: list[Summary]) -> dict[Model, str]:
     return {model: name if shown.count(name) == 1 else f"{name} ({model[0][:6]})" for model, name in names.items()}
 
 
-def _wrapped(name: str) -> list[str]:
-    """A name in lines of 22 characters, broken at commas where that goes."""
+def _wrapped(name: str, width: int) -> str:
+    """A name in at most four lines, broken at commas where that goes."""
     lines: list[str] = []
     for word in name.replace(", ", ",\n").split("\n"):
-        if lines and len(lines[-1]) + 1 + len(word) <= 22:
+        if lines and len(lines[-1]) + 1 + len(word) <= width:
             lines[-1] += f" {word}"
         else:
-            lines += textwrap.wrap(word, 22)
-    return lines
+            lines += textwrap.wrap(word, width)
+    return "\n".join(lines if len(lines) <= 4 else [*lines[:3], f"{lines[3][: width - 1]}…"])
 
 
 def _grouped(summaries: list[Summary], key: Callable[[Summary], K]) -> dict[K, list[Summary]]:
@@ -207,7 +207,8 @@ def _lines(points: list[tuple[float, Summary]], names: dict[Model, str], xlabel:
     if not any(len(line) > 1 for line in lines.values()):
         return None
     with mpl.rc_context(STYLE):
-        figure = new_figure(COLUMN, 2.2 + 0.13 * len(lines))
+        shown = {model: _wrapped(names[model], 44) for model in lines}
+        figure = new_figure(COLUMN, 2.2 + 0.13 * sum(label.count("\n") + 1 for label in shown.values()))
         axes = figure.subplots()
         looks = dict(zip(names, zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), cycle((True, False)), strict=False), strict=False))
         top = 0.0
@@ -217,7 +218,7 @@ def _lines(points: list[tuple[float, Summary]], names: dict[Model, str], xlabel:
             top = max(top, *(height + above for height, above in zip(heights, reach[1], strict=True)))
             aside = ScaledTranslation((place - (len(lines) - 1) / 2) * 3 / 72, 0, figure.dpi_scale_trans)
             axes.errorbar(
-                list(lines[model]), heights, yerr=reach, label=names[model], transform=axes.transData + aside,
+                list(lines[model]), heights, yerr=reach, label=shown[model], transform=axes.transData + aside,
                 color=colour, marker=marker, markerfacecolor=colour if filled else "white", markeredgewidth=0.8, linestyle=dashes,
                 capsize=1.5, elinewidth=0.7, capthick=0.7,
             )  # fmt: skip
@@ -240,9 +241,10 @@ def _strategies(summaries: list[Summary], names: dict[Model, str]) -> Figure | N
         rows.setdefault(_model(summary), summary)
     if len(rows) < 2:
         return None
-    labels = ["\n".join(_wrapped(names[model])) for model in rows]
+    labels = [_wrapped(names[model], 22) for model in rows]
+    row = max(0.36, 0.13 * max(label.count("\n") + 1 for label in labels))
     with mpl.rc_context(STYLE):
-        figure = new_figure(COLUMN, 0.8 + 0.36 * len(rows))
+        figure = new_figure(COLUMN, 0.8 + row * len(rows))
         axes = figure.subplots()
         for offset, (name, (attribute, colour, marker, face)) in zip((-0.24, 0, 0.24), ACCURACIES.items(), strict=True):
             places = [row + offset for row in range(len(rows))]

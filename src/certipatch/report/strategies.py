@@ -82,7 +82,7 @@ def draw(image: np.ndarray | None, size: tuple[int, int], panels: list[Panel], c
                 axes.add_patch(_rectangle(window, facecolor="0.6", edgecolor="black", linewidth=0.5))
             axes.add_patch(_rectangle(Window(0, 0, height, width), fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False))
             axes.set(xlim=(0, width), ylim=(height, 0))
-            axes.set_title(panel.title, fontsize=7, pad=2)
+            axes.set_title(panel.title, fontsize=6.5, pad=2)
         if caption:
             figure.supxlabel(caption, fontsize=7)
     return figure

@@ -19,6 +19,7 @@ function svg(tag, attributes) {
   return element;
 }
 const cell = (name, number) => make("td", { class: "n", "data-label": name }, number === null ? "–" : `${number}`);
+const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 const nameOf = (label) => (label === null ? "nothing" : run.classes[label] ?? String(label));
 const stateOf = (at) => run.images.outcome[at];
 const pairText = ([i, j]) => (i === j ? `mask ${i + 1}` : `masks ${i + 1}, ${j + 1}`);
@@ -49,48 +50,46 @@ function where() {
   const n = run.images.label.length;
   const none = run.failing === 0;
   by("where").hidden = none;
-  by("failing").textContent = none
-    ? "No image fails: there is no wrong view in the records."
-    : `On ${run.failing} of ${n} images some view is wrong; the records name one pair of masks for each, the first that was found. ${run.pairs.length < 2 ? "" : "Choose a pair to see it."}`;
+  const wrong = run.images.vanilla.filter((label, at) => label !== null && label !== run.images.label[at]).length;
+  by("failing").textContent = (none ? "No image that is right without a mask fails: the records hold no wrong view of one. "
+    : `${run.failing} of ${n} images are right without a mask and wrong under some. The records name one failing pair of masks for each, the first that was found; choose one to see it. `)
+    + (wrong ? `${count(wrong, "image is", "images are")} wrong without any mask.` : "");
   if (none) return;
   const { rows, columns, counts } = run.heat;
   const most = Math.max(1, ...counts.flat());
-  const example = run.gallery["just missed"].concat(run.gallery.hopeless).find((at) => source(at)) ?? null;
-  plane(by("heat"), example, []);
+  plane(by("heat"), null, []);
   by("heat").classList.add("heated");
-  const drawing = svg("svg", { viewBox: `0 0 ${run.size[1]} ${run.size[0]}`, preserveAspectRatio: "none", role: "img", "aria-label": "heat map of failing masks; the list beside it has the numbers" });
-  counts.forEach((line, r) => line.forEach((count, c) => {
-    const cell = svg("rect", { class: "cell", x: columns[c], y: rows[r], width: columns[c + 1] - columns[c], height: rows[r + 1] - rows[r], style: `fill: rgba(var(--heat), ${(0.04 + 0.88 * count / most).toFixed(3)})` });
+  const drawing = svg("svg", { viewBox: `0 0 ${run.size[1]} ${run.size[0]}`, preserveAspectRatio: "none", role: "img", "aria-label": "heat map of the failing masks of all images" });
+  counts.forEach((line, r) => line.forEach((hidden, c) => {
+    const cell = svg("rect", { class: "cell", x: columns[c], y: rows[r], width: columns[c + 1] - columns[c], height: rows[r + 1] - rows[r], style: `fill: rgba(var(--heat), ${(0.04 + 0.88 * hidden / most).toFixed(3)})` });
     const title = svg("title", {});
-    title.textContent = `hidden in ${count} of ${run.failing} failures`;
+    title.textContent = `under the failing masks of ${count(hidden, "image", "images")}`;
     cell.append(title);
     const covers = ([i, j]) => [...run.masks[i], ...run.masks[j]].some(([top, left, h, w]) => top <= rows[r] && rows[r] < top + h && left <= columns[c] && columns[c] < left + w);
     cell.addEventListener("pointerenter", () => { const pair = run.pairs.findIndex(covers); if (pair >= 0) show(pair); });
     drawing.append(cell);
   }));
   by("heat").append(drawing);
-  by("ramp").textContent = `0 to ${most} of ${run.failing} failures`;
-  by("pairs").replaceChildren(...run.pairs.map(([i, j, count], number) => {
+  by("ramp").textContent = `0 to ${most} of ${run.failing} images`;
+  by("pairs").replaceChildren(...run.pairs.map(([i, j, images], number) => {
     const rod = make("span", { class: "rod" }, make("span"));
-    rod.firstChild.style.width = `${100 * count / run.pairs[0][2]}%`;
-    const button = make("button", { type: "button" }, i === j ? `mask ${i + 1}` : `${i + 1} and ${j + 1}`, rod, `${count}`);
-    button.setAttribute("aria-label", `${pairText([i, j])}: ${count} images`);
-    for (const event of ["pointerenter", "focus", "click"]) button.addEventListener(event, () => show(number));
+    rod.firstChild.style.width = `${100 * images / Math.max(8, run.pairs[0][2])}%`;
+    const button = make("button", { type: "button" }, i === j ? `mask ${i + 1}` : `${i + 1} and ${j + 1}`, rod, `${images}`);
+    button.setAttribute("aria-label", `${pairText([i, j])}: ${count(images, "image", "images")}`);
+    for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => show(number));
+    button.addEventListener("click", () => { const among = failingUnder(i, j); view(among.find(source) ?? among[0], among); });
     return make("li", {}, button);
   }));
+  by("pairs-more").textContent = `${count(run.allPairs, "pair is", "different pairs are")} named, ${run.once} of them for one image only. Choose one to step through its images.`;
   show(0);
 }
+const failingUnder = (i, j) => run.images.pair.map((pair, at) => (pair && pair[0] === i && pair[1] === j && run.images.vanilla[at] === run.images.label[at] ? at : -1)).filter((at) => at >= 0);
 function show(number) {
-  const [i, j, count] = run.pairs[number];
+  const [i, j] = run.pairs[number], failing = failingUnder(i, j);
   by("pairs").querySelectorAll("button").forEach((button, n) => button.setAttribute("aria-pressed", n === number));
-  const failing = run.images.pair.map((pair, at) => (pair && pair[0] === i && pair[1] === j ? at : -1)).filter((at) => at >= 0);
-  const at = failing.find((one) => source(one)) ?? null;
-  const stand = at ?? run.gallery["just missed"].concat(run.gallery.hopeless).find((one) => source(one)) ?? null;
-  plane(by("masked"), stand, [i, j]);
-  const classes = [...new Set(failing.map((one) => nameOf(run.images.label[one])))];
-  by("masked-what").textContent = at !== null
-    ? `${pairText([i, j])} over “${nameOf(run.images.label[at])}”, which is then read as “${nameOf(run.images.fails[at])}”. ${count} images fail here.`
-    : `${pairText([i, j])}${stand === null ? "" : " (over another image)"}. ${count} images fail here, of ${classes.length} ${classes.length === 1 ? "class" : "classes"}.`;
+  const at = failing.find((one) => source(one)) ?? failing[0];
+  plane(by("masked"), at, [i, j]);
+  by("masked-what").textContent = `${pairText([i, j])} over “${nameOf(run.images.label[at])}”${source(at) ? "" : " (its picture is not in the page)"}, which is then read as “${nameOf(run.images.fails[at])}”. Named first for ${count(failing.length, "image", "images")}.`;
 }
 
 // --- Classes
@@ -101,16 +100,17 @@ function classes() {
     bar.append(svg("rect", { class: "track", width: 100, height: 12 }), svg("rect", { class: "value", width: percent, height: 12 }), svg("rect", { class: "interval", x: 100 * one.interval[0], y: 5, width: Math.max(0.4, 100 * (one.interval[1] - one.interval[0])), height: 2 }));
     return make("tr", {}, make("th", { scope: "row", class: "name" }, nameOf(one.label)), cell("images", one.images), cell("vanilla", one.vanilla), cell("clean", one.clean),
       make("td", { "data-label": "certified robust" }, make("b", {}, `${percent.toFixed(1)} %`), " ", make("span", { class: "fraction" }, `${one.certified}/${one.images}; ${(100 * one.interval[0]).toFixed(1)}–${(100 * one.interval[1]).toFixed(1)}`), bar),
-      make("td", { "data-label": "read instead" }, one.wrong.map(([label, count]) => `${nameOf(label)} (${count})`).join(", ") || "–"));
+      make("td", { "data-label": "read instead" }, [...one.wrong.map(([label, images]) => `${nameOf(label)} (${images})`), ...(one.others ? [count(one.others, "other", "others")] : [])].join(", ") || "–"));
   }));
-  by("classes-more").textContent = run.allClasses > run.hardest.length ? `The ${run.hardest.length} least certified of ${run.allClasses} classes that have images.` : "";
+  by("classes-more").textContent = run.allClasses > run.hardest.length ? `The ${run.hardest.length} least certified of ${run.allClasses} classes that have images. ` : "";
+  if (run.images.label.length < 5 * run.allClasses) by("classes-more").textContent += "Fewer than five images a class: these shares say little about a class.";
 }
 
 // --- Gallery
 const MEANS = {
-  "certified": "Certified: right under every pair of masks (those with the smallest margins)",
-  "just missed": "Just missed: right under every single mask, wrong under some pair (those that withstood the most views)",
-  "hopeless": "Hopeless: wrong under a single mask, or without any (of as many classes as there are)",
+  "certified": "Certified: right under every mask and every pair (here: those with the smallest margins)",
+  "just missed": "Just missed: right under every single mask, wrong under some pair (here: those whose wrong pair was found last)",
+  "hopeless": "Hopeless: some single mask is enough for a wrong answer, or none is needed (here: one of each class where possible)",
 };
 function gallery() {
   by("gallery").replaceChildren(...Object.entries(run.gallery).filter(([, some]) => some.length).map(([name, some]) => {
@@ -136,13 +136,17 @@ function short(at) {
 
 // --- All images
 function filter() {
-  const text = by("text").value.trim().toLowerCase(), state = by("outcome").value, { name, label, outcome } = run.images;
-  chosen = name.map((_, at) => at).filter((at) => (state === "" || outcome[at] === Number(state)) && (!text || name[at].toLowerCase().includes(text) || nameOf(label[at]).toLowerCase().includes(text)));
+  const text = by("text").value.trim().toLowerCase(), state = by("outcome").value, of = by("class").value, { name, label, outcome } = run.images;
+  chosen = name.map((_, at) => at).filter((at) => (state === "" || outcome[at] === Number(state)) && (of === "" || label[at] === Number(of)) && (!text || name[at].toLowerCase().includes(text)));
   from = 0;
   list();
 }
+// What an image is read as, and under which masks: without any, if it is wrong already.
+const bare = (at) => run.images.vanilla[at] !== null && run.images.vanilla[at] !== run.images.label[at];
+const wrongly = (at) => (bare(at) ? run.images.vanilla[at] : run.images.fails[at]);
+const under = (at) => (bare(at) ? "no mask needed" : run.images.pair[at] ? pairText(run.images.pair[at]) : "–");
 function list() {
-  const { index, name, label, fails, pair, margin, passes, outcome } = run.images;
+  const { index, name, label, margin, passes, outcome } = run.images;
   by("count").textContent = chosen.length ? `${from + 1}–${Math.min(from + PAGE, chosen.length)} of ${chosen.length} images` : "no image matches";
   by("back").disabled = from === 0;
   by("on").disabled = from + PAGE >= chosen.length;
@@ -150,7 +154,7 @@ function list() {
     const open = make("button", { type: "button" }, name[at]);
     const row = make("tr", {}, cell("nr", index[at]), make("td", { "data-label": "image" }, open), make("td", { "data-label": "class" }, nameOf(label[at])),
       make("td", { "data-label": "outcome", class: `state ${STATE[outcome[at]]}` }, `${SIGN[outcome[at]]} ${outcomes[outcome[at]]}`),
-      make("td", { "data-label": "read wrongly as" }, fails[at] === null ? "–" : nameOf(fails[at])), make("td", { "data-label": "under" }, pair[at] ? pairText(pair[at]) : "–"), cell("smallest margin", margin[at]), cell("passes", passes[at]));
+      make("td", { "data-label": "read wrongly as" }, wrongly(at) === null ? "–" : nameOf(wrongly(at))), make("td", { "data-label": "under" }, under(at)), cell("margin", margin[at]), cell("passes", passes[at]));
     row.addEventListener("click", () => view(at, chosen));
     return row;
   }));
@@ -168,7 +172,8 @@ function view(at, among) {
   by("viewer-title").textContent = `${SIGN[outcome[at]]} ${nameOf(label[at])}: ${outcomes[outcome[at]]}`;
   const kind = run.images.case[at];
   const facts = [["image", name[at]], ["true class", nameOf(label[at])], ["undefended, no patch", nameOf(vanilla[at])], ["defended, no patch", `${nameOf(defended[at])}${kind === null ? "" : ` (${cases[kind]})`}`],
-    ["failing", pair ? `${pairText(pair)}: reads ${nameOf(run.images.fails[at])}` : "none found"], ["smallest margin", margin[at] === null ? "–" : `${margin[at]} over the views that were computed`], ["passes", `${passes[at]}`]];
+    ["failing", bare(at) ? "without any mask" : pair ? `${pairText(pair)}: reads ${nameOf(run.images.fails[at])}` : "none found"], ["passes", `${passes[at]}`]];
+  if (margin[at] !== null) facts.push(["smallest margin", `${margin[at]}, over all views`]);
   if (error[at]) facts.push(["unreadable", error[at]]);
   by("viewer-facts").replaceChildren(...facts.flatMap(([what, value]) => [make("dt", {}, what), make("dd", {}, value)]));
   const place = among.indexOf(at);
@@ -187,7 +192,7 @@ function step() {
     : pair[at] && pair[at][0] === i && pair[at][1] === j ? nameOf(fails[at])
     : outcome[at] === 0 || (outcome[at] === 1 && (i === j || pair[at] === null)) ? nameOf(label[at]) : null;
   by("viewer-what").textContent = (source(at) ? "" : "This picture is not in the page; the masks are drawn without it. ")
-    + `${masks.length ? `Under ${pairText([i, j])}` : "Without a mask"} the model reads: ` + (answer === null ? "not in the records." : `${answer}${answer === nameOf(label[at]) ? " ✓" : " ✗"}`);
+    + `${masks.length ? `Under ${pairText([i, j])}` : "Without a mask"} the model reads: ` + (answer === null ? "not in the records. Certification stops at the first wrong pair, and records name that one." : `${answer}${answer === nameOf(label[at]) ? " ✓" : " ✗"}`);
 }
 function go(by_) {
   const place = viewed.among.indexOf(viewed.at) + by_;
@@ -214,6 +219,9 @@ function walk(by_) {
 
 function choose(number) {
   run = runs[number];
+  if (runs.length > 1) document.querySelectorAll(".of").forEach((of) => { of.textContent = `: ${run.name}`; });
+  const labels = [...new Set(run.images.label)].sort((a, b) => a - b);
+  by("class").replaceChildren(make("option", { value: "" }, "all"), ...labels.map((label) => make("option", { value: `${label}` }, nameOf(label))));
   where();
   classes();
   gallery();
@@ -223,7 +231,7 @@ if (runs.length) {
   by("explore").hidden = false;
   choose(0);
   by("run").addEventListener("change", () => choose(Number(by("run").value)));
-  for (const id of ["text", "outcome"]) by(id).addEventListener("input", filter);
+  for (const id of ["text", "class", "outcome"]) by(id).addEventListener("input", filter);
   by("filters").addEventListener("submit", (event) => event.preventDefault());
   by("back").addEventListener("click", () => { from = Math.max(0, from - PAGE); list(); });
   by("on").addEventListener("click", () => { from += PAGE; list(); });
