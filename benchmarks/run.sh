@@ -32,5 +32,5 @@ bench train-float32 --what train --limit 192 --strategies greedy-multisize
 bench train-search-bf16 --what train --limit 192 --strategies greedy-multisize --search-precision bf16-mixed --repeats 2
 bench train-every-second --what train --limit 192 --strategies greedy-multisize --search-precision bf16-mixed --search-every 2 --repeats 2
 bench memory --what memory --limit 4 --masks-per-axis 10
-bench scaling --what scaling --limit 64
+bench scaling --what scaling --limit 64 --repeats 1
 bench train-eager --what train --limit 32 --train-batch-size 32 --no-compile --strategies random-both,gutout-both,greedy-coarse,greedy-fine,greedy-multisize,grid-coarse
