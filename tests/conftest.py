@@ -28,6 +28,11 @@ class Outcome:
     err: str
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts processes comes first, so that at the end no worker waits long for the other."""
+    items.sort(key=lambda item: item.path.stem not in ("test_distributed", "test_resume", "test_shards"))
+
+
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """``cli("certify", "--model", ...)`` as a user types it: exit code, stdout, stderr."""

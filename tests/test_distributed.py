@@ -55,30 +55,13 @@ def without_time(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "epochs.jsonl")]
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(cli, photos: Path, tmp_path: Path):
+def test_two_processes_train_as_one_with_the_doubled_batch(cli, runs: SimpleNamespace, tmp_path: Path):
     """Random masks, clean images and a remainder (22 images, batches of 8), on a network without BatchNorm."""
-    options = ["train", "--model", "test_vit", "--image-size", 32, "--data", photos, "--val-data", photos, "--limit", 22,
-               "--strategy", "random-both", "--clean-fraction", 0.3, "--patch", 5, "--epochs", 3, "--lr", 0.05, "--device", "cpu"]  # fmt: skip
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert cli(*options, "--batch-size", 8, "--out", one).code == 0
-    command = [
-        sys.executable,
-        "-m",
-        "certipatch",
-        *map(str, options),
-        "--batch-size",
-        "4",
-        "--devices",
-        "2",
-        "--tensorboard",
-        "--json",
-        "--out",
-        str(two),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=90, check=False)
-    assert (done.returncode, ours(done.stderr)) == (0, [])
-    assert json.loads(done.stdout)["images"] == 16, "one process prints, and only the result"
-    assert len(list((two / "tensorboard").iterdir())) == 1, "one process draws the curves"
+    one, two = tmp_path / "one", runs.two
+    assert cli(*runs.for_one, "--batch-size", 8, "--out", one).code == 0
+    done, _ = runs.jobs["as one"]
+    assert (done["code"], ours(done["err"])) == (0, [])
+    assert json.loads(done["out"])["images"] == 16, "one process prints, and only the result"
 
     assert read_manifest(two)["experiment"]["processes"] == 2
     expected, found = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
@@ -116,7 +99,11 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
     vanilla = [*base, "--strategy", "vanilla", "--epochs", 1, "--batch-size", 4]
 
     again = [*options, "--out", broken, "--resume"]
+    for_one = ["train", "--model", "test_vit", "--image-size", 32, "--data", photos, "--val-data", photos, "--limit", 22,
+               "--strategy", "random-both", "--clean-fraction", 0.3, "--patch", 5, "--epochs", 3, "--lr", 0.05, "--device", "cpu"]  # fmt: skip
+    two = folder / "two"
     jobs = {
+        "as one": {"arguments": [*for_one, "--batch-size", 4, "--devices", 2, "--json", "--out", two]},
         "stopped": {"arguments": again, "sigterm": 3},  # of four steps in an epoch
         "resumed": {"arguments": again},
         "undisturbed": {"arguments": [*options, "--out", whole]},
@@ -125,7 +112,8 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
         f"image {names[0]} cannot be read": {"arguments": [*vanilla, "--data", train, "--val-data", fine, "--out", folder / "a"]},
         f"image {names[1]} cannot be read": {"arguments": [*vanilla, "--data", fine, "--val-data", validation, "--out", folder / "b"]},
     }
-    return SimpleNamespace(whole=whole, broken=broken, killed=killed, kept=kept, jobs=pair(folder / "pair", jobs))
+    done = pair(folder / "pair", jobs)
+    return SimpleNamespace(whole=whole, broken=broken, killed=killed, kept=kept, two=two, for_one=for_one, jobs=done)
 
 
 def kill_process_1(arguments: list[object], when: Path) -> SimpleNamespace:
@@ -172,7 +160,7 @@ def test_a_killed_run_that_is_resumed_ends_as_an_undisturbed_one(runs: SimpleNam
 
 def test_what_fails_on_one_process_ends_both_with_one_line(runs: SimpleNamespace):
     """Process 0 cannot write; the loss of either; an image that only process 1 reads, in training and in validation."""
-    failures = list(runs.jobs.items())[3:]
+    failures = list(runs.jobs.items())[4:]
     assert len(failures) == 4
     for words, both in failures:
         assert [process["code"] for process in both] == [2, 2]

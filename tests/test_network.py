@@ -21,7 +21,8 @@ from certipatch.errors import ConfigError, SoundnessError
 from certipatch.models import Normalize
 from certipatch.network import Network, fastest_batch_size
 from certipatch.records import read_manifest, read_records
-from certipatch.views import mask_images, visible, window_tensor
+from certipatch.search import greedy_multisize
+from certipatch.views import frozen, mask_images, visible, window_tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -477,6 +478,31 @@ def test_compiled_search(monkeypatch, photos, tmp_path):
             )  # fmt: skip
     assert last[True]["forward_equivalents"] == last[False]["forward_equivalents"] == (25 + 6) * 24
     assert last[True]["loss"] == pytest.approx(last[False]["loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_search_finds_the_same_masks():
+    """In float32, with BatchNorm folded into weights and statistics that move on between the searches, as in training."""
+    size = (48, 48)
+    torch.manual_seed(0)
+    model = nn.Sequential(Normalize((0.5,) * 3, (0.25,) * 3), timm.create_model("test_resnet", num_classes=5)).eval()
+    masks, fill = MaskSet.covering(image_size=size, patch_size=(8, 8), masks_per_axis=6), torch.full((3,), 0.5)
+    images, labels = torch.rand(12, 3, *size) * torch.linspace(0.1, 1, 12).view(-1, 1, 1, 1), torch.arange(12) % 5
+    torch._dynamo.utils.counters.clear()
+    with frozen(model):
+        look = Network(model, masks, fill=fill, batch_size=16, precision="32-true", compile=True, frozen=False)
+    assert look.compiled
+    assert torch._dynamo.utils.counters["inductor"]["efficient_conv_bn_eval"] == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for _ in range(3):
+        plain, fast = (torch.stack(greedy_multisize(model, images, labels, masks, fill=fill, look=each)) for each in (None, look))
+        assert torch.equal(plain, fast)
+        seen.append(plain)
+        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
+        optimizer.step()
+        model.eval()
+    assert not torch.equal(seen[0], seen[1]), "or yesterday's weights would do"
+    assert not torch.equal(seen[1], seen[2])
 
 
 # --- Precision and batches -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from conftest import write_photos
-from test_distributed import ENVIRONMENT, kill_process_1
+from test_distributed import kill_process_1, pair
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +161,8 @@ def test_two_devices_and_one_of_them_killed(certify, trained, many, tmp_path):
         "certipatch: a process of this run has ended (killed, or out of memory?); what was written is kept: run the same command with --resume"
     ]
     assert set(records(out)) < set(records(tmp_path / "one"))
-    again = subprocess.run(
-        [sys.executable, "-m", "certipatch", *map(str, command), "--resume", "--json"],
-        capture_output=True,
-        text=True,
-        env=ENVIRONMENT,
-        check=True,
-    )
-    assert json.loads(again.stdout)["complete"]
+    again, _ = pair(tmp_path / "pair", {"resumed": {"arguments": [*command, "--resume", "--json"]}})["resumed"]
+    assert json.loads(again["out"])["complete"]
     assert records(out) == records(tmp_path / "one")
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerGradCam
 from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -44,6 +43,8 @@ def saliency(model: nn.Module, images: Tensor, labels: Tensor, layer: str | None
         ConfigError: no such layer, or one whose output is no map of the image.
         SoundnessError: heat that is not finite.
     """
+    from captum.attr import LayerGradCam  # here, as it takes a second, and all but gutout-* do without it
+
     while isinstance(model, DistributedDataParallel | _FabricModule):  # their hooks expect a backward pass down to the weights
         model = model.module
     size = (images.shape[2], images.shape[3])

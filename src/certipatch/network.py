@@ -143,9 +143,11 @@ class Network:
             self._head = torch.compile(self._head, dynamic=False, backend=inductor)
             self._tail = self._tail and torch.compile(self._tail, dynamic=False, backend=inductor)
             self.compiled = True
-            # Freezing must be on while torch traces (as an option of torch.compile it comes too late), which is in the first
-            # call; the limit is one for the whole process, which may make many networks.
-            with torch._inductor.config.patch(freezing=frozen), torch._dynamo.config.patch(recompile_limit=10**6):
+            # These must be on while torch traces (as options of torch.compile they come too late), which is in the first call: either
+            # the weights go into the code, or BatchNorm is folded into the weights of each moment in every call. The limit is one
+            # for the whole process, which may make many networks.
+            how = {"freezing": frozen, "efficient_conv_bn_eval_fx_passes": not frozen}
+            with torch._inductor.config.patch(how), torch._dynamo.config.patch(recompile_limit=10**6):
                 difference = float((self(pixels, windows).float() - expected).abs().max())
             tolerance = (1e-3 if self.precision == "32-true" else 0.1) * max(1.0, float(expected.abs().max()))
             if not difference <= tolerance:

@@ -81,7 +81,7 @@ def check_logits(logits: Tensor, views: int) -> Tensor:
     return logits
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def losses(look: Look, images: Tensor, labels: Tensor, windows: Tensor) -> Tensor:
     """Cross-entropy with the true label of each image under each of its candidate masks.
 
