@@ -30,7 +30,7 @@ from PIL import Image
 from certipatch.data import load_source
 from certipatch.records import Record, read_manifest, read_records
 
-PARTS = ("kills", "disks", "damages", "images", "writers")
+PARTS = ("kill-certify", "kill-train", "disks", "damages", "images", "writers")
 
 # --- a. Kills --------------------------------------------------------------------------------------------------------
 
@@ -357,8 +357,8 @@ def faults(place: Path, arguments: argparse.Namespace) -> Iterator[Row]:
     certify = Work.undisturbed(place / "c", "certify", "--model", place / "run", "--data", "digits", "--patch", 5, "--masks-per-axis", 5,
                                "--limit", 256)  # fmt: skip
     works = {"certify": certify, "train": train}
-    if "kills" in parts:
-        for name, work in works.items():
+    for name, work in works.items():
+        if f"kill-{name}" in parts:
             yield from kills(name, work, 1 if quick else arguments.kills, place / "killed", rng)
     if "disks" in parts:
         sizes = {"certify": [4, 8, 16, 24, 40, 64, 96], "train": [4, 8, 200, 600, 700, 1000, 1100]}

@@ -14,7 +14,7 @@ from pathlib import Path
 from certipatch.cli import main as command_line
 from certipatch.records import read_lines, read_manifest
 
-PATIENCE = 1200  # seconds for one process, on a machine that may be busy with other things
+PATIENCE = 7200  # seconds for one process, on a machine that may be busy with other things, or pause this one
 LINES = {"certify": "records.jsonl", "train": "epochs.jsonl"}
 
 

@@ -305,6 +305,8 @@ def test_logits_beyond_float32_are_refused():
     model = network(0)
     model[4].bias.data[2:] = torch.tensor([1e300, 2e300], dtype=torch.float64)
     refused(PatchCleanser(model, mask_set(3)), GOOD.double(), match="finite")
+    model[4].bias.data[2:] = torch.tensor([3e38, -3e38], dtype=torch.float64)  # whose margin would be infinite, and no JSON
+    refused(PatchCleanser(model, mask_set(3)), GOOD.double(), match="finite")
 
 
 class Rarely(nn.Module):
