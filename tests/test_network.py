@@ -543,6 +543,16 @@ def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, ph
     assert answered.code == 0
     assert json.loads(answered.out)["precision"] == "32-true"
 
+    monkeypatch.undo()  # another machine, on which bf16 runs; and back
+    assert cli(*certify, "--precision", "bf16-mixed", "--out", tmp_path / "elsewhere").code == 0
+    assert read_manifest(tmp_path / "elsewhere")["experiment"]["precision"] == "bf16-mixed"
+    monkeypatch.setattr(network, "autocast", no_bf16)
+    attack = ["attack", "--model", trained, "--data", photos, "--records", tmp_path / "elsewhere", "--out", tmp_path / "attack"]
+    for line in (["predict", "--model", trained, "--certified", tmp_path / "elsewhere", photos / "red" / "0.png"], attack):
+        refused = cli(*line)
+        assert refused.code == 2
+        assert "precision: expected bf16-mixed, in which it was certified, found 32-true" in refused.err
+
 
 CHANGES = {
     "one weight": lambda model: model[1][3].weight.data[0, 0, 0, 0].add_(1e-9),

@@ -413,6 +413,8 @@ def predict(
         raise ConfigError("patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of certify")
     fab = runtime.fabric(device=device, precision=options["precision"])
     defense = PatchCleanser(network.to(fab.device).eval(), fine, **options)
+    if certified is not None:
+        defense.check_precision(options["precision"])
     transform = evaluation_transform(spec)
     failed = 0
     for path in images:

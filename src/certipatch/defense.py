@@ -179,6 +179,14 @@ class PatchCleanser(MaskedClassifier):
         self.exhaustive, self.inference = exhaustive, inference
         super().__init__(model, masks, fill=fill, batch_size=batch_size, precision=precision, compile=compile, shared_prefix=shared_prefix)
 
+    def check_precision(self, certified: str) -> None:
+        """Raises SoundnessError if the network does not run here in the precision that it was certified in."""
+        if self.network.precision != certified:
+            raise SoundnessError(
+                f"precision: expected {certified}, in which it was certified, found {self.network.precision}, in which the model runs here; "
+                "certify again on this machine"
+            )
+
     def predict(self, images: Tensor) -> Tensor:
         """The defended labels (N,) int64 of (N, 3, H, W) float images in [0, 1]."""
         return torch.tensor([verdict.defended_label for verdict in self.examine(images)], dtype=torch.int64)

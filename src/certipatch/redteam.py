@@ -63,6 +63,7 @@ def attack(
         )
     chosen = records if limit is None or limit >= len(records) else [records[i * len(records) // limit] for i in range(limit)]
     defense = PatchCleanser(network.to(fabric.device).eval(), masks, **options)
+    defense.check_precision(runtime.precision(fabric))
     experiment = {
         "certification": about["experiment"],
         "records_sha256": digest(records),
