@@ -28,9 +28,9 @@ bench certified-float32 --what certify --limit 8 --only-certified
 bench certified-bf16 --what certify --limit 8 --only-certified --precision bf16-mixed
 bench network-float32 --what network --limit 8 --no-shared-prefix
 bench network-bf16 --what network --limit 8 --no-shared-prefix --precision bf16-mixed
-bench train-float32 --what train --limit 192 --strategies greedy-multisize
+bench train-float32 --what train --limit 192 --strategies greedy-multisize --repeats 1
 bench train-search-bf16 --what train --limit 192 --strategies greedy-multisize --search-precision bf16-mixed --repeats 2
 bench train-every-second --what train --limit 192 --strategies greedy-multisize --search-precision bf16-mixed --search-every 2 --repeats 2
 bench memory --what memory --limit 4 --masks-per-axis 10
-bench scaling --what scaling --limit 64
+bench scaling --what scaling --limit 64 --repeats 1
 bench train-eager --what train --limit 32 --train-batch-size 32 --no-compile --strategies random-both,gutout-both,greedy-coarse,greedy-fine,greedy-multisize,grid-coarse

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+import json
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 import oracle
-from certipatch import MaskSet, PatchCleanser, certification, models, prefix, runtime, training
+from certipatch import MaskSet, PatchCleanser, certification, models, network, prefix, runtime, training
 from certipatch.config import TrainConfig
 from certipatch.data import load_source
 from certipatch.errors import ConfigError, SoundnessError
@@ -510,14 +511,37 @@ def test_compiled_search_finds_the_same_masks():
 
 def test_precision():
     model, images = cnn().float(), pictures(1).float()
-    seen = []
+    seen, defenses = [], [PatchCleanser(model, MASKS, precision=precision) for precision in ("bf16-mixed", "32-true")]
     model[2][-1].register_forward_hook(lambda _m, _x, y: seen.append(y.dtype))
-    PatchCleanser(model, MASKS, precision="bf16-mixed").predict(images)
-    PatchCleanser(model, MASKS).predict(images)
+    for defense in defenses:
+        defense.predict(images)
     assert set(seen[: len(seen) // 2]) == {torch.bfloat16}
     assert set(seen[len(seen) // 2 :]) == {torch.float32}
     with pytest.raises(ConfigError, match=r"'bf16-true'.*32-true"):
         PatchCleanser(model, MASKS, precision="bf16-true")
+
+
+def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, photos, tmp_path):
+    """One line says so, the manifest names the precision that was used, and predict uses it."""
+
+    @contextmanager
+    def no_bf16(precision, _device):
+        if precision == "bf16-mixed":
+            raise NotImplementedError("no kernel\nfor BFloat16")
+        yield
+
+    monkeypatch.setattr(network, "autocast", no_bf16)
+    certify = ["certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 3, "--limit", 3]
+    done = cli(*certify, "--precision", "bf16-mixed", "--out", tmp_path / "bf16")
+    assert done.code == 0
+    said = [line for line in done.err.splitlines() if "bf16" in line]
+    assert said == ["not in bf16-mixed but in float32: NotImplementedError: no kernel for BFloat16"]
+    assert read_manifest(tmp_path / "bf16")["experiment"]["precision"] == "32-true"
+    assert cli(*certify, "--out", tmp_path / "float32").code == 0
+    assert (tmp_path / "bf16" / "records.jsonl").read_bytes() == (tmp_path / "float32" / "records.jsonl").read_bytes()
+    answered = cli("predict", "--model", trained, "--certified", tmp_path / "bf16", photos / "red" / "0.png")
+    assert answered.code == 0
+    assert json.loads(answered.out)["precision"] == "32-true"
 
 
 CHANGES = {

@@ -22,7 +22,7 @@ from docs_commands import PAGES, Block, as_run, blocks, executed  # noqa: E402
 BLOCKS = blocks()
 COMMANDS = [(block, command) for block in BLOCKS for command in block.commands]
 
-SLOW = {"benchmarks.md", "timm-model.md"}  # the rest takes a few seconds
+SLOW = {"benchmarks.md", "cluster.md", "own-images.md", "timm-model.md"}  # the rest takes a few seconds
 
 # What stands in the text, and what is run in its place: a small network, small images, few of them, one process.
 TINY = [

@@ -66,7 +66,7 @@ def test_digits(tmp_path):
 def test_photographs():
     """EfficientNet-Lite0 with its real weights on photographs of ImageNet."""
     root = SHARED / "imagenet-sample"
-    source = load_source(str(root / "val.tar"), class_map=str(root / "class_map.txt")).first(3)
+    source = load_source(str(root / "val.tar"), class_map=str(root / "class_map.txt")).first(2)
     spec = models.describe("tf_efficientnet_lite0", classes=source.classes, num_classes=1000)
     model = models.build(spec, weights=models.LITE0_PACKAGE)
     items = [Images(source, spec)[i] for i in range(len(source))]

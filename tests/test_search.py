@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 import oracle
@@ -16,7 +15,6 @@ from certipatch.errors import ConfigError, SoundnessError
 from certipatch.gradcam import saliency
 from certipatch.masks import MaskSet, Window
 from certipatch.models import Normalize
-from certipatch.report.pictures import strategy_masks
 from certipatch.search import STRATEGIES
 from certipatch.views import visible
 
@@ -589,17 +587,3 @@ def test_cutout_of_the_paper():
     keep = masked_copies("random-cutout", Constant(), torch.zeros(40, 3, 224, 224), torch.zeros(40))[0]
     rows = (~keep).sum(dim=2)
     assert (rows == 128).any()
-
-
-def test_picture_of_the_strategies(tmp_path):
-    """Every copy of every strategy has a thumbnail, on which nothing but the masked pixels is grey."""
-    image = np.zeros((3, *SIZE), dtype=np.uint8)
-    image[0] = 255
-    keeps = {"none": [np.ones(SIZE, dtype=bool)], "two": [COARSE[0], np.zeros(SIZE, dtype=bool)]}
-    strategy_masks(tmp_path / "masks.png", image, keeps, columns=2)
-    with Image.open(tmp_path / "masks.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    red, grey = ((pixels == colour).all(axis=2).sum() for colour in ((255, 0, 0), (128, 128, 128)))
-    hidden = np.mean([~keep for copies in keeps.values() for keep in copies])
-    assert grey / (red + grey) == pytest.approx(hidden, abs=0.02)
-    assert red + grey > 0.5 * 3 * pixels[..., 0].size / 4, "three of the four places are filled"

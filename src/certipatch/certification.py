@@ -22,7 +22,7 @@ from .errors import ConfigError
 from .masks import MaskSet
 from .minority_reports import above
 from .models import weights_sha256
-from .network import LARGE, fastest_batch_size
+from .network import LARGE, fastest_batch_size, usable_precision
 from .patchcleanser import Inference
 from .progress import Progress, progress_bar, share
 from .records import RECORDS, DetectionRecord, R, Record, Store, manifest, network_of, read_images, read_manifests
@@ -66,7 +66,7 @@ def certify(
     """
     model = network.to(fabric.device).eval()
     name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
-    precision = runtime.precision(fabric)
+    precision = usable_precision(model, masks, runtime.precision(fabric))
     large = len(source) * len(masks) * (len(masks) + 1) / 2 * masks.image_size[0] * masks.image_size[1] >= LARGE
     earlier = _network_of(out, name)
     defense = PatchCleanser(
@@ -113,7 +113,8 @@ def detect(
 
     Arguments and errors are those of :func:`certify`.
     """
-    model, precision = network.to(fabric.device).eval(), runtime.precision(fabric)
+    model = network.to(fabric.device).eval()
+    precision = usable_precision(model, masks, runtime.precision(fabric))
     large = len(source) * (len(masks) + 1) * masks.image_size[0] * masks.image_size[1] >= LARGE
     earlier = _network_of(out, "")
     detector = MinorityReports(
@@ -150,7 +151,7 @@ def _experiment(
         "fill": defense.fill.tolist(),
         "data": source.describe(),
         "device": fabric.device.type,
-        "precision": runtime.precision(fabric),
+        "precision": defense.network.precision,
         "block": BLOCK,
     }
 

@@ -31,7 +31,7 @@ class Network:
         model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, in evaluation mode.
         fill: (3,) colour of masked pixels.
         batch_size: views in one forward pass.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
+        precision: "32-true", "bf16-mixed" or "16-mixed"; float32 where the model does not run in it.
         compile: compile with torch.compile, for one batch shape. ``compiled`` says whether it could be.
         frozen: compile the weights of this moment into the code (BatchNorm folded into convolutions); False for a model that
             is being trained.
@@ -54,8 +54,8 @@ class Network:
         shared_prefix: bool | str = False,
     ) -> None:
         parameter = next(model.parameters(), torch.zeros(()))
-        self.model, self.batch_size, self.precision, self.device, self.views = model, batch_size, precision, parameter.device, 0
-        autocast(precision, self.device)  # refused now, not later
+        self.model, self.batch_size, self.device, self.views = model, batch_size, parameter.device, 0
+        self.precision = usable_precision(model, masks, precision)
         self.prefix: SharedPrefix | None = None
         if shared_prefix:
             self.prefix = find(model, masks, layer=shared_prefix if isinstance(shared_prefix, str) else None)
@@ -167,6 +167,23 @@ def _state(model: nn.Module) -> tuple[list[Any], list[Any]]:
         bits, version = BITS[each.element_size()], None if each.is_inference() else each._version
         weights.append((each.data_ptr(), version, int(each.detach().view(bits).sum(dtype=bits))))
     return [(id(each), len(each._forward_hooks), len(each._forward_pre_hooks)) for each in model.modules()], weights
+
+
+@torch.inference_mode()
+def usable_precision(model: nn.Module, masks: MaskSet, precision: str) -> str:
+    """The precision, or float32 if the model does not run in it on its device, and a line that says so."""
+    parameter = next(model.parameters(), torch.zeros(()))
+    reduced = autocast(precision, parameter.device)  # refuses a name that it does not know
+    if precision == "32-true":
+        return precision
+    try:
+        with reduced:
+            check_logits(model(torch.full((1, 3, *masks.image_size), 0.5).to(parameter)), 1)
+    except Exception as error:  # noqa: BLE001, whatever a model raises that knows no such numbers
+        reason = " ".join(str(error).split())[:120]
+        stderr.print(f"not in {precision} but in float32: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
+        return "32-true"
+    return precision
 
 
 @torch.inference_mode()
