@@ -121,8 +121,9 @@ class TestData:
         (tmp_path / "map.txt").write_text(text)
         refused(cli(*train_options(photos, tmp_path / "run", class_map=tmp_path / "map.txt")), "line 2")
 
-    def test_markup_in_names(self, cli, trained: Path, photos: Path, tmp_path: Path):
-        out = tmp_path / "[red]x[" / "[bold]y"
+    def test_markup_in_names(self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.chdir(tmp_path)  # so that the name is short, and on one line
+        out = Path("[red]x[") / "[bold]y"
         done = cli(*certify_options(trained, photos, out))
         assert done.code == 0, done.err
         assert "[bold]" in cli("report", out).out
