@@ -259,6 +259,10 @@ def test_only_what_was_certified_is_attacked(cli, trained: Path, photos: Path, t
     )
     assert (refused.code, "another model" in refused.err) == (2, True), refused.err
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    odd = {**manifest, "kind": "x", "experiment": {**manifest["experiment"], "data": {"images": float("inf")}}}
+    write_manifest(tmp_path / "c" / "manifest.json", odd)
+    refused = cli("attack", *options, *quick, "--out", tmp_path / "b")
+    assert (refused.code, "expected records of certify, found those of x" in refused.err) == (2, True), refused.err
     manifest["experiment"]["masks"]["windows"][0] = [[0, 0, 20, 20]]
     write_manifest(tmp_path / "c" / "manifest.json", manifest)
     refused = cli("attack", *options, *quick, "--out", tmp_path / "b")

@@ -143,11 +143,9 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
     Raises SoundnessError if it is of another model.
     """
     from .models import weights_sha256
-    from .records import network_of, read_manifest
+    from .records import network_of
 
-    manifest = read_manifest(folder)
-    if manifest["kind"] != "certify":
-        raise ConfigError(f"certified {folder}: expected records of certify, found those of {manifest['kind']}")
+    manifest = _certification(folder)
     try:
         there = manifest["experiment"]
         masks, weights = there["masks"], there["weights_sha256"]
@@ -174,15 +172,20 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
     return fine, options
 
 
-def images_as_certified(folder: Path, source: Source) -> Source:
-    """Those images of the data that a certification is of. Raises DataError if they are others."""
+def _certification(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of ``certify``, which is checked as such. Raises ConfigError if it is of another kind."""
     from .records import read_manifest
 
-    try:
-        there = read_manifest(folder)["experiment"]["data"]
-        source = source.first(int(there["images"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordsError(f"{folder}: its manifest lacks {error}; restore it or certify again") from error
+    manifest = read_manifest(folder)
+    if manifest["kind"] != "certify":
+        raise ConfigError(f"certified {folder}: expected records of certify, found those of {manifest['kind']}")
+    return manifest
+
+
+def images_as_certified(folder: Path, source: Source) -> Source:
+    """Those images of the data that a certification is of. Raises DataError if they are others."""
+    there = _certification(folder)["experiment"]["data"]
+    source = source.first(there["images"])
     differing = differences(there, source.describe())
     if differing:
         raise DataError(
