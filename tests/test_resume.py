@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from certipatch.records import read_lines, read_manifest
+from conftest import write_manifest
 
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}  # the undisturbed run is one for both
 
@@ -140,3 +141,17 @@ def test_resume_in_the_middle_of_an_epoch(cli, tmp_path: Path, monkeypatch: pyte
     assert whole == broken
     costs = [[line["forward_equivalents"] for line in read_lines(tmp_path / name / "epochs.jsonl")] for name in ("whole", "broken")]
     assert costs[0] == costs[1] == [96 * (20 if strategy[1:] and epoch != 1 else 3) for epoch in range(3)]
+
+
+def test_a_block_that_was_written_in_part(cli, trained: Path, photos: Path, tmp_path: Path):
+    """Its images that have no record get one, the others no second one."""
+    options = ["certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 2, "--out", tmp_path]
+    assert cli(*options).code == 0
+    path = tmp_path / "records.jsonl"
+    whole, manifest = path.read_bytes(), read_manifest(tmp_path)
+    for left in (5, 23):
+        write_manifest(tmp_path / "manifest.json", manifest | {"finished": None})
+        path.write_bytes(b"".join(whole.splitlines(keepends=True)[:left]))
+        done = cli(*options, "--resume")
+        assert done.code == 0, done.err
+        assert path.read_bytes() == whole
