@@ -19,7 +19,7 @@ from PIL import Image
 
 from certipatch.data import load_source
 from certipatch.errors import DataError
-from certipatch.records import read_lines, read_records
+from certipatch.records import Record, read_lines, read_records
 from conftest import write_manifest, write_photos
 
 
@@ -402,3 +402,16 @@ class TestOut:
         (tmp_path / "c").mkdir()
         with FileLock(tmp_path / "c" / ".lock"):
             refused(cli(*certify_options(trained, photos, tmp_path / "c")), "another process")
+
+
+FLAWS = [{"pixels": None}, {"margin": None}, {"margin": -1.0}, {"failing_label": 1}, {"failing_pair": (0, 1)}, {"defended_label": 1},
+         {"case": "majority"}, {"error": "x"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", FLAWS, ids=str)
+def test_what_a_certified_record_cannot_say(flaw: dict[str, object]):
+    fields = {"index": 0, "name": "x", "label": 0, "pixels": "0" * 64, "vanilla_label": 1, "defended_label": 0, "case": "agreed", "certified": True,
+              "failing_pair": None, "failing_label": None, "margin": 0.0, "passes": 11}  # fmt: skip
+    assert Record(**fields).certified
+    with pytest.raises(ValueError, match="its other fields say it is not"):
+        Record(**fields | flaw)
