@@ -281,6 +281,23 @@ def test_masks_that_the_searches_find(cli, certificates: Path, trained: Path, tm
         assert [(w.top, w.left, w.top + w.height, w.left + w.width) for w in found[name]] == [tuple(window) for window in windows]
 
 
+def test_without_the_strategies_that_cannot_look_at_the_model(
+    cli, certificates: Path, trained: Path, tmp_path: Path, drawn: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+):
+    from certipatch import search
+    from certipatch.errors import ConfigError
+
+    def no_map(*_: object) -> None:
+        raise ConfigError("Grad-CAM: expected a layer whose output is a map")
+
+    monkeypatch.setattr(search, "saliency", no_map)
+    done = cli("report", certificates / "5x5-k3", "--figures", tmp_path / "f", "--model", trained)
+    assert done.code == 0, done.err
+    assert "masks: without gutout-coarse, gutout-fine, gutout-both, which find no feature map of the model to look at" in done.err
+    titles = {panel.title.split("\n")[0] for panel in drawn[0][2]}
+    assert titles == {name for name in search.STRATEGIES if not name.startswith("gutout")}
+
+
 def test_figures_that_cannot_be_drawn(cli, certificates: Path, trained: Path, photos: Path, tmp_path: Path):
     from conftest import write_photos
 

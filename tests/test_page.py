@@ -369,7 +369,7 @@ def test_a_forged_manifest_gives_a_page_or_one_line(tmp_path: Path):
     for path in paths_of({key: value for key, value in whole.items() if key != "sha256"})[1:]:
         if "windows" in path and len(path) > 4:  # enough of them
             continue
-        for other in (None, -1.5, "<b>", {}, ["x"]):
+        for other in (None, -1.5, ["<b>"]):
             forged = json.loads(json.dumps(whole))
             place = forged
             for key in path[:-1]:

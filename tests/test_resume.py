@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,16 +25,32 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["certipatch.certification", "certipatch.training"])
 
 
-def run(arguments: list[str], error: Path) -> None:
+def run(arguments: list[str], error: Path, ready: Callable[[], bool]) -> None:
+    from certipatch import progress
     from certipatch.cli import main
 
+    advance = progress.Progress.advance
+    woken, wake = socket.socketpair()
+    woken.settimeout(10)
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+
+    def and_wait(self: progress.Progress, n: int, note: str) -> None:
+        advance(self, n, note)
+        if ready():
+            woken.recv(1)  # a signal; on a busy machine it comes late
+            woken.close()
+            signal.set_wakeup_fd(-1)
+            progress.Progress.advance = advance
+
+    progress.Progress.advance = and_wait
     sys.argv, sys.stderr = ["certipatch", *arguments], error.open("w", buffering=1)
     main()
 
 
 def start_and_stop(arguments: list[object], ready: Callable[[], bool], sig: int, error: Path) -> int:
     """The exit code of a command that gets the signal as soon as ``ready()``; it must still be at work then."""
-    process = processes.Process(target=run, args=(list(map(str, arguments)), error))
+    process = processes.Process(target=run, args=(list(map(str, arguments)), error, ready))
     process.start()
     deadline = time.monotonic() + 120
     while not ready():
@@ -42,6 +60,10 @@ def start_and_stop(arguments: list[object], ready: Callable[[], bool], sig: int,
     os.kill(process.pid, sig)
     process.join(60)
     return process.exitcode
+
+
+def has_lines(path: Path, n: int) -> bool:
+    return path.exists() and path.read_bytes().count(b"\n") >= n
 
 
 def test_certify(cli, trained: Path, photos: Path, tmp_path: Path):
@@ -56,10 +78,7 @@ def test_certify(cli, trained: Path, photos: Path, tmp_path: Path):
         broken = tmp_path / sig.name
         path, error = broken / "records.jsonl", tmp_path / f"{sig.name}.txt"
 
-        def ready(path: Path = path) -> bool:
-            return path.exists() and path.read_bytes().count(b"\n") >= 32
-
-        assert start_and_stop([*options, "--out", broken], ready, sig, error) == code, error.read_text()
+        assert start_and_stop([*options, "--out", broken], partial(has_lines, path, 32), sig, error) == code, error.read_text()
         assert "Traceback" not in error.read_text()
         assert 32 <= len(read_lines(path)) < 102
         assert read_manifest(broken)["finished"] is None

@@ -149,6 +149,7 @@ def test_a_killed_shard_loses_nothing(certify, one, trained, many, tmp_path):
     assert records(out) == one
 
 
+@pytest.mark.slow
 def test_two_devices_and_one_of_them_killed(certify, trained, many, tmp_path):
     """Process 1 is killed in its second block: one line, exit code 2; what both wrote is kept, --resume does the rest."""
     options = ["--exhaustive", "--device", "cpu"]

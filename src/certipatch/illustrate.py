@@ -44,8 +44,12 @@ def write(folder: Path, summaries: list[Summary], *, model: Path | None = None, 
     stated = [(summary, summary.manifest["experiment"]["masks"]) for summary in summaries]
     trainable = [summary for summary, masks in stated if set(threat_of(masks)) == {"patch_size"} and masks["masks_per_axis"]]
     if trainable:
-        figures["masks"] = _masks_found(trainable, model, place or Place()) if model else _geometry(trainable[0], place)
-        if not model:
+        if model:
+            figures["masks"], left_out = _masks_found(trainable, model, place or Place())
+            if left_out:
+                notes.append(f"masks: without {', '.join(left_out)}, which find no feature map of the model to look at")
+        else:
+            figures["masks"] = _geometry(trainable[0], place)
             notes.append("masks: drawn at random; --model RUN draws what each search finds" + ("" if place else ", --data on an image"))
     else:
         notes.append("skipped masks: needs a certification against one patch of one shape, which train takes")
@@ -69,14 +73,14 @@ def _geometry(summary: Summary, place: Place | None) -> Figure:
     return strategies.draw(image, masks.image_size, strategies.geometry(masks), caption)
 
 
-def _masks_found(summaries: list[Summary], model: Path, place: Place) -> Figure:
-    """What each strategy finds with the certified model on the first image that it is right about."""
+def _masks_found(summaries: list[Summary], model: Path, place: Place) -> tuple[Figure, list[str]]:
+    """What each strategy finds with the certified model on the first image that it is right about, and the strategies that cannot."""
     import torch
 
     from .data import as_float
     from .models import find_mean, load_run, weights_sha256
     from .report.thumbnails import images_of
-    from .search import on_one_image
+    from .search import STRATEGIES, on_one_image
 
     spec, network, _ = load_run(model)
     weights = weights_sha256(network)
@@ -88,6 +92,8 @@ def _masks_found(summaries: list[Summary], model: Path, place: Place) -> Figure:
     item = images[record.index] if record else None
     if item is None or item.pixels is None:
         raise ConfigError(f"model {model}: expected an image that it is right about in {summary.folder}, found none; leave out --model")
-    found = on_one_image(network.eval(), as_float(item.pixels), item.label, masks, fill=torch.as_tensor(find_mean(network)))
+    found = dict(on_one_image(network.eval(), as_float(item.pixels), item.label, masks, fill=torch.as_tensor(find_mean(network))))
     caption = f"What each strategy hides from one image, against patches of {by(masks.patch_size)}, k={masks.masks_per_axis}."
-    return strategies.draw(item.pixels.numpy(), masks.image_size, strategies.panels_of(dict(found)), caption)
+    return strategies.draw(item.pixels.numpy(), masks.image_size, strategies.panels_of(found), caption), [
+        name for name in STRATEGIES if name not in found
+    ]

@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
 from .gradcam import saliency
 from .masks import MaskSet, Window
 from .views import Look, Masked, frozen, losses, mask_images, visible, window_tensor
@@ -254,8 +255,11 @@ STRATEGIES: dict[str, Strategy] = {
 def on_one_image(
     model: nn.Module, image: Tensor, label: int, masks: MaskSet, *, fill: float | Tensor, seed: int = 0
 ) -> Iterator[tuple[str, list[list[Window]]]]:
-    """What each strategy hides in every copy of an image (3, H, W), by the strategy's name."""
+    """What each strategy hides in every copy of an image (3, H, W), by the strategy's name; without those that cannot look at the model (Gutout)."""
     for name, strategy in STRATEGIES.items():
         generator = torch.Generator().manual_seed(seed)
-        copies = strategy(model, image[None], torch.tensor([label]), masks, fill=fill, generator=generator)
+        try:
+            copies = strategy(model, image[None], torch.tensor([label]), masks, fill=fill, generator=generator)
+        except ConfigError:
+            continue
         yield name, [[Window(top, left, bottom - top, right - left) for top, left, bottom, right in copy[0].tolist()] for copy in copies]

@@ -5,7 +5,7 @@ Which pair of masks a search takes depends on the model, so it is drawn where th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -29,7 +29,7 @@ class Panel:
     others: tuple[Window, ...] = ()
 
 
-def panels_of(copies: dict[str, Sequence[Sequence[Window]]]) -> list[Panel]:
+def panels_of(copies: Mapping[str, Sequence[Sequence[Window]]]) -> list[Panel]:
     """Of what each strategy hides: its copies, each with its windows."""
     return [
         Panel(f"{name}\n{f'copy {number} of {len(each)}' if len(each) > 1 else ''}", tuple(windows))
