@@ -34,6 +34,7 @@ def run(arguments: list[str], error: Path, ready: Callable[[], bool]) -> None:
     woken.settimeout(10)
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
     def and_wait(self: progress.Progress, n: int, note: str) -> None:
         advance(self, n, note)
