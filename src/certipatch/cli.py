@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from .config import ModelSpec, default_lr, train_config
 from .cost import STRATEGIES, search_passes
-from .errors import CertiPatchError, ConfigError, DataError, one_line
+from .errors import CertiPatchError, ConfigError, DataError, ProcessError, one_line
 from .masks import parse_patch, threat_text
 from .options import (
     as_certified,
@@ -765,7 +766,9 @@ def main() -> None:
     try:
         app()
     except (CertiPatchError, OSError) as error:
-        print(f"certipatch: {one_line(str(error))}", file=sys.stderr)
+        print(f"certipatch: {one_line(str(error))}", file=sys.stderr, flush=True)
+        if isinstance(error, ProcessError):
+            os._exit(2)  # threads that still talk to the process that is gone may abort an orderly exit
         sys.exit(2)
 
 
