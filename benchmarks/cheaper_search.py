@@ -28,13 +28,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from certipatch import reproduce, runtime
-from certipatch.masks import MaskSet
-from certipatch.plan import Run, plan, read_recipe
-from certipatch.records import read_lines, read_records
-from certipatch.report.summary import summarize
-from certipatch.search import STRATEGIES, Strategy
-from certipatch.views import frozen, losses, mask_images, visible, window_tensor
+from certipatch.geometry.masks import MaskSet
+from certipatch.records.read import read_lines, read_records
+from certipatch.report.certification import summarize
+from certipatch.reproduce.plan import Run, _done, plan
+from certipatch.reproduce.recipe import read_recipe
+from certipatch.reproduce.run import run as run_all
+from certipatch.runtime.devices import make_fabric
+from certipatch.training.strategies import STRATEGIES, Strategy
+from certipatch.views.losses import losses
+from certipatch.views.masked import frozen, mask_images, visible, window_tensor
 
 SMALL = 32  # pixels, of 48, that the search at low resolution sees
 
@@ -238,7 +241,7 @@ def runs_of(row: str, seeds: list[int], scale: float) -> list[Run]:
 
 def result(run: Run, out: Path) -> dict[str, Any] | None:
     """What is known of one run once it is complete: shares, certified images by k, and counted passes."""
-    if not reproduce._done(run, out):
+    if not _done(run, out):
         return None
     lines = read_lines(out / run.name / "epochs.jsonl")
     # What is recorded is search and gradient step; a view of the latter is worth 3 passes.
@@ -308,7 +311,7 @@ def main() -> None:
 
     rows = asked.only.split(";") if asked.only else list(TRIALS)
     seeds = [int(seed) for seed in asked.seeds.split(",")]
-    fabric = cache(lambda precision: runtime.fabric(device="cpu", precision=precision))
+    fabric = cache(lambda precision: make_fabric(device="cpu", precision=precision))
 
     def show() -> str:
         results = {row: [found for run in runs_of(row, seeds, asked.scale) if (found := result(run, asked.out))] for row in TRIALS}
@@ -326,7 +329,7 @@ def main() -> None:
             if run.training(asked.out) is None:  # what a strategy remembered is lost with its process: begin again
                 shutil.rmtree(asked.out / run.name, ignore_errors=True)
             STRATEGIES[run.strategy] = TRIALS[row][2]()
-            failures = reproduce.run([run], asked.out, locations={run.setup.data: asked.data}, fabric=fabric, after_each=show)
+            failures = run_all([run], asked.out, locations={run.setup.data: asked.data}, fabric=fabric, after_each=show)
             if failures:
                 raise SystemExit(failures[0])
     print(show())

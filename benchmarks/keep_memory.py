@@ -18,13 +18,15 @@ def steps(keep: bool, batch_size: int) -> str:
     import torch
     import torch.nn.functional as F
 
-    from certipatch import models, runtime
+    from certipatch.models.build import build, describe
+    from certipatch.models.weights import weights_sha256
+    from certipatch.runtime.devices import make_fabric
 
     if keep:
-        runtime.fabric(device="cpu")
+        make_fabric(device="cpu")
     torch.manual_seed(0)
-    spec = models.describe("tf_efficientnet_lite0", classes=tuple(map(str, range(1000))), num_classes=1000)
-    model = models.build(spec).train()
+    spec = describe("tf_efficientnet_lite0", classes=tuple(map(str, range(1000))), num_classes=1000)
+    model = build(spec).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     images = torch.rand(batch_size, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch_size,))
@@ -35,7 +37,7 @@ def steps(keep: bool, batch_size: int) -> str:
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
         seconds.append(time.perf_counter() - started)
-    return f"{min(seconds):.3f} {models.weights_sha256(model)}"
+    return f"{min(seconds):.3f} {weights_sha256(model)}"
 
 
 def main() -> None:

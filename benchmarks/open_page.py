@@ -17,8 +17,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from certipatch.report import html
-from certipatch.report.summary import summarize
+from certipatch.report.certification import summarize
+from certipatch.report.page.html import write_page
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_page import certification
@@ -31,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         run = certification(Path(place) / "run", images=images, k=6, classes=tuple(f"class {n}" for n in range(1000)))
         page = Path(place) / "page.html"
-        html.write(page, [summarize(run)])
+        write_page(page, [summarize(run)])
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         opened, filtered = [], []
         for _ in range(5):

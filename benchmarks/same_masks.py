@@ -16,12 +16,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from certipatch import MaskSet, models, runtime
-from certipatch.data import Images, as_float, collate, load_source
-from certipatch.network import Network
-from certipatch.search import greedy_multisize, random_both
-from certipatch.views import frozen as evaluation
-from certipatch.views import mask_images, visible
+from certipatch import MaskSet
+from certipatch.data.load import load_source
+from certipatch.data.source import Images, as_float, collate
+from certipatch.models.build import build, describe
+from certipatch.models.weights import LITE0_PACKAGE
+from certipatch.runtime.devices import autocast, make_fabric
+from certipatch.training.strategies import greedy_multisize, random_both
+from certipatch.views.masked import find_mean, mask_images, visible
+from certipatch.views.masked import frozen as evaluation
+from certipatch.views.network import Network
 
 
 def main() -> None:
@@ -29,15 +33,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/imagenet-sample"))
     asked = parser.parse_args()
-    runtime.fabric(device="cpu")
+    make_fabric(device="cpu")
     torch.manual_seed(0)
     source = load_source(str(asked.data / "val.tar"), class_map=str(asked.data / "class_map.txt")).first(asked.images)
-    spec = models.describe("tf_efficientnet_lite0", classes=source.classes, num_classes=1000)
-    model = models.build(spec, weights=models.LITE0_PACKAGE)
+    spec = describe("tf_efficientnet_lite0", classes=source.classes, num_classes=1000)
+    model = build(spec, weights=LITE0_PACKAGE)
     images = Images(source, spec)
     pixels, labels = collate([images[i] for i in range(len(source))])
     x, masks = as_float(pixels), MaskSet.covering(image_size=(224, 224), patch_size=(39, 39), masks_per_axis=6)
-    fill = torch.as_tensor(models.find_mean(model)).expand(3)
+    fill = torch.as_tensor(find_mean(model)).expand(3)
 
     def compiled(precision: str, *, frozen: bool = False) -> Network:
         with evaluation(model):
@@ -59,7 +63,7 @@ def main() -> None:
         random = torch.stack(random_both(model, x, labels, masks, fill=fill, generator=torch.Generator().manual_seed(steps)), dim=1)
         for name, look in looks.items():
             started = time.perf_counter()
-            with runtime.autocast("32-true" if look is None else look.precision, x.device):
+            with autocast("32-true" if look is None else look.precision, x.device):
                 found = torch.stack(greedy_multisize(model, x, labels, masks, fill=fill, look=look), dim=1)
             milliseconds = 1000 * (time.perf_counter() - started) / len(x) / 25
             if look is None:

@@ -82,7 +82,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def _commands() -> str:
     """Every command with its options, by typer itself."""
-    command = [sys.executable, "-m", "typer", "certipatch.cli", "utils", "docs", "--name", "certipatch"]
+    command = [sys.executable, "-m", "typer", "certipatch.cli.app", "utils", "docs", "--name", "certipatch"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return text[text.index("## ") :]  # behind the title and the list of commands

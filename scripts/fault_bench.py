@@ -27,8 +27,10 @@ from pathlib import Path
 from fault_work import Outcome, Row, Work, call, complete_lines, end, start, wait_until
 from PIL import Image
 
-from certipatch.data import load_source
-from certipatch.records import Record, read_manifest, read_records
+from certipatch.data.load import load_source
+from certipatch.records.manifest import read_manifest
+from certipatch.records.read import read_records
+from certipatch.records.schema import Record
 
 PARTS = ("kill-certify", "kill-train", "disks", "damages", "images", "writers")
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from certipatch.cli import main as command_line
-from certipatch.records import read_lines, read_manifest
+from certipatch.cli.app import main as command_line
+from certipatch.records.manifest import read_manifest
+from certipatch.records.read import read_lines
 
 PATIENCE = 7200  # seconds for one process, on a machine that may be busy with other things, or pause this one
 LINES = {"certify": "records.jsonl", "train": "epochs.jsonl"}

@@ -31,17 +31,34 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from certipatch import certification, models, options, plan, redteam, runtime, training
-from certipatch.attack import AttackConfig
-from certipatch.config import TrainConfig
-from certipatch.data import UNREADABLE, Images, decode, load_source, open_image
+from certipatch.certification.certify import certify
+from certipatch.certification.detect import detect
+from certipatch.certification.restore import as_certified, images_as_certified
+from certipatch.data.decode import UNREADABLE, decode, open_image
+from certipatch.data.load import load_source
+from certipatch.data.source import Images
 from certipatch.errors import CertiPatchError, DataError
-from certipatch.masks import MaskSet
-from certipatch.records import DetectionRecord, read_images, read_manifest, read_records
-from certipatch.report import attacked, detection
-from certipatch.report.summary import summarize, table
-from certipatch.seals import LineHashes, seal, sha256
-from certipatch.verify import verify
+from certipatch.geometry.masks import MaskSet
+from certipatch.models.build import build, describe
+from certipatch.models.runs import load_run
+from certipatch.models.small import SMALL_CNN
+from certipatch.models.weights import read_weights
+from certipatch.records.manifest import read_manifest
+from certipatch.records.read import read_images, read_records
+from certipatch.records.schema import DetectionRecord
+from certipatch.records.seals import LineHashes, seal, sha256
+from certipatch.redteam.attack import attack
+from certipatch.redteam.climb import AttackConfig
+from certipatch.report.attack import attack_text, summarize_attack
+from certipatch.report.certification import summarize, table
+from certipatch.report.detection import detection_table, summarize_detection
+from certipatch.reproduce.plan import plan
+from certipatch.reproduce.recipe import FOLDER, NAMES, read_recipe
+from certipatch.runtime.console import stderr
+from certipatch.runtime.devices import make_fabric
+from certipatch.training.config import TrainConfig
+from certipatch.training.train import train
+from certipatch.verify.check import verify
 
 ODD: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 7, 255, 2**31, 2**63, 2**64, -(2**63), 10**40, 0.5, -0.0, 1e308, -1e308, 1e-320, float("nan"), float("inf"),
@@ -123,27 +140,27 @@ class Targets:
                 colour = tuple(40 + 60 * (c == 2 - label) + 5 * i for c in range(3))
                 Image.new("RGB", (32, 32), colour).save(photos / name / f"{i}.png")
         source = load_source(str(photos))
-        self.spec = models.describe(models.SMALL_CNN, classes=source.classes, num_classes=3)
-        fabric = runtime.fabric(device="cpu")
+        self.spec = describe(SMALL_CNN, classes=source.classes, num_classes=3)
+        fabric = make_fabric(device="cpu")
         config = TrainConfig(strategy="vanilla", patch_size=(5, 5), masks_per_axis=2, epochs=1, batch_size=4)
-        training.train(models.build(self.spec), self.spec, source, source, config, folder / "run", fabric=fabric)
-        self.network = models.load_run(folder / "run")[1]
+        train(build(self.spec), self.spec, source, source, config, folder / "run", fabric=fabric)
+        self.network = load_run(folder / "run")[1]
         masks = MaskSet.covering(image_size=(32, 32), patch_size=(12, 12), masks_per_axis=2)
-        certification.certify(self.network, self.spec, source, masks, folder / "c", fabric=fabric)
-        certification.detect(self.network, self.spec, source, masks, folder / "d", fabric=fabric)
+        certify(self.network, self.spec, source, masks, folder / "c", fabric=fabric)
+        detect(self.network, self.spec, source, masks, folder / "d", fabric=fabric)
         self.detect = read_manifest(folder / "d")
         self.detections = [json.loads(line) for line in (folder / "d" / "records.jsonl").read_text().splitlines()]
         quick = AttackConfig(steps=1, restarts=1, certified_restarts=1)
-        redteam.attack(
+        attack(
             self.network, self.spec, source, masks, folder / "c", folder / "a",
-            fabric=fabric, config=quick, options=options.as_certified(folder / "c", self.spec, self.network)[1],
+            fabric=fabric, config=quick, options=as_certified(folder / "c", self.spec, self.network)[1],
         )  # fmt: skip
         self.manifest = read_manifest(folder / "c")
         self.records = [json.loads(line) for line in (folder / "c" / "records.jsonl").read_text().splitlines()]
         self.run = read_manifest(folder / "run")
         self.attack = {**read_manifest(folder / "a"), "finished": None}
         self.attacks = [json.loads(line) for line in (folder / "a" / "attacks.jsonl").read_text().splitlines()]
-        self.recipes = [(plan.FOLDER / f"{name}.toml").read_bytes() for name in plan.NAMES]
+        self.recipes = [(FOLDER / f"{name}.toml").read_bytes() for name in NAMES]
         self.png = (photos / "red" / "0.png").read_bytes()
         pictures = {"jpeg": "JPEG", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "webp": "WEBP"}
         self.pictures = [self.png]
@@ -193,14 +210,14 @@ class Targets:
             lambda: read_manifest(folder),
             self._verifier(folder, rng),
             lambda: self._show(folder, rng),
-            lambda: options.as_certified(folder, self.spec, self.network),
-            lambda: options.images_as_certified(folder, self.source),
+            lambda: as_certified(folder, self.spec, self.network),
+            lambda: images_as_certified(folder, self.source),
         )
 
     def runs(self, rng: random.Random) -> None:
         data = dump(damaged_tree(self.run, rng))
         self.write(self.folder / "run" / "manifest.json", damaged_bytes(data, rng) if rng.random() < 0.3 else data)
-        models.load_run(self.folder / "run")
+        load_run(self.folder / "run")
 
     def attacks_lines(self, rng: random.Random) -> None:
         folder = self.folder / "a"
@@ -208,7 +225,7 @@ class Targets:
         (folder / "manifest.json").write_bytes(dump(manifest))
         data = b"".join(dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.attacks)
         self.write_lines(folder / "attacks.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng)
-        attacked.text(attacked.summarize(folder))
+        attack_text(summarize_attack(folder))
 
     def detections_lines(self, rng: random.Random) -> None:
         folder = self.folder / "d"
@@ -219,7 +236,7 @@ class Targets:
         each(
             self._verifier(folder, rng),
             lambda: read_images(folder, DetectionRecord),
-            lambda: Console(file=io.StringIO(), width=80).print(detection.table([detection.summarize(folder)])),
+            lambda: Console(file=io.StringIO(), width=80).print(detection_table([summarize_detection(folder)])),
         )
 
     def recipe_files(self, rng: random.Random) -> None:
@@ -232,12 +249,12 @@ class Targets:
         else:
             data = damaged_bytes(data, rng)
         self.write(self.folder / "r.toml", data)
-        plan.plan(plan.read_recipe(str(self.folder / "r.toml")))
+        plan(read_recipe(str(self.folder / "r.toml")))
 
     def weights(self, rng: random.Random) -> None:
         name, data = rng.choice([("w.safetensors", self.small), ("w.pth", self.pickle)])
         self.write(self.folder / name, damaged_bytes(data, rng))
-        models.read_weights(str(self.folder / name))
+        read_weights(str(self.folder / name))
 
     def pictures_files(self, rng: random.Random) -> None:
         self.write(self.folder / "x.png", damaged_bytes(rng.choice(self.pictures), rng))
@@ -294,7 +311,7 @@ def main() -> None:
     parser.add_argument("--only", help=f"one of {', '.join(SHARES)}")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    runtime.stderr.quiet = True
+    stderr.quiet = True
     signal.signal(signal.SIGVTALRM, _too_long)
     root = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     targets, total = Targets(root), 0

@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from certipatch.data import Images, as_float
-from certipatch.network import Network
-from certipatch.options import as_certified, images_as_certified, open_model, source_for
-from certipatch.records import read_manifest, read_records
-from certipatch.verify_views import LOW_PRECISION, TOLERANCE
-from certipatch.views import check_logits, window_tensor
+from certipatch.certification.restore import as_certified, images_as_certified
+from certipatch.cli.open import open_model, source_for
+from certipatch.data.source import Images, as_float
+from certipatch.records.manifest import read_manifest
+from certipatch.records.read import read_records
+from certipatch.verify.views import LOW_PRECISION, TOLERANCE
+from certipatch.views.masked import check_logits, window_tensor
+from certipatch.views.network import Network
 
 WAYS = ((128, 1, False), (128, 1, True), (32, 1, True), (128, 2, False), (1, 1, False))  # batch size, threads, shuffled
 

@@ -12,11 +12,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from certipatch.data import as_float, evaluation_transform
-from certipatch.masks import MaskSet, parse_patch
-from certipatch.models import LITE0_PACKAGE, build, describe, find_mean
-from certipatch.report import paper, strategies
-from certipatch.search import on_one_image
+from certipatch.data.source import as_float, evaluation_transform
+from certipatch.geometry.masks import MaskSet
+from certipatch.geometry.patch import parse_patch
+from certipatch.models.build import build, describe
+from certipatch.models.weights import LITE0_PACKAGE
+from certipatch.report.figures.masks import draw_panels, panels_of
+from certipatch.report.figures.style import save
+from certipatch.training.strategies import on_one_image
+from certipatch.views.masked import find_mean
 
 PHOTO = "imagenet_00_243.jpg"  # <running number>_<class number>
 
@@ -33,5 +37,5 @@ copies, started = {}, time.perf_counter()
 for name, copies[name] in on_one_image(model, as_float(image), label, masks, fill=torch.as_tensor(find_mean(model))):
     print(f"{name:17} {time.perf_counter() - started:6.2f} s", flush=True)
     started = time.perf_counter()
-figure = strategies.draw(image.numpy(), spec.image_size, strategies.panels_of(copies))
-paper.save({"strategies": figure}, Path(__file__).parents[1] / "docs", dpi=130, endings=("png",))
+figure = draw_panels(image.numpy(), spec.image_size, panels_of(copies))
+save({"strategies": figure}, Path(__file__).parents[1] / "docs", dpi=130, endings=("png",))

@@ -6,19 +6,17 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from certipatch.seals import seal
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+from certipatch.models.build import build, describe
+from certipatch.models.small import SMALL_CNN
+from certipatch.runtime.devices import make_fabric
+from certipatch.training.train import train
+from inputs import write_photos
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """``cli("certify", "--model", ...)`` as a user types it: exit code, stdout, stderr."""
-    from certipatch.cli import main
+    from certipatch.cli.app import main
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr("sys.argv", ["certipatch", *map(str, arguments)])
@@ -51,23 +49,6 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest as a forger would: with its hash mended."""
-    path.write_text(json.dumps(seal(manifest)))
-
-
-def write_photos(folder: Path, classes: tuple[str, ...] = ("blue", "green", "red"), each: int = 8, size: int = 32) -> Path:
-    """A data set that a small network learns: noisy images, each with the colour of its class."""
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(classes):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(each):
-            pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
-            pixels[..., 2 - label % 3] += 100
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 3 classes of 8 images, 32x32. Do not write into it."""
@@ -77,15 +58,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """A finished training run of small-cnn on ``photos``. Do not write into it."""
-    from certipatch import models, runtime, training
-    from certipatch.config import TrainConfig
-    from certipatch.data import load_source
+    from certipatch.data.load import load_source
+    from certipatch.training.config import TrainConfig
 
     source = load_source(str(photos))
-    spec = models.describe(models.SMALL_CNN, classes=source.classes, num_classes=3)
+    spec = describe(SMALL_CNN, classes=source.classes, num_classes=3)
     config = TrainConfig(strategy="greedy-coarse", patch_size=(5, 5), masks_per_axis=6, epochs=4, batch_size=8, lr=0.05)
     out = tmp_path_factory.mktemp("runs") / "trained"
-    training.train(models.build(spec), spec, source, source, config, out, fabric=runtime.fabric(device="cpu"))
+    train(build(spec), spec, source, source, config, out, fabric=make_fabric(device="cpu"))
     return out
 
 

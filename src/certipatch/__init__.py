@@ -8,16 +8,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import CertiPatchError, SoundnessError
-from .masks import MaskSet, Window
+from .geometry.masks import MaskSet
+from .geometry.patch import Window
 
 if TYPE_CHECKING:
-    from .defense import PatchCleanser, Verdict
-    from .detection import Detection, MinorityReports
-    from .models import load_run
-    from .search import STRATEGIES
+    from .defenses.contract import Verdict
+    from .defenses.minority_reports.detector import Detection, MinorityReports
+    from .defenses.patchcleanser.defense import PatchCleanser
+    from .models.runs import load_run
+    from .training.strategies import STRATEGIES
 
 __all__ = [
     "STRATEGIES",
@@ -33,22 +36,18 @@ __all__ = [
 ]
 
 
+LAZY = {
+    "Detection": "defenses.minority_reports.detector",
+    "MinorityReports": "defenses.minority_reports.detector",
+    "PatchCleanser": "defenses.patchcleanser.defense",
+    "STRATEGIES": "training.strategies",
+    "Verdict": "defenses.contract",
+    "load_run": "models.runs",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Names that need torch are imported when first used, so that geometry and reports start at once."""
-    if name in ("PatchCleanser", "Verdict"):
-        from . import defense
-
-        return getattr(defense, name)
-    if name in ("MinorityReports", "Detection"):
-        from . import detection
-
-        return getattr(detection, name)
-    if name == "load_run":
-        from .models import load_run
-
-        return load_run
-    if name == "STRATEGIES":
-        from .search import STRATEGIES
-
-        return STRATEGIES
+    if name in LAZY:
+        return getattr(import_module(f".{LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

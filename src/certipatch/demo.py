@@ -18,23 +18,44 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from . import certification, models, redteam, runtime, training
-from .attack import AttackConfig
-from .config import ModelSpec, TrainConfig
-from .cost import forward_equivalents
-from .data import Images, Source, load_source
-from .masks import MaskSet, Size, by
-from .options import as_certified
-from .records import Record, read_records
-from .report import html
-from .report.pictures import failing_masks
-from .report.summary import Summary, summarize, training_cost
+from .certification.certify import certify as certify_source
+from .certification.restore import as_certified
+from .config import ModelSpec
+from .data.load import load_source
+from .data.source import Images, Source
+from .geometry.masks import MaskSet
+from .geometry.patch import Size, by
+from .models.build import build, describe
+from .models.runs import load_run
+from .models.small import SMALL_CNN
+from .records.read import read_records
+from .records.schema import Record
+from .redteam.attack import attack
+from .redteam.climb import AttackConfig
+from .report.certification import Summary, summarize, training_cost
+from .report.figures.failing import failing_masks
+from .report.page.html import write_page
+from .runtime.console import stderr
+from .runtime.devices import make_fabric
+from .training.config import TrainConfig
+from .training.cost import forward_equivalents
+from .training.train import train
 
 PATCH = (5, 5)
+
+
 OTHER_PATCHES = ((3, 3), (7, 7))  # for the curve of the page, at k=3
+
+
 ATTACKED = 50  # images
+
+
 EPOCHS = 10
+
+
 MASKS = MaskSet.covering(image_size=(32, 32), patch_size=PATCH, masks_per_axis=6)
+
+
 # This many epochs of random-cutout cost what 10 of greedy-multisize do.
 EQUAL_COMPUTE_EPOCHS = round(EPOCHS * forward_equivalents("greedy-multisize", MASKS) / forward_equivalents("random-cutout", MASKS))
 
@@ -57,14 +78,14 @@ ROWS = (
 def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
     """Train, certify and compare into the folder ``out``; what is there from an earlier run is not done again."""
     train_digits, test_digits = load_source("digits", split="train"), load_source("digits", split="test")
-    fabric = runtime.fabric(device="cpu")
-    spec = models.describe(models.SMALL_CNN, classes=train_digits.classes, num_classes=10)
+    fabric = make_fabric(device="cpu")
+    spec = describe(SMALL_CNN, classes=train_digits.classes, num_classes=10)
 
     def fine_tune(name: str, start: str | None, strategy: str, epochs: int, lr: float) -> None:
-        network = models.load_run(out / start)[1] if start else models.build(spec, seed=seed)
+        network = load_run(out / start)[1] if start else build(spec, seed=seed)
         config = TrainConfig(strategy=strategy, patch_size=PATCH, masks_per_axis=6, epochs=epochs, batch_size=32, lr=lr, seed=seed)
-        runtime.stderr.print(f"{name}: {epochs} epochs", markup=False)
-        training.train(network, spec, train_digits, test_digits, config, out / name, fabric=fabric, data="digits", resume=True)
+        stderr.print(f"{name}: {epochs} epochs", markup=False)
+        train(network, spec, train_digits, test_digits, config, out / name, fabric=fabric, data="digits", resume=True)
 
     fine_tune("base", None, "vanilla", 10, 0.05)
     results: list[tuple[Row, float, dict[int, Summary]]] = []
@@ -72,7 +93,7 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
     for row in ROWS:
         folder = row.name.replace(", ", "-").replace(" ", "-")
         fine_tune(folder, "base", row.strategy, row.epochs, 0.03)
-        network, manifest = models.load_run(out / folder)[1:]
+        network, manifest = load_run(out / folder)[1:]
         certify = partial(_certify, network, spec, test_digits, fabric, manifest["experiment"]["train"])
         certified = {k: certify(out / f"{folder}-k{k}", PATCH, k) for k in (3, 6)}
         if row.epochs == EPOCHS:
@@ -87,13 +108,13 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
 
     best, attacked = results[-1][2][6], out / "attack"
     masks, options = as_certified(Path(best.folder), spec, network)
-    redteam.attack(
+    attack(
         network, spec, test_digits, masks, Path(best.folder), attacked,
         fabric=fabric, config=AttackConfig(seed=seed), options=options, limit=ATTACKED, resume=True,
     )  # fmt: skip
     page = out / "report.html"
     compared = [certified[k] for _, _, certified in reversed(results) for k in (6, 3)]
-    html.write(page, [*compared, *other_patches], attacks=[attacked])
+    write_page(page, [*compared, *other_patches], attacks=[attacked])
 
     if as_json:
         rows = [
@@ -109,7 +130,7 @@ def _certify(
     network: nn.Sequential, spec: ModelSpec, source: Source, fabric: Fabric, trained: dict[str, Any], to: Path, patch: Size, k: int
 ) -> Summary:
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=patch, masks_per_axis=k)
-    certification.certify(network, spec, source, masks, to, fabric=fabric, data="digits", trained=trained, resume=True)
+    certify_source(network, spec, source, masks, to, fabric=fabric, data="digits", trained=trained, resume=True)
     return summarize(to)
 
 

@@ -4,6 +4,8 @@ Each message is one line: what was expected, what was found, what to do. The com
 with code 2; no traceback reaches a user.
 """
 
+from __future__ import annotations
+
 
 def one_line(text: str) -> str:
     """Text of unknown origin as one line that a terminal shows and does not obey: what cannot be printed becomes its escape.

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..masks import threat_of, threat_text
-from ..records import Record
+from ..geometry.patch import threat_of, threat_text
+from ..records.schema import Record
+from .certification import Summary
 from .findings import outcome
-from .summary import Summary
 
 
 def advise(summary: Summary, records: Sequence[Record], *, attacked: bool) -> list[tuple[str, str]]:

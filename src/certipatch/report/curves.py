@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..masks import by
-from .summary import Share, Summary, strategy
+from ..geometry.patch import by
+from .certification import Share, Summary, strategy
 
 
 @dataclass(frozen=True)

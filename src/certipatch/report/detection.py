@@ -10,13 +10,17 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from ..defenses.minority_reports.algorithm import above, check_threshold
 from ..errors import ConfigError, RecordsError, one_line
-from ..masks import threat_of
-from ..minority_reports import above, check_threshold
-from ..records import DetectionRecord, read_images, read_manifest
-from .summary import Share, against, strategy
+from ..geometry.patch import threat_of
+from ..records.manifest import read_manifest
+from ..records.read import read_images
+from ..records.schema import DetectionRecord
+from .certification import Share, against, strategy
 
 THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
+
+
 CAPTION = (
     "Detection (Minority Reports): % of images, fraction, 95 % interval. threshold: an alarm is raised by a one-mask view that is more "
     "confident than this in another label; clean: the undefended model is right and there is no alarm; false alarms: an alarm without a "
@@ -83,7 +87,7 @@ def parse_thresholds(text: str | None) -> tuple[float, ...]:
         raise ConfigError(f"thresholds {text!r}: expected confidences from 0 to 1, such as 0,0.5,0.9") from None
 
 
-def summarize(folder: str | Path, thresholds: tuple[float, ...] = THRESHOLDS) -> DetectionSummary:
+def summarize_detection(folder: str | Path, thresholds: tuple[float, ...] = THRESHOLDS) -> DetectionSummary:
     """The summary of a folder that ``detect`` wrote; also of one that is not complete yet. Raises RecordsError."""
     manifest = read_manifest(Path(folder))
     if manifest["kind"] != "detect":
@@ -115,7 +119,7 @@ def at_threshold(records: list[DetectionRecord], threshold: float) -> AtThreshol
     )
 
 
-def table(summaries: list[DetectionSummary]) -> Table:
+def detection_table(summaries: list[DetectionSummary]) -> Table:
     """The sweeps of several folders, 80 columns wide, a threshold a row."""
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption=CAPTION)
     if len({s.manifest["experiment"]["data"]["fingerprint"] for s in summaries}) > 1:

@@ -10,11 +10,15 @@ from typing import Literal
 
 import numpy as np
 
-from ..records import Record
-from .summary import Share
+from ..records.schema import Record
+from .certification import Share
 
 Outcome = Literal["certified", "just missed", "hopeless", "unreadable"]
+
+
 Pair = tuple[int, int]
+
+
 Rectangle = Sequence[int]  # top, left, height, width, as manifests have them
 
 

@@ -1,0 +1,23 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import app
+from .options import AsJson, Seed
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo-out"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Greedy Cutout on handwritten digits, in a few minutes: train, certify, compare."""
+    from ..demo import run
+
+    run(out, seed=seed, as_json=as_json)

@@ -1,0 +1,140 @@
+"""Data sets: from a name or a path to uint8 tensors that the model sees, with every image accounted for.
+
+timm's reader replaces an unreadable image by its neighbour. A certificate must name the image it is about, so
+images are decoded here and an unreadable one surfaces as what it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm.data
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..config import ModelSpec
+from ..errors import ConfigError, DataError
+from .decode import UNREADABLE, decode, why_unreadable
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images before any transform: a name, a label and a way to open each.
+
+    ``open(i)`` returns a PIL image or raises OSError, ValueError and the like for an unreadable one.
+    """
+
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    labels: Sequence[int]
+    open: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """sha256 over the names and labels in order."""
+        digest = hashlib.sha256()
+        for name, label in zip(self.names, self.labels, strict=True):
+            digest.update(f"{name}\0{label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest says about the data: enough to refuse another, or the same at another resolution."""
+        return {"images": len(self), "classes": list(self.classes), "fingerprint": self.fingerprint(), "sample": self.sample()}
+
+    def sample(self) -> str:
+        """sha256 over the pixels of eight images, spread over the set."""
+        digest = hashlib.sha256()
+        some = self.first(8)
+        for i in range(len(some)):
+            try:
+                image = decode(some.open(i))
+                digest.update(f"{image.size}".encode() + image.tobytes())
+            except UNREADABLE as problem:
+                digest.update(why_unreadable(problem).encode())
+        return digest.hexdigest()
+
+    def first(self, limit: int | None) -> Source:
+        """Only the first ``limit`` images, spread evenly over the whole set so that no class is left out."""
+        if limit is None or limit >= len(self):
+            return self
+        if limit < 1:
+            raise ConfigError(f"limit {limit}: expected at least 1 image")
+        return self.take([i * len(self) // limit for i in range(limit)])
+
+    def take(self, chosen: Sequence[int]) -> Source:
+        """Only the images at these positions, in this order."""
+        return Source(self.classes, [self.names[i] for i in chosen], [self.labels[i] for i in chosen], lambda i: self.open(chosen[i]))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image as the model sees it: ``pixels`` (3, H, W) uint8, or None and the reason in ``error``."""
+
+    index: int
+    name: str
+    label: int
+    pixels: Tensor | None
+    error: str | None
+
+
+class Images(Dataset[Item]):
+    """A source with the evaluation transform of a model; a map-style data set of :class:`Item`."""
+
+    def __init__(self, source: Source, spec: ModelSpec) -> None:
+        self.source, self.transform = source, evaluation_transform(spec)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Item:
+        name, label = self.source.names[index], self.source.labels[index]
+        try:
+            pixels, error = self.transform(decode(self.source.open(index))), None
+        except UNREADABLE as problem:
+            pixels, error = None, why_unreadable(problem)
+        return Item(index, name, label, pixels, error)
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [0, 1], the only place where this happens."""
+    return pixels.float() / 255
+
+
+def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform to (3, H, W) uint8: resize, crop, no normalisation (that is in the model)."""
+    return timm.data.create_transform(
+        (3, *spec.image_size),
+        is_training=False,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+        interpolation=spec.interpolation,
+        normalize=False,
+    )
+
+
+def check_training_classes(train: Source, validation: Source) -> None:
+    """Refuse what cannot be trained or judged: other classes in validation, or classes without an image on either side."""
+    if validation.classes != train.classes:
+        raise DataError(f"validation data: expected the classes {', '.join(train.classes[:5])}, found {', '.join(validation.classes[:5])}")
+    for what, source in (("training", train), ("validation", validation)):
+        empty = [name for label, name in enumerate(train.classes) if label not in set(source.labels)]
+        if empty:
+            raise DataError(f"{what} data: expected images of every class, found none of {', '.join(empty[:5])}")
+
+
+def collate(items: list[Item]) -> tuple[Tensor, Tensor]:
+    """(N, 3, H, W) uint8 and (N,) labels for training, which refuses an unreadable image.
+
+    Raises DataError naming the first one.
+    """
+    for item in items:
+        if item.pixels is None:
+            raise DataError(f"image {item.name} cannot be read ({item.error}); remove or replace it")
+    return torch.stack([item.pixels for item in items if item.pixels is not None]), torch.tensor([item.label for item in items])

@@ -1,0 +1,89 @@
+"""PatchCleanser's algorithms, on integers only: no network, no pixels.
+
+Source: PatchCleanser (Xiang, Mahloujifar, Mittal; USENIX Security 2022). A *table* is the symmetric
+(masks, masks) array of labels ``table[i, j] = F(x.m_i.m_j)``; its diagonal holds the one-mask labels.
+An entry not computed yet is ``UNKNOWN``, which equals no label: what is not known never certifies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+UNKNOWN = -1
+
+
+Inference = Literal["double-masking", "challenger"]
+
+
+INFERENCES: tuple[Inference, ...] = get_args(Inference)
+
+
+Case = Literal["agreed", "disagreer", "majority", "champion"]
+
+
+def majority_label(first_round: Sequence[int] | np.ndarray) -> int:
+    """The most frequent one-mask label; ties: the smallest."""
+    labels, counts = np.unique(np.asarray(first_round), return_counts=True)
+    return int(labels[counts.argmax()])
+
+
+def double_masking(first_round: Sequence[int], second_round: Callable[[int], Iterable[int]]) -> tuple[int, Case]:
+    """Algorithm 1: the defended label, and which of its three cases decided.
+
+    Args:
+        first_round: the label under each single mask.
+        second_round: for a mask i, the labels under masks i and j for every j. It is called for disagreeing
+            masks only, and may be a row of a stored table or a live model.
+    """
+    majority = majority_label(first_round)
+    if all(label == majority for label in first_round):
+        return majority, "agreed"
+    for i, label in enumerate(first_round):
+        if label != majority and all(second == label for second in second_round(i)):
+            return int(label), "disagreer"
+    return majority, "majority"
+
+
+def challenger_masking(first_round: Sequence[int], pair: Callable[[int, int], int]) -> tuple[int, Case]:
+    """Challenger masking: the same certificate as :func:`double_masking`, with a second round of at most n-1 passes for n masks.
+
+    Source: PatchCleanser's own code (``challenger_masking``). If all one-mask labels agree, that label is the answer. Otherwise
+    mask 0 is champion, and the first mask left of another label challenges it. If the two-mask label is the challenger's, the
+    champion is out and the challenger takes its place; if it is the champion's or neither's, the challenger is out. When all
+    masks left have one label, that is the answer. One mask is out after each game, and the champion is always left.
+
+    Why a certified image is answered right, whatever the patch: a mask c that covers it shows the clean image alone, so c has the
+    true label y, and so have all its pairs. Played against a mask of another label, c as challenger wins and as champion stays:
+    c is never out, and the label that all masks left share is c's.
+
+    Args:
+        first_round: the label under each single mask.
+        pair: for a champion i and a challenger j, the label under both. No pair is asked for twice.
+    """
+    champion, left = 0, list(range(len(first_round)))
+    while challengers := [j for j in left if first_round[j] != first_round[champion]]:
+        challenger = challengers[0]
+        if pair(champion, challenger) == first_round[challenger]:
+            champion, challenger = challenger, champion
+        left.remove(challenger)  # who lost
+    return int(first_round[champion]), "agreed" if len(set(first_round)) == 1 else "champion"
+
+
+def answer(table: np.ndarray, inference: Inference) -> tuple[int, Case]:
+    """The defended label and its case from what is known of a table: enough for the inference, see ``schedule``."""
+    first_round = table.diagonal().tolist()
+    if inference == "challenger":
+        return challenger_masking(first_round, lambda i, j: int(table[i, j]))
+    return double_masking(first_round, lambda i: table[i].tolist())
+
+
+def two_mask_correct(table: np.ndarray, label: int) -> bool:
+    """Algorithm 2: is (x, label) certified? Every one- and two-mask prediction must be ``label``.
+
+    Theorem 1: if so, and the mask set covers the patch, :func:`double_masking` answers ``label`` on x under
+    every content of the patch at every position; and so does :func:`challenger_masking`.
+    """
+    return bool((table == label).all())

@@ -1,0 +1,139 @@
+"""Which views are looked at next: no view that cannot matter, and first those that are likely to decide. Integers only.
+
+The outcome is that of the full table (``patchcleanser``): a certificate falls with its first wrong pair of masks, a row of
+Algorithm 1 with its first label that disagrees, and of challenger masking only the games are asked for. The order is only about how soon that is met: pairs come
+in the order of the two masks' summed one-mask margins, smallest first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .algorithms import UNKNOWN, Inference, challenger_masking, majority_label
+
+Pair = tuple[int, int]
+
+
+View = tuple[int, int, int]  # image, and its masks i <= j
+
+
+def missing_pairs(table: np.ndarray, label: int | None, inference: Inference = "double-masking") -> tuple[np.ndarray, int]:
+    """The pairs (i <= j) that must still be known, as an (n, 2) array, and the label that each must have for the rest to matter.
+
+    The table's diagonal is known. For the certificate (``label`` given) one wrong entry decides; for
+    Algorithm 1 a row decides as soon as one entry disagrees. Rows are asked for one at a time, in the order in
+    which Algorithm 1 looks at them; of challenger masking the next game, since its outcome decides who plays then.
+    Nothing is missing when everything is decided.
+    """
+    nothing = np.empty((0, 2), dtype=np.int64)
+    first_round = table.diagonal()
+    if label is not None and (first_round == label).all():
+        # The defended label is settled (agreed); the certificate needs every pair, or one wrong one.
+        if ((table != label) & (table != UNKNOWN)).any():
+            return nothing, label
+        return np.argwhere(np.triu(table == UNKNOWN)), label
+    if inference == "challenger":
+        return next_game(table), UNKNOWN
+    majority = majority_label(first_round)
+    for i in np.flatnonzero(first_round != majority):
+        known = table[i] != UNKNOWN
+        if (table[i][known] != first_round[i]).any():
+            continue  # this disagreer has been outvoted
+        others = np.flatnonzero(~known)
+        return np.sort(np.stack([np.full_like(others, i), others], axis=1), axis=1), int(first_round[i])
+    return nothing, majority
+
+
+def next_game(table: np.ndarray) -> np.ndarray:
+    """The first pair that challenger masking asks for and that is not known yet, as (1, 2), or (0, 2) if it has its answer."""
+    unknown: list[Pair] = []
+
+    def pair(i: int, j: int) -> int:
+        if table[i, j] == UNKNOWN:
+            unknown.append((min(i, j), max(i, j)))
+        return int(table[i, j])
+
+    challenger_masking(table.diagonal().tolist(), pair)  # what it does beyond the first unknown pair is of no interest
+    return np.array(unknown[:1], dtype=np.int64).reshape(-1, 2)
+
+
+@dataclass
+class _Image:
+    table: np.ndarray
+    label: int | None
+    order: np.ndarray
+    expected: int = UNKNOWN
+    queues: tuple[deque[Pair], deque[Pair]] = field(default_factory=lambda: (deque(), deque()))  # not apart, apart
+
+    def next_is_apart(self) -> bool:
+        near, apart = self.queues
+        return bool(apart) and (not near or bool(self.order[apart[0]] < self.order[near[0]]))
+
+
+class Schedule:
+    """The undecided images and what is to be asked about each.
+
+    Args:
+        apart: (masks, masks) bool: pairs that are looked at in another way than the rest, so in batches of their own.
+        exhaustive: ask for every pair, also where the answer is settled.
+        inference: how the defended label is found.
+    """
+
+    def __init__(self, apart: np.ndarray, *, exhaustive: bool = False, inference: Inference = "double-masking") -> None:
+        self.apart, self.exhaustive, self.inference = apart, exhaustive, inference
+        self.images: dict[int, _Image] = {}
+
+    def add(self, image: int, table: np.ndarray, label: int | None, order: np.ndarray) -> bool:
+        """Take on an image whose diagonal of the table (masks, masks) is known. Returns whether it is undecided.
+
+        ``order`` (masks, masks) is small for pairs to ask for early. Answers are written into the table.
+        """
+        self.images[image] = _Image(table, label, order)
+        return self._refill(image)
+
+    def next(self, size: int) -> tuple[list[View], bool]:
+        """Up to ``size`` views, and whether their masks are apart; none if no image is undecided.
+
+        The images take turns, so that few pairs of one image are under way when one of them decides it.
+        """
+        turn = list(self.images)[:size]
+        apart = 2 * sum(self.images[image].next_is_apart() for image in turn) > len(turn)  # as most of them would have it
+        views: list[View] = []
+        while any(one.queues[apart] for one in self.images.values()) and len(views) < size:
+            for image, one in self.images.items():
+                if one.queues[apart] and len(views) < size:
+                    views.append((image, *one.queues[apart].popleft()))
+        return views, apart
+
+    def tell(self, views: Iterable[View], labels: Iterable[int]) -> list[int]:
+        """Note the labels of views. Returns the images that are decided now."""
+        surprised, asked = set(), {}
+        for (image, i, j), label in zip(views, labels, strict=True):
+            one = self.images[image]
+            one.table[i, j] = one.table[j, i] = label
+            asked[image] = one
+            if label != one.expected:
+                surprised.add(image)
+        return [
+            image
+            for image, one in asked.items()
+            if ((image in surprised and not self.exhaustive) or not any(one.queues)) and not self._refill(image)
+        ]
+
+    def _refill(self, image: int) -> bool:
+        one = self.images[image]
+        if self.exhaustive:
+            pairs = np.argwhere(np.triu(one.table == UNKNOWN))
+        else:
+            pairs, one.expected = missing_pairs(one.table, one.label, self.inference)
+        if not len(pairs):
+            del self.images[image]
+            return False
+        pairs = pairs[np.argsort(one.order[pairs[:, 0], pairs[:, 1]], kind="stable")]
+        apart = self.apart[pairs[:, 0], pairs[:, 1]]
+        one.queues = tuple(deque(map(tuple, pairs[apart == which].tolist())) for which in (False, True))  # type: ignore[assignment]
+        return True

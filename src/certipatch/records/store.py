@@ -1,0 +1,136 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from ..config import differences
+from ..errors import RecordsError
+from .files import _guard, write_atomically
+from .manifest import MANIFEST, _division, _of_shard, _read_manifest, _shard_of, now, read_manifests
+from .read import _check_written, read_lines
+from .seals import LineHashes, seal, sha256, write_through
+
+
+class Store:
+    """The one writer of a manifest and its lines in a folder: append-only, locked, resumable.
+
+    Use as a context manager. Each :meth:`append` is on disk when it returns; a line torn by a kill is dropped on
+    resume. Raises RecordsError when the folder is of another experiment, in use, damaged or not writable.
+
+    Args:
+        lines: name of the JSON Lines file.
+        shard: ``"2-of-8"`` for one of several writers that share the folder, else "" for its only one.
+        resume: continue what is there.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], lines: str, *, shard: str = "", resume: bool = False) -> None:
+        self.folder, self.manifest, self._shard, self._resume = folder, manifest, shard, resume
+        self.path = folder / _of_shard(lines, shard)
+        self._hashes = LineHashes(self.path)
+        self._manifest_path = folder / _of_shard(MANIFEST, shard)
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock_of(self._shard)
+            self._lock.acquire()
+        except Timeout:
+            raise self._in_use() from None
+        except OSError as error:
+            raise RecordsError(
+                f"out {self.folder}: not a folder that can be written ({error.strerror or error}); choose another --out"
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _open(self) -> None:
+        mine = self._manifest_path.exists()
+        if not mine and self.path.exists():
+            raise RecordsError(f"out {self.folder}: has {self.path.name} but no {self._manifest_path.name}; choose another --out")
+        if not mine:  # written before looking at the others: of two who begin at once, at least one sees the other
+            self.write_manifest()
+        try:
+            self._compare(began=mine)
+            if mine:
+                self.manifest = _read_manifest(self._manifest_path)
+                unfinished = self.manifest["finished"] is None
+                self.lines = read_lines(self.path, repair=unfinished)
+                _check_written(self.manifest, self.path)
+                if unfinished:
+                    _guard(self.folder, lambda: self._hashes.cut(len(self.lines)))
+            else:
+                self.lines = []
+            _guard(self.folder, self.path.touch)
+        except BaseException:
+            if not mine:
+                self._manifest_path.unlink()
+            raise
+
+    def _compare(self, *, began: bool) -> None:
+        """Refuse another experiment, an earlier attempt without ``resume``, and another division that is being written."""
+        earlier = began
+        for path, found in read_manifests(self.folder).items():
+            differing = differences(found["experiment"], self.manifest["experiment"])
+            if differing:
+                # Other windows follow from another patch or k, and are long.
+                differing = [line for line in differing if not line.startswith("masks.windows")] or differing
+                raise RecordsError(
+                    f"out {self.folder}: holds another experiment ({'; '.join(differing[:3])}); choose another --out or the same options"
+                )
+            if _division(path) != _division(self._manifest_path):
+                earlier = True
+                try:
+                    # Longer than another process needs to look, shorter than it needs to work.
+                    with self._lock_of(_shard_of(path), timeout=2):
+                        pass
+                except Timeout:
+                    raise self._in_use() from None
+        if earlier and not self._resume:
+            raise RecordsError(f"out {self.folder}: holds this experiment already; continue it with --resume or choose another --out")
+
+    def _lock_of(self, shard: str, timeout: float = 0) -> FileLock:
+        return FileLock(self.folder / f".lock{shard and '-'}{shard}", timeout=timeout)
+
+    def _in_use(self) -> RecordsError:
+        return RecordsError(f"out {self.folder}: another process is writing there; wait for it or choose another --out")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.release()
+
+    def append(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Write lines and force them to disk."""
+        new = list(lines)
+        data = [json.dumps(line, allow_nan=False).encode() + b"\n" for line in new]
+
+        def write() -> None:
+            self._hashes.append(data)
+            write_through(self.path, b"".join(data), append=True)
+
+        _guard(self.folder, write)
+        self.lines += new
+
+    def finish(self, **facts: Any) -> None:
+        """Mark the folder as complete: number of lines and their hash, besides ``facts``; once is enough.
+
+        Raises RecordsError if the lines are not those that were written.
+        """
+        if self.manifest["finished"] is not None and self.manifest["finished"]["lines"] == len(self.lines):
+            return
+        _check_written(self.manifest, self.path)
+        finished = {"at": now(), "lines": len(self.lines), "sha256": sha256(self.path.read_bytes()), **facts}
+        self.manifest = {**self.manifest, "finished": finished}
+        self.write_manifest()
+
+    def write_manifest(self) -> None:
+        write_atomically(self._manifest_path, json.dumps(seal(self.manifest), indent=2).encode() + b"\n")

@@ -1,0 +1,7 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+stderr = Console(stderr=True, highlight=False)

@@ -1,0 +1,55 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from ..config import Frozen
+from ..errors import ConfigError
+
+
+class TrainConfig(Frozen):
+    """The fine-tuning recipe; the defaults are the Greedy Cutout paper's (``lr`` 0.001 for ViT and ConvNeXt).
+
+    The learning rate is multiplied by ``lr_decay`` after half of the epochs. ``clean_fraction`` of each batch
+    is left unmasked (our addition; the paper's value is 0). ``gradcam_layer`` is where the gutout strategies look,
+    the model's last feature map if None. A strategy that searches does so in every ``search_every``-th epoch, in each if None, and
+    uses again in between what it found last; ``search_precision`` is that of the search, the training's if None.
+    """
+
+    strategy: str
+    patch_size: tuple[int, int]
+    masks_per_axis: int
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lr: float = Field(default=0.01, gt=0)
+    lr_decay: float = Field(default=0.1, gt=0, le=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clean_fraction: float = Field(default=0.0, ge=0, le=1)
+    gradcam_layer: str | None = None
+    search_every: int | None = Field(default=None, ge=1)
+    search_precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
+    seed: int = 0
+
+    @field_validator("search_every")
+    @classmethod
+    def _each(cls, every: int | None) -> int | None:
+        """One value for one thing: None, which runs from before there was a choice are read as."""
+        return None if every == 1 else every
+
+
+def train_config(**options: Any) -> TrainConfig:
+    """A :class:`TrainConfig`, or a ConfigError that names the first value that cannot be."""
+    try:
+        return TrainConfig(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{problem['loc'][0]}: {problem['msg']}, found {problem['input']}") from None
+
+
+def default_lr(arch: str) -> float:
+    """The paper's learning rate: 0.001 for ViT and ConvNeXt, 0.01 for ResNet and the rest."""
+    return 0.001 if arch.startswith(("vit", "deit", "swin", "convnext")) else 0.01

@@ -1,0 +1,48 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+from ..errors import ConfigError
+
+
+class Curves:
+    """Values over the steps of a training run, as TensorBoard shows them; of no folder, nothing.
+
+    Use as a context manager. What is added is on disk after :meth:`flush`. A resumed run continues the curves: those of steps that
+    are made again are replaced.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._logger = folder and _logger(folder)  # writes nothing yet, but is refused where it cannot
+
+    def begin(self, steps: int) -> None:
+        """Continue after so many steps."""
+        self._logger = self.folder and _logger(self.folder, purge_step=steps + 1)
+
+    def add(self, group: str, step: int, **values: float) -> None:
+        if self._logger:
+            self._logger.log_metrics({f"{group}/{name}": value for name, value in values.items()}, step)
+
+    def flush(self) -> None:
+        if self._logger:
+            self._logger.save()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._logger:
+            self._logger.finalize("")
+
+
+def _logger(folder: Path, **options: Any) -> TensorBoardLogger:
+    try:
+        return TensorBoardLogger(folder, name="", version="", **options)
+    except ModuleNotFoundError:
+        raise ConfigError("tensorboard: expected the package, found none; pip install 'certipatch[tensorboard]'") from None

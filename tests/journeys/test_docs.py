@@ -1,0 +1,149 @@
+"""The documentation site is built without a warning, asks the network for nothing, and says of the code what the code is."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from filelock import FileLock
+from test_readme import PAGES, ROOT
+
+import certipatch
+
+EXTERNAL = {"http", "https", "mailto"}
+
+
+class Links(HTMLParser):
+    """Of a page: its anchors, where it links to, and what it loads."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        has = {key: value or "" for key, value in attributes}
+        self.anchors |= {has[key] for key in ("id", "name") if key in has}
+        if tag == "a" and "href" in has:
+            self.links.append(has["href"])
+        self.loads += [has["src"]] if "src" in has else [has["href"]] if tag == "link" else []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[Path, Links]:
+    """The pages of the site, which the first of pytest's workers to come here builds for all."""
+    pytest.importorskip("mkdocs", reason="the documentation tools are not installed: pip install '.[docs]'")
+    shared = tmp_path_factory.getbasetemp()
+    to = (shared if worker_id == "master" else shared.parent) / "site"
+    with FileLock(f"{to}.lock"):
+        if not to.exists():
+            command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", f"{to}.part"]
+            environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+            built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            assert built.returncode == 0, built.stdout + built.stderr
+            Path(f"{to}.part").rename(to)
+    return {page: Links(page) for page in to.rglob("*.html")}
+
+
+def test_the_site_asks_the_network_for_nothing(site: dict[Path, Links]):
+    loads = [(page.name, loaded) for page, links in site.items() for loaded in links.loads]
+    assert len(loads) > 100
+    assert not [(page, loaded) for page, loaded in loads if urlsplit(loaded).scheme not in ("", "data") or loaded.startswith("//")]
+    root = next(page.parent for page in site if page.name == "404.html")
+    assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", "".join(sheet.read_text() for sheet in root.rglob("*.css")))
+
+
+def test_links_inside_the_site_lead_somewhere(site: dict[Path, Links]):
+    """Strict mode checks what Markdown says; this checks what came of it, generated pages included."""
+    seen = 0
+    for page, links in site.items():
+        for link in links.links if page.name != "404.html" else []:  # whose links begin at the server's root
+            parts = urlsplit(link)
+            if parts.scheme in EXTERNAL:
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if parts.fragment and target.suffix == ".html":
+                assert unquote(parts.fragment) in site[target].anchors, f"{page.name}: {link}"
+            seen += 1
+    assert seen > 500
+
+
+def test_links_to_other_places_are_well_formed(site: dict[Path, Links]):
+    """Whether they are there cannot be seen offline."""
+    found = {link for links in site.values() for link in links.links if urlsplit(link).scheme in EXTERNAL}
+    assert found
+    for link in found:
+        assert re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/[\w./#~%-]*)?", link), link
+
+
+def test_links_of_the_readme_work_on_github():
+    """There a heading's anchor is its words in lower case, joined by hyphens, without punctuation."""
+    seen = 0
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)\s]+)\)", page.read_text()):
+            path, _, anchor = target.partition("#")
+            assert (page.parent / path).exists(), f"{page.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", (page.parent / path).read_text(), flags=re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}, target
+            seen += 1
+    assert seen > 50
+
+
+def test_the_reference_names_all_that_is_public(site: dict[Path, Links]):
+    (api,) = (links for page, links in site.items() if page.name == "api.html")
+    assert {f"certipatch.{name}" for name in certipatch.__all__} <= api.anchors
+    assert {"certipatch.PatchCleanser.certify", "certipatch.MaskSet.covering"} <= api.anchors
+
+
+def test_the_reference_names_every_option(site: dict[Path, Links]):
+    import typer
+
+    from certipatch.cli.app import app
+
+    (page,) = (page for page in site if page.name == "cli.html")
+    sections = dict(re.findall(r'<h2 id="certipatch-(\w+)">(.*?)(?=<h2|</article)', page.read_text(), flags=re.DOTALL))
+    commands = typer.main.get_command(app).commands
+    assert set(sections) == set(commands)
+    for name, command in commands.items():
+        for option in command.params:
+            if not getattr(option, "hidden", False):
+                assert option.opts[0] in sections[name] or option.name.upper() in sections[name], (name, option.name)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs():
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient", reason="not installed: pip install '.[dev]'")
+    path = ROOT / "examples" / "quickstart.ipynb"
+    assert path.stat().st_size < 100_000
+    notebook = nbformat.read(path, as_version=4)
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()  # an error in a cell is raised
+    printed = [output["text"] for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stdout"]
+    vanilla, tuned = (int(count) for count in re.findall(r"certified robust (\d+) of 200", "".join(printed)))
+    assert 0 < vanilla < tuned
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [("A record of `certify`", "records.schema.Record"), ("A record of `attack`", "records.schema.AttackRecord"), ("A record of `detect`", "records.schema.DetectionRecord")],
+)  # fmt: skip
+def test_every_field_of_a_record_is_explained(heading: str, kind: str):
+    from importlib import import_module
+
+    module, _, name = kind.rpartition(".")
+    fields = set(getattr(import_module(f"certipatch.{module}"), name).model_fields)
+    text = (ROOT / "docs/records.md").read_text()
+    (section,) = re.findall(rf"^## {heading}\n(.*?)<!-- schema: {kind} -->", text, flags=re.DOTALL | re.MULTILINE)
+    explained = {field for row in re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE) for field in re.findall(r"`(\w+)`", row)}
+    if kind == "records.schema.DetectionRecord":  # the rest is "as above"
+        explained |= set(re.findall(r"`(\w+)`", section.strip().splitlines()[0]))
+    assert explained == fields

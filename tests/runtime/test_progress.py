@@ -1,0 +1,212 @@
+"""What is seen of a run under way: rate, ETA and shares that are true, resumed or not, and curves that are those of the records."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from certipatch.certification.blocks import _look
+from certipatch.records.manifest import read_manifest
+from certipatch.records.read import read_lines, read_records
+from certipatch.runtime.progress import progress_bar
+from certipatch.training.checkpoint import _write
+from certipatch.training.loop import vanilla_accuracy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("certipatch.runtime.progress.time", clock)
+    return clock
+
+
+def shown_on(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.StringIO:
+    out = io.StringIO()
+    monkeypatch.setattr("certipatch.runtime.progress.stderr", Console(file=out, force_terminal=terminal, width=80, highlight=False))
+    return out
+
+
+def test_what_was_done_before_says_nothing_of_the_rate(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    out = shown_on(monkeypatch, terminal=False)
+    with progress_bar(1000, "certify") as bar:
+        clock.now += 50  # reading 500 records
+        bar.resume(500)
+        clock.now += 20
+        bar.advance(100, "certified so far")
+        clock.now += 380
+        bar.advance(100, "certified so far")
+    assert out.getvalue().splitlines() == [
+        "certify 500/1000, done before",
+        "certify 600/1000, 5.0 images/s, ETA 0:01:20, certified so far",
+        "certify 700/1000, 2.0 s/image, ETA 0:10:00, certified so far",
+    ]
+
+
+def test_plain_lines_come_by_tenths_or_by_minutes(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    out = shown_on(monkeypatch, terminal=False)
+
+    def lines(seconds: float) -> list[str]:
+        before = len(out.getvalue())
+        with progress_bar(1000, "train") as bar:
+            bar.resume(0)
+            for _ in range(1000):
+                clock.now += seconds
+                bar.advance(1, "")
+        return [line.split("/")[0] for line in out.getvalue()[before:].splitlines()]
+
+    assert lines(0.001) == [f"train {n}" for n in range(100, 1001, 100)]
+    assert lines(3) == [f"train {n}" for n in [*range(20, 1000, 20), 1000]]
+
+
+def test_bar_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    out = shown_on(monkeypatch, terminal=True)
+    with progress_bar(1000, "certify") as bar:
+        bar.resume(500)
+        clock.now += 20
+        bar.advance(100, "certified 50.0 % (300/600)")
+    bar_line, note = [line for line in out.getvalue().splitlines() if "/" in line][-2:]
+    assert "600/1000" in bar_line
+    assert note == "5.0 images/s, ETA 0:01:20, certified 50.0 % (300/600)"
+
+
+def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from certipatch.report.certification import summarize
+    from inputs import write_photos
+
+    data, out = write_photos(tmp_path / "data", each=16), tmp_path / "out"  # two blocks
+    options = ["certify", "--model", trained, "--data", data, "--patch", 26, "--masks-per-axis", 2, "--out", out]
+    look, blocks = _look, []
+
+    def dies(*arguments: object) -> object:
+        blocks.append(1)
+        if len(blocks) == 2:
+            raise KeyboardInterrupt
+        return look(*arguments)
+
+    monkeypatch.setattr("certipatch.certification.certify._look", dies)
+    assert cli(*options).code == 130
+    monkeypatch.setattr("certipatch.certification.certify._look", look)
+    done = cli(*options, "--resume")
+    share = summarize(out).certified_robust_accuracy
+    assert 0 < sum(record.certified for record in read_records(out)[:32]) <= share.count < share.images
+    first, *_, last = done.err.splitlines()
+    assert first == "certify 26x26-k2 32/48, done before"
+    assert last.startswith("certify 26x26-k2 48/48, ")
+    assert last.endswith(f", ETA 0:00:00, certified {100 * share.count / 48:.1f} % ({share.count}/48)")
+    assert done.out.splitlines()[-1] == f"next: certipatch report {out} --html {out}.html"
+
+
+TRAIN = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", "random-cutout", "--limit", 96, "--patch", 5, "--epochs", 3,
+         "--batch-size", 16]  # fmt: skip
+
+
+def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    found.Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def without_time(run: Path) -> list[dict[str, object]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(run / "epochs.jsonl")]
+
+
+def test_curves_are_those_of_the_records_and_change_nothing(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a run that dies in its second epoch, after a checkpoint and one more step, and is resumed: no step missing, none twice."""
+
+    plain, drawn = tmp_path / "plain", tmp_path / "drawn"
+    assert cli(*TRAIN, "--out", plain).code == 0
+    assert not (plain / "tensorboard").exists()
+
+    class PowerCut(BaseException):
+        pass
+
+    checkpoints, write = [], _write
+
+    def dies(path: Path, *parts: bytes) -> None:
+        checkpoints.append(path)
+        if len(checkpoints) == 10:
+            raise PowerCut
+        write(path, *parts)
+
+    monkeypatch.setattr("certipatch.training.loop.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("certipatch.training.loop._write", dies)
+    with pytest.raises(PowerCut):
+        cli(*TRAIN, "--tensorboard", "--out", drawn)
+    before = read_curves(drawn)
+    monkeypatch.setattr("certipatch.training.loop._write", write)
+    done = cli(*TRAIN, "--tensorboard", "--out", drawn, "--resume")
+    assert done.code == 0, done.err
+    assert f"curves: tensorboard --logdir {drawn}/tensorboard" in done.out
+    last = read_lines(drawn / "epochs.jsonl")[-1]["validation_vanilla"]
+    assert f"validation vanilla accuracy {100 * last['correct'] / last['images']:.1f} % " in done.out
+
+    assert read_manifest(drawn)["finished"]["weights_sha256"] == read_manifest(plain)["finished"]["weights_sha256"]
+    assert without_time(drawn) == without_time(plain)
+    assert read_manifest(drawn)["experiment"] == read_manifest(plain)["experiment"]
+
+    curves, epochs = read_curves(drawn), read_lines(drawn / "epochs.jsonl")
+    assert set(curves) == {f"step/{name}" for name in ("loss", "lr", "images_per_second")} | {
+        f"epoch/{name}" for name in ("loss", "lr", "right_under_the_masks", "validation_vanilla_accuracy", "images_per_second")
+    }
+    assert [step for step, _ in before["step/loss"]] == list(range(1, 10)), "the step after the last checkpoint was drawn too"
+    for tag, points in curves.items():
+        assert [step for step, _ in points] == (list(range(1, 19)) if tag.startswith("step/") else [6, 12, 18]), tag
+        assert all(value > 0 for _, value in points), tag
+    for i, line in enumerate(epochs):
+        found = {tag.removeprefix("epoch/"): points[i][1] for tag, points in curves.items() if tag.startswith("epoch/")}
+        right = line["validation_vanilla"]
+        assert found == pytest.approx({
+            "loss": line["loss"], "lr": line["lr"], "right_under_the_masks": line["masked_correct"] / line["masked_views"],
+            "validation_vanilla_accuracy": right["correct"] / right["images"], "images_per_second": line["images"] / line["seconds"],
+        }, rel=1e-5)  # fmt: skip
+        steps = [value for _, value in curves["step/loss"][6 * i : 6 * i + 6]]
+        assert sum(steps) / 6 == pytest.approx(line["loss"], rel=1e-5)
+        assert [value for _, value in curves["step/lr"][6 * i : 6 * i + 6]] == pytest.approx([line["lr"]] * 6)
+
+
+def test_resumed_training_counts_the_epochs_before(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+
+    seen = []
+
+    def dies(*_: object) -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return validate(*_)
+
+    validate = vanilla_accuracy
+    monkeypatch.setattr("certipatch.training.loop.vanilla_accuracy", dies)
+    assert cli(*TRAIN, "--out", tmp_path / "run").code == 130
+    monkeypatch.setattr("certipatch.training.loop.vanilla_accuracy", validate)
+    first, *_, last = cli(*TRAIN, "--out", tmp_path / "run", "--resume").err.splitlines()
+    assert first == "train 192/288, done before"
+    assert last.startswith("train 288/288, ")
+    assert "epoch 3/3, loss " in last
+    line = read_lines(tmp_path / "run" / "epochs.jsonl")[-1]
+    assert f"right under the masks {100 * line['masked_correct'] / 96:.1f} % ({line['masked_correct']}/96)" in last
+
+
+def test_tensorboard_without_its_package(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for package in ("TENSORBOARD", "TENSORBOARDX"):
+        monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard._{package}_AVAILABLE", False)
+    done = cli(*TRAIN, "--tensorboard", "--out", tmp_path / "run")
+    assert (done.code, done.err) == (
+        2,
+        "certipatch: tensorboard: expected the package, found none; pip install 'certipatch[tensorboard]'\n",
+    )
+    assert not (tmp_path / "run").exists()
