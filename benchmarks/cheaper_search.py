@@ -1,13 +1,14 @@
-"""How much search does Multi-size Greedy Cutout need? Cheaper searches against the exact one, at equal epochs.
+"""How much search does Multi-size Greedy Cutout need? Cheaper searches against the exact one, at equal
+epochs.
 
     python benchmarks/cheaper_search.py --data ../shared/data/cifar10 --write benchmarks/results/NAME
 
-trains and certifies as the setup cifar10-48px of the recipe table3 does, in all but the search: timm's test_resnet,
-trained on 50,000 images of CIFAR-10 at 48 pixels, fine-tuned on 4,000 and certified on 1,000. A search only has to
-find *bad* masks: what it misses costs certified accuracy, never soundness. The trials are functions here and not in the
-package, which has the one that was kept: ``--search-every``, here every-other and every-third, which give the same weights.
-A killed run of this script continues with the training it was at; one to five minutes a row and seed on one core, and
-eight for the network that all begin with.
+trains and certifies as the setup cifar10-48px of the recipe table3 does, in all but the search: timm's
+test_resnet, trained on 50,000 images of CIFAR-10 at 48 pixels, fine-tuned on 4,000 and certified on 1,000. A
+search only has to find *bad* masks: what it misses costs certified accuracy, never soundness. The trials are
+functions here and not in the package, which has the one that was kept: ``--search-every``, here every-other
+and every-third, which give the same weights. A killed run of this script continues with the training it was
+at; one to five minutes a row and seed on one core, and eight for the network that all begin with.
 """
 
 from __future__ import annotations
@@ -41,9 +42,12 @@ from certipatch.views.masked import frozen, mask_images, visible, window_tensor
 
 SMALL = 32  # pixels, of 48, that the search at low resolution sees
 
-# --- Multi-size Greedy Cutout over some of the candidates ----------------------------------------------------------------
+# --- Multi-size Greedy Cutout over some of the candidates
+# ----------------------------------------------------------------
 
-Pick = Callable[[int, Tensor], Tensor]  # (which of the four choices, (N, C) candidates) -> (N, fewer) candidates
+Pick = Callable[
+    [int, Tensor], Tensor
+]  # (which of the four choices, (N, C) candidates) -> (N, fewer) candidates
 
 
 def everything(_choice: int, candidates: Tensor) -> Tensor:
@@ -51,16 +55,27 @@ def everything(_choice: int, candidates: Tensor) -> Tensor:
 
 
 def four_masks(
-    model: nn.Module, images: Tensor, labels: Tensor, masks: MaskSet, *, fill: Tensor, pick: Pick, seen: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    masks: MaskSet,
+    *,
+    fill: Tensor,
+    pick: Pick,
+    seen: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """(N, 4): M1, M11, m3, m6 of each image, each the worst of the candidates that ``pick`` leaves, for what ``seen`` predicts.
+    """(N, 4): M1, M11, m3, m6 of each image, each the worst of the candidates that ``pick`` leaves, for what
+    ``seen`` predicts.
 
-    The coarse mask M1 contains M11, so its loss on x.M11 is known from the first choice, and it is always in the third.
+    The coarse mask M1 contains M11, so its loss on x.M11 is known from the first choice, and it is always in
+    the third.
     """
     coarse, children = masks.coarsen()
     every, child = torch.arange(len(coarse)).expand(len(images), -1), torch.tensor(children)
 
-    def worst(images: Tensor, of: MaskSet, candidates: Tensor, known: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def worst(
+        images: Tensor, of: MaskSet, candidates: Tensor, known: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         with frozen(model):
             found = losses(seen, images, labels, window_tensor(of, images.device)[candidates], fill=fill)
         table = torch.full((len(images), len(of)), -torch.inf).scatter(1, candidates, found)
@@ -92,14 +107,16 @@ def copies(masks: MaskSet, four: Tensor) -> list[Tensor]:
 
 
 def some(share: float, generator: torch.Generator, candidates: Tensor, first: Tensor | None = None) -> Tensor:
-    """A random share of each image's candidates, rounded up; with ``first`` (N,) among them where it is a candidate."""
+    """A random share of each image's candidates, rounded up; with ``first`` (N,) among them where it is a
+    candidate."""
     scores = torch.rand(candidates.shape, generator=generator)
     if first is not None:
         scores = scores + (candidates == first[:, None])
     return candidates.gather(1, scores.topk(math.ceil(share * candidates.shape[1]), dim=1).indices)
 
 
-# --- The trials: each makes a strategy, with a memory of its own if it has one -------------------------------------------
+# --- The trials: each makes a strategy, with a memory of its own if it has one
+# -------------------------------------------
 
 
 def multisize_share(share: float) -> Strategy:
@@ -127,7 +144,8 @@ def random_first() -> Strategy:
 
 
 def last_winners() -> Strategy:
-    """Half of the candidates, what won for the image an epoch ago among them. The pixels say which image it is."""
+    """Half of the candidates, what won for the image an epoch ago among them. The pixels say which image it
+    is."""
     memory: dict[bytes, Tensor] = {}
 
     def strategy(model, images, labels, masks, *, fill, generator, **_):
@@ -145,7 +163,8 @@ def last_winners() -> Strategy:
 
 
 def reused(due: Callable[[int], bool], *, starting_weights: bool = False) -> Strategy:
-    """Search when it is ``due`` at an image's n-th visit, and use again what was found then: ``--search-every`` of the package."""
+    """Search when it is ``due`` at an image's n-th visit, and use again what was found then:
+    ``--search-every`` of the package."""
     memory: dict[bytes, tuple[int, Tensor]] = {}
     start: dict[str, Tensor] = {}
 
@@ -156,10 +175,14 @@ def reused(due: Callable[[int], bool], *, starting_weights: bool = False) -> Str
             return torch.func.functional_call(model, start, (views,)) if starting_weights else model(views)
 
         keys = [image.numpy().tobytes() for image in images]
-        visits, four = map(list, zip(*(memory.get(key, (0, torch.zeros(4, dtype=torch.int64))) for key in keys), strict=True))
+        visits, four = map(
+            list, zip(*(memory.get(key, (0, torch.zeros(4, dtype=torch.int64))) for key in keys), strict=True)
+        )
         found, search = torch.stack(four), torch.tensor([due(visit) for visit in visits])
         if search.any():
-            found[search] = four_masks(model, images[search], labels[search], masks, fill=fill, pick=everything, seen=seen)
+            found[search] = four_masks(
+                model, images[search], labels[search], masks, fill=fill, pick=everything, seen=seen
+            )
         memory.update({key: (visit + 1, row) for key, visit, row in zip(keys, visits, found, strict=True)})
         return copies(masks, found)
 
@@ -187,12 +210,17 @@ def coarse_share(share: float) -> Strategy:
 
         def worst(images, candidates):
             with frozen(model):
-                found = losses(model, images, labels, window_tensor(coarse, images.device)[candidates], fill=fill)
+                found = losses(
+                    model, images, labels, window_tensor(coarse, images.device)[candidates], fill=fill
+                )
             return candidates.gather(1, found.argmax(dim=1, keepdim=True))[:, 0]
 
         m1 = worst(images, some(share, generator, every))
         others = every[:, :-1] + (every[:, :-1] >= m1[:, None])
-        m2 = worst(mask_images(images, visible(hide(coarse, m1), masks.image_size), fill), some(share, generator, others))
+        m2 = worst(
+            mask_images(images, visible(hide(coarse, m1), masks.image_size), fill),
+            some(share, generator, others),
+        )
         return [hide(coarse, m1, m2)]
 
     return strategy
@@ -207,17 +235,35 @@ def every(n: int) -> Callable[[], Strategy]:
 
 
 EXACT, LONGER = "greedy-multisize", "greedy-multisize, 6 epochs"
-TRIALS: dict[str, tuple[str, str, Callable[[], Strategy]]] = {  # row: what it is compared with, what it is, and how to make it
+TRIALS: dict[
+    str, tuple[str, str, Callable[[], Strategy]]
+] = {  # row: what it is compared with, what it is, and how to make it
     EXACT: ("", "the package's exact search", exact),
-    "every-other": (EXACT, "searched at every other visit of an image, what was found used again in between", every(2)),
+    "every-other": (
+        EXACT,
+        "searched at every other visit of an image, what was found used again in between",
+        every(2),
+    ),
     "every-third": (EXACT, "searched at every third visit: here the first", every(3)),
-    "half": (EXACT, "a random half of the candidates in each of the four choices", partial(multisize_share, 0.5)),
+    "half": (
+        EXACT,
+        "a random half of the candidates in each of the four choices",
+        partial(multisize_share, 0.5),
+    ),
     "last-winners": (EXACT, "half, with the image's winners of its last epoch among it", last_winners),
     "random-first": (EXACT, "M1 and M11 at random, only m3 and m6 searched", random_first),
     "quarter": (EXACT, "a random quarter; a single candidate needs no pass", partial(multisize_share, 0.25)),
-    "frozen": (EXACT, "searched once, with the weights at the start", partial(reused, lambda visit: visit == 0, starting_weights=True)),
+    "frozen": (
+        EXACT,
+        "searched once, with the weights at the start",
+        partial(reused, lambda visit: visit == 0, starting_weights=True),
+    ),
     "low-resolution": (EXACT, f"the search sees {SMALL} pixels; its passes count (32/48)^2", low_resolution),
-    "random-both": (EXACT, "no search at all: two coarse, two fine masks at random", lambda: STRATEGIES["random-both"]),
+    "random-both": (
+        EXACT,
+        "no search at all: two coarse, two fine masks at random",
+        lambda: STRATEGIES["random-both"],
+    ),
     LONGER: ("", "the package's exact search", exact),
     "every-other, 6 epochs": (LONGER, "searched in three of the six epochs", every(2)),
     "every-third, 6 epochs": (LONGER, "searched in two of the six epochs", every(3)),
@@ -228,7 +274,8 @@ TRIALS: dict[str, tuple[str, str, Callable[[], Strategy]]] = {  # row: what it i
 PASS = {"low-resolution": (SMALL / 48) ** 2}  # what a pass of its search costs of a whole one
 
 
-# --- Running and showing -------------------------------------------------------------------------------------------------
+# --- Running and showing
+# -------------------------------------------------------------------------------------------------
 
 
 def runs_of(row: str, seeds: list[int], scale: float) -> list[Run]:
@@ -245,8 +292,15 @@ def result(run: Run, out: Path) -> dict[str, Any] | None:
         return None
     lines = read_lines(out / run.name / "epochs.jsonl")
     # What is recorded is search and gradient step; a view of the latter is worth 3 passes.
-    searched = sum(line["forward_equivalents"] - 3 * line["masked_views"] for line in lines) / sum(line["images"] for line in lines)
-    found: dict[str, Any] = {"seed": run.seed, "passes": searched * PASS.get(run.row, 1), "epochs": len(lines), "seconds": 0.0}
+    searched = sum(line["forward_equivalents"] - 3 * line["masked_views"] for line in lines) / sum(
+        line["images"] for line in lines
+    )
+    found: dict[str, Any] = {
+        "seed": run.seed,
+        "passes": searched * PASS.get(run.row, 1),
+        "epochs": len(lines),
+        "seconds": 0.0,
+    }
     found["seconds"] = sum(line["seconds"] for line in lines)
     for patch, k in run.certifications:
         folder = out / run.certified(patch, k)
@@ -259,12 +313,17 @@ def result(run: Run, out: Path) -> dict[str, Any] | None:
 
 
 def difference(trial: list[dict[str, Any]], exact: list[dict[str, Any]], k: int) -> str:
-    """Certified points more than the exact search, of the seeds that both have, with a 95 % interval over the images."""
+    """Certified points more than the exact search, of the seeds that both have, with a 95 % interval over the
+    images."""
     pairs = [(a, b) for a in trial for b in exact if a["seed"] == b["seed"]]
     if not pairs:
         return ""
     per_image = [
-        mean(d) for d in zip(*([x - y for x, y in zip(a[f"which k={k}"], b[f"which k={k}"], strict=True)] for a, b in pairs), strict=True)
+        mean(d)
+        for d in zip(
+            *([x - y for x, y in zip(a[f"which k={k}"], b[f"which k={k}"], strict=True)] for a, b in pairs),
+            strict=True,
+        )
     ]
     half = 196 * stdev(per_image) / math.sqrt(len(per_image))
     return f"{100 * mean(per_image):+.1f} ± {half:.1f}"
@@ -272,7 +331,8 @@ def difference(trial: list[dict[str, Any]], exact: list[dict[str, Any]], k: int)
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
-        "| search | epochs | passes of search per image and epoch | certified k=3 | against exact | certified k=6 | against exact "
+        "| search | epochs | passes of search per image and epoch | certified k=3 | against exact | "
+        "certified k=6 | against exact "
         "| clean k=3 | clean k=6 | vanilla | what it is |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -299,7 +359,9 @@ NOTES = """Accuracies in %: mean of the seeds, then each seed. passes of search:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="folder with the train.tar and test.tar of CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path("runs/cheaper"), help="folder of the runs")
     parser.add_argument("--write", type=Path, help="also write the table to NAME.md and NAME.json")
@@ -314,22 +376,37 @@ def main() -> None:
     fabric = cache(lambda precision: make_fabric(device="cpu", precision=precision))
 
     def show() -> str:
-        results = {row: [found for run in runs_of(row, seeds, asked.scale) if (found := result(run, asked.out))] for row in TRIALS}
+        results = {
+            row: [found for run in runs_of(row, seeds, asked.scale) if (found := result(run, asked.out))]
+            for row in TRIALS
+        }
         text = table(results)
         if asked.write:
             asked.write.with_suffix(".md").write_text(f"# Cheaper searches\n\n{text}\n{NOTES}")
-            kept = {row: [{k: v for k, v in one.items() if "which" not in k} for one in found] for row, found in results.items()}
-            about = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": kept}
+            kept = {
+                row: [{k: v for k, v in one.items() if "which" not in k} for one in found]
+                for row, found in results.items()
+            }
+            about = {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "rows": kept,
+            }
             asked.write.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
         return text
 
     for seed in [] if asked.show else seeds:
         for row in rows:
             (run,) = runs_of(row, [seed], asked.scale)
-            if run.training(asked.out) is None:  # what a strategy remembered is lost with its process: begin again
+            if (
+                run.training(asked.out) is None
+            ):  # what a strategy remembered is lost with its process: begin again
                 shutil.rmtree(asked.out / run.name, ignore_errors=True)
             STRATEGIES[run.strategy] = TRIALS[row][2]()
-            failures = run_all([run], asked.out, locations={run.setup.data: asked.data}, fabric=fabric, after_each=show)
+            failures = run_all(
+                [run], asked.out, locations={run.setup.data: asked.data}, fabric=fabric, after_each=show
+            )
             if failures:
                 raise SystemExit(failures[0])
     print(show())

@@ -1,4 +1,5 @@
-"""What keeping freed memory is worth on a CPU (certipatch.runtime): training steps with and without, in turn, and the weights after.
+"""What keeping freed memory is worth on a CPU (certipatch.runtime): training steps with and without, in turn,
+and the weights after.
 
     python benchmarks/keep_memory.py [--batch-size 64] [--rounds 3]
 
@@ -41,7 +42,9 @@ def steps(keep: bool, batch_size: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", choices=["plain", "keep"], help=argparse.SUPPRESS)
@@ -59,7 +62,8 @@ def main() -> None:
             hashes.add(digest)
         ratios.append(seconds["plain"] / seconds["keep"])
         print(
-            f"plain {seconds['plain']:.2f} s, keeping memory {seconds['keep']:.2f} s a step of {asked.batch_size} images: {ratios[-1]:.2f}x"
+            f"plain {seconds['plain']:.2f} s, keeping memory {seconds['keep']:.2f} s a step of "
+            f"{asked.batch_size} images: {ratios[-1]:.2f}x"
         )
     if len(hashes) > 1:
         sys.exit("the weights after the steps differ")

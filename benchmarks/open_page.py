@@ -2,8 +2,9 @@
 
     python benchmarks/open_page.py --images 10000
 
-Invented records of a thousand classes, without pictures (they are limited to a few megabytes whatever the number of images), in
-Debian's chromium. Median of five; "open" is from the start of navigation to the end of the load event, with the script in it.
+Invented records of a thousand classes, without pictures (they are limited to a few megabytes whatever the
+number of images), in Debian's chromium. Median of five; "open" is from the start of navigation to the end of
+the load event, with the script in it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ from test_page import certification
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=10_000)
     images = parser.parse_args().images
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
-        run = certification(Path(place) / "run", images=images, k=6, classes=tuple(f"class {n}" for n in range(1000)))
+        run = certification(
+            Path(place) / "run", images=images, k=6, classes=tuple(f"class {n}" for n in range(1000))
+        )
         page = Path(place) / "page.html"
         write_page(page, [summarize(run)])
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -39,7 +44,10 @@ def main() -> None:
             tab.goto(page.as_uri())
             opened.append(tab.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
             filtered.append(
-                tab.evaluate("{ const start = performance.now(); by('text').value = '77'; filter(); performance.now() - start }")
+                tab.evaluate(
+                    "{ const start = performance.now(); by('text').value = '77'; filter(); "
+                    "performance.now() - start }"
+                )
             )
             elements = tab.evaluate("document.getElementsByTagName('*').length")
             tab.close()

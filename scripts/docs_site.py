@@ -1,7 +1,10 @@
-"""What MkDocs does not do by itself for our site (mkdocs.yml): pages written by the code, files from outside docs/, formulas.
+"""What MkDocs does not do by itself for our site (mkdocs.yml): pages written by the code, files from outside
+docs/, formulas.
 
-* ``cli.md`` gets what typer writes about the commands, ``records.md`` the JSON schema of each kind of record and manifest.
-* A page may link to a file of the repository, as it does on GitHub. The file comes along, under ``repository/``.
+* ``cli.md`` gets what typer writes about the commands, ``records.md`` the JSON schema of each kind of record
+and manifest.
+* A page may link to a file of the repository, as it does on GitHub. The file comes along, under
+``repository/``.
 * ``$...$`` becomes MathML, which browsers draw by themselves. An option (``--limit``) stays on one line.
 """
 
@@ -37,16 +40,23 @@ class Readable(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
             text = EXAMPLE.sub(r"```pycon\n\g<0>\n```", ROLE.sub("", obj.docstring.value))
-            obj.docstring.value = NAMES.sub(lambda line: "\n".join(f"{line[1]}{name}: {line[3]}" for name in line[2].split(", ")), text)
+            obj.docstring.value = NAMES.sub(
+                lambda line: "\n".join(f"{line[1]}{name}: {line[3]}" for name in line[2].split(", ")), text
+            )
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    outside = ["CHANGELOG.md", *(path for file in files.documentation_pages() if file.abs_src_path for path in _linked(file))]
+    outside = [
+        "CHANGELOG.md",
+        *(path for file in files.documentation_pages() if file.abs_src_path for path in _linked(file)),
+    ]
     for path in outside:  # it grows
         name = f"repository/{path}"
         if files.get_file_from_path(name) is None:
             in_nav = InclusionLevel.INCLUDED if path == "CHANGELOG.md" else InclusionLevel.NOT_IN_NAV
-            files.append(file := File.generated(config, name, abs_src_path=str(ROOT / path), inclusion=in_nav))
+            files.append(
+                file := File.generated(config, name, abs_src_path=str(ROOT / path), inclusion=in_nav)
+            )
             outside += _linked(file)
     return files
 
@@ -56,7 +66,9 @@ def _linked(file: File) -> list[str]:
     if not file.src_uri.endswith(".md"):
         return []
     targets = {_of_repository(file, target) for _, target in LINK.findall(file.content_string)}
-    return sorted(target for target in targets if not target.startswith("docs/") and (ROOT / target).is_file())
+    return sorted(
+        target for target in targets if not target.startswith("docs/") and (ROOT / target).is_file()
+    )
 
 
 def _of_repository(file: File, target: str) -> str:
@@ -77,7 +89,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     html = OPTION.sub(r'<span class="option">\g<0></span>', html)
-    return FORMULA.sub(lambda found: convert(unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline"), html)
+    return FORMULA.sub(
+        lambda found: convert(unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline"),
+        html,
+    )
 
 
 def _commands() -> str:
@@ -92,4 +107,11 @@ def _schema(module: str, name: str) -> str:
     """The JSON schema of a pydantic model, folded."""
     model: Any = getattr(__import__(f"certipatch.{module}", fromlist=[name]), name)
     lines = json.dumps(model.model_json_schema(), indent=2).splitlines()
-    return "\n".join([f'??? abstract "JSON schema of `{name}`"', "    ```json", *(f"    {line}" for line in lines), "    ```"])
+    return "\n".join(
+        [
+            f'??? abstract "JSON schema of `{name}`"',
+            "    ```json",
+            *(f"    {line}" for line in lines),
+            "    ```",
+        ]
+    )

@@ -1,11 +1,13 @@
-"""Kill, fill, damage and disturb real runs: nothing that was written may be lost, and nothing wrong may be accepted.
+"""Kill, fill, damage and disturb real runs: nothing that was written may be lost, and nothing wrong may be
+accepted.
 
     python scripts/fault_bench.py --out faults.json
 
-Five kinds of faults, on small-cnn and scikit-learn's digits: SIGKILL at random moments, a full disk (a small tmpfs; needs
-root), truncated files and flipped bits, images that go or change under way, and two writers on one folder. Each run must
-end, after ``--resume``, with what an undisturbed run wrote, byte for byte, or be refused in one line that names the file.
-A damaged file may also change nothing that is used: those are counted apart, as harmless. Exit code 1 if anything fails.
+Five kinds of faults, on small-cnn and scikit-learn's digits: SIGKILL at random moments, a full disk (a small
+tmpfs; needs root), truncated files and flipped bits, images that go or change under way, and two writers on
+one folder. Each run must end, after ``--resume``, with what an undisturbed run wrote, byte for byte, or be
+refused in one line that names the file. A damaged file may also change nothing that is used: those are
+counted apart, as harmless. Exit code 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -34,12 +36,16 @@ from certipatch.records.schema import Record
 
 PARTS = ("kill-certify", "kill-train", "disks", "damages", "images", "writers")
 
-# --- a. Kills --------------------------------------------------------------------------------------------------------
+# --- a. Kills
+# --------------------------------------------------------------------------------------------------------
 
 
 def kills(name: str, work: Work, n: int, place: Path, rng: random.Random) -> Iterator[Row]:
     """``n`` kills in each of four phases, several in a run, each followed by ``--resume``."""
-    rows = {phase: Row(f"SIGKILL of {name}, {phase}") for phase in ("in start-up", "while writing", "while finishing", "at any moment")}
+    rows = {
+        phase: Row(f"SIGKILL of {name}, {phase}")
+        for phase in ("in start-up", "while writing", "while finishing", "at any moment")
+    }
     left = [phase for phase in rows for _ in range(n)]
     rng.shuffle(left)
     lines, total = place / work.lines, complete_lines(work.whole / work.lines).count(b"\n")
@@ -51,13 +57,20 @@ def kills(name: str, work: Work, n: int, place: Path, rng: random.Random) -> Ite
             process = work.start(place, resume=again)
             if phase == "while writing":
                 more = rng.randint(before.count(b"\n") + 1, total) if before.count(b"\n") < total else total
-                wait_until(process, lambda more=more: complete_lines(lines).count(b"\n") >= more or (place / ".checkpoint.pt.tmp").exists())
+                wait_until(
+                    process,
+                    lambda more=more: (
+                        complete_lines(lines).count(b"\n") >= more or (place / ".checkpoint.pt.tmp").exists()
+                    ),
+                )
                 time.sleep(rng.uniform(0, 0.1))
             elif phase == "while finishing":
                 wait_until(process, lambda: complete_lines(lines).count(b"\n") == total)
                 time.sleep(rng.uniform(0, 0.05))
             else:
-                time.sleep(rng.uniform(0, work.seconds_to_manifest if phase == "in start-up" else work.seconds))
+                time.sleep(
+                    rng.uniform(0, work.seconds_to_manifest if phase == "in start-up" else work.seconds)
+                )
             process.kill()
             outcome = end(process)
             if not complete_lines(lines).startswith(before):
@@ -79,16 +92,21 @@ def kills(name: str, work: Work, n: int, place: Path, rng: random.Random) -> Ite
     yield from rows.values()
 
 
-# --- b. A full disk --------------------------------------------------------------------------------------------------
+# --- b. A full disk
+# --------------------------------------------------------------------------------------------------
 
 
 def full_disk(name: str, work: Work, sizes: list[int], place: Path) -> Row:
-    """Disks of so many KiB: one line, nothing written is lost, and ``--resume`` on a larger one ends as if nothing had been."""
+    """Disks of so many KiB: one line, nothing written is lost, and ``--resume`` on a larger one ends as if
+    nothing had been."""
     row = Row(f"full disk, {name}")
     for size in sizes:
         place.mkdir(exist_ok=True)
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", place], capture_output=True, text=True, check=False
+            ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", place],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if mounted.returncode:
             row.skipped = f"a tmpfs cannot be mounted here ({mounted.stderr.strip()[:100]})"
@@ -107,12 +125,14 @@ def full_disk(name: str, work: Work, sizes: list[int], place: Path) -> Row:
     return row
 
 
-# --- c. Damaged files ------------------------------------------------------------------------------------------------
+# --- c. Damaged files
+# ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A command that reads a folder. ``right`` says, of an outcome without complaint, what is wrong with it, if anything."""
+    """A command that reads a folder. ``right`` says, of an outcome without complaint, what is wrong with it,
+    if anything."""
 
     name: str
     run: Callable[[], Outcome]
@@ -130,7 +150,9 @@ def damaged(rng: random.Random, data: bytes, kind: str) -> tuple[bytes, str]:
     return data[:at], f"cut to {at} of {len(data)} bytes"
 
 
-def damage(what: str, folder: Path, name: str, readers: list[Reader], counts: dict[str, int], rng: random.Random) -> Row:
+def damage(
+    what: str, folder: Path, name: str, readers: list[Reader], counts: dict[str, int], rng: random.Random
+) -> Row:
     """Damage one file of a folder; each reader refuses it, naming it, or does as if it were whole."""
     kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -175,7 +197,11 @@ def same_output(*arguments: object, name: str = "") -> Reader:
 
 
 def ends_the_same(work: Work, folder: Path) -> Reader:
-    return Reader(f"{work.arguments[0]} --resume", lambda: work.resume(folder, quick=True), lambda _: work.difference(folder))
+    return Reader(
+        f"{work.arguments[0]} --resume",
+        lambda: work.resume(folder, quick=True),
+        lambda _: work.difference(folder),
+    )
 
 
 def partial_report(folder: Path) -> Reader:
@@ -194,7 +220,11 @@ def unfinished(work: Work, folder: Path, lines: int) -> None:
     process = work.start(folder)
     train = work.lines == "epochs.jsonl"
     wait_until(
-        process, lambda: complete_lines(folder / work.lines).count(b"\n") >= lines and (not train or (folder / "checkpoint.pt").exists())
+        process,
+        lambda: (
+            complete_lines(folder / work.lines).count(b"\n") >= lines
+            and (not train or (folder / "checkpoint.pt").exists())
+        ),
     )
     process.kill()
     end(process)
@@ -210,25 +240,37 @@ def damages(place: Path, run: Path, image: Path, n: dict[str, int], rng: random.
     unfinished(training, place / "half-run", 2)
 
     answers = same_output("predict", image, "--model", place / "run", "--patch", 5, "--masks-per-axis", 2)
-    again = same_output(*training.arguments, "--out", place / "run", "--resume", "--json", name="train --resume")
+    again = same_output(
+        *training.arguments, "--out", place / "run", "--resume", "--json", name="train --resume"
+    )
     for name in ("manifest.json", "model.safetensors", "epochs.jsonl", "epochs.sha256"):
         yield damage("a finished training", place / "run", name, [answers, again], n, rng)
 
     defended = same_output("predict", image, "--model", run, "--certified", place / "c")
     seen = [same_output(command, place / "c", "--json") for command in ("report", "verify")]
-    again = same_output(*certifying.arguments, "--out", place / "c", "--resume", "--json", name="certify --resume")
+    again = same_output(
+        *certifying.arguments, "--out", place / "c", "--resume", "--json", name="certify --resume"
+    )
     for name in ("manifest.json", "records.jsonl", "records.sha256"):
         yield damage("a finished certification", place / "c", name, [*seen, again, defended], n, rng)
 
     for name in ("manifest.json", "epochs.jsonl", "epochs.sha256", "checkpoint.pt"):
-        yield damage("an unfinished training", place / "half-run", name, [ends_the_same(training, place / "half-run")], n, rng)
+        yield damage(
+            "an unfinished training",
+            place / "half-run",
+            name,
+            [ends_the_same(training, place / "half-run")],
+            n,
+            rng,
+        )
 
     readers = [partial_report(place / "half-c"), ends_the_same(certifying, place / "half-c")]
     for name in ("manifest.json", "records.jsonl", "records.sha256"):
         yield damage("an unfinished certification", place / "half-c", name, readers, n, rng)
 
 
-# --- d. Images that go or change under way ---------------------------------------------------------------------------
+# --- d. Images that go or change under way
+# ---------------------------------------------------------------------------
 
 
 def write_digits(folder: Path, each: int) -> Path:
@@ -253,13 +295,18 @@ def spoil(path: Path, how: str) -> None:
 
 
 def _alone(record: Record) -> Record:
-    """What of a record does not depend on the other images of its block: an image less, and they share other batches."""
-    return record.model_copy(update={"passes": 0, "margin": None, "failing_pair": None, "failing_label": None})
+    """What of a record does not depend on the other images of its block: an image less, and they share other
+    batches."""
+    return record.model_copy(
+        update={"passes": 0, "margin": None, "failing_pair": None, "failing_label": None}
+    )
 
 
 def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row]:
     photos = write_digits(place / "photos", 20)  # 200: six blocks of 32 and one of 8
-    certifying = Work.undisturbed(place / "c", "certify", "--model", run, "--data", photos, "--patch", 5, "--masks-per-axis", 5)
+    certifying = Work.undisturbed(
+        place / "c", "certify", "--model", run, "--data", photos, "--patch", 5, "--masks-per-axis", 5
+    )
     training = Work.undisturbed(place / "run", "train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy",
                                 "greedy-coarse", "--patch", 5, "--epochs", 6, "--batch-size", 20)  # fmt: skip
     whole = {record.name: record for record in read_records(place / "c")}
@@ -269,7 +316,10 @@ def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row
         Row("image spoiled while train runs"),
     )
     for number, how in enumerate(("removed", "truncated", "replaced")):
-        late, early = f"9/{rng.randrange(12, 20):03}.png", f"0/{rng.randrange(1, 20):03}.png"  # early: not of the eight that are hashed
+        late, early = (
+            f"9/{rng.randrange(12, 20):03}.png",
+            f"0/{rng.randrange(1, 20):03}.png",
+        )  # early: not of the eight that are hashed
         kept = {name: (photos / name).read_bytes() for name in (late, early)}
 
         def restore(kept: dict[str, bytes] = kept) -> None:
@@ -327,7 +377,8 @@ def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row
     yield from (row, later, trained)
 
 
-# --- e. Two writers --------------------------------------------------------------------------------------------------
+# --- e. Two writers
+# --------------------------------------------------------------------------------------------------
 
 
 def two_writers(name: str, work: Work, n: int, place: Path, rng: random.Random, *more: object) -> Row:
@@ -337,9 +388,14 @@ def two_writers(name: str, work: Work, n: int, place: Path, rng: random.Random, 
         out = place / f"{name.replace(' ', '-')}-{number}"
         first = start(*work.arguments, *more, "--out", out)
         time.sleep(rng.uniform(0, 1))
-        done = sorted((end(process) for process in (first, start(*work.arguments, *more, "--out", out))), key=lambda one: one.code)
+        done = sorted(
+            (end(process) for process in (first, start(*work.arguments, *more, "--out", out))),
+            key=lambda one: one.code,
+        )
         problem = None if done[0].code == 0 else done[0].err[-500:]
-        problem = problem or done[1].complaint("another process is writing there", "continue it with --resume")
+        problem = problem or done[1].complaint(
+            "another process is writing there", "continue it with --resume"
+        )
         if problem is None and more:  # the other shard, so that all is there
             done = [end(start(*work.arguments, "--shard", "2/2", "--out", out))]
             same = read_records(out) == read_records(work.whole)
@@ -387,11 +443,20 @@ def faults(place: Path, arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=7, help="of each command in each of four phases (default: 7, so 56)")
-    parser.add_argument("--damages", type=int, default=80, help="of each file, three in four of them flipped bits (default: 80)")
+    parser.add_argument(
+        "--kills", type=int, default=7, help="of each command in each of four phases (default: 7, so 56)"
+    )
+    parser.add_argument(
+        "--damages",
+        type=int,
+        default=80,
+        help="of each file, three in four of them flipped bits (default: 80)",
+    )
     parser.add_argument("--only", choices=PARTS, help="this kind of fault only")
     parser.add_argument("--quick", action="store_true", help="a few of each")
     arguments = parser.parse_args()
@@ -403,15 +468,24 @@ def main() -> None:
         print("| fault | injected | detected or survived | harmless |\n|---|---|---|---|", flush=True)
         for row in faults(place, arguments):
             rows.append(row)
-            found = f"{row.injected} | {row.survived} | {row.harmless}" if not row.skipped else f"skipped: {row.skipped} | |"
+            found = (
+                f"{row.injected} | {row.survived} | {row.harmless}"
+                if not row.skipped
+                else f"skipped: {row.skipped} | |"
+            )
             print(f"| {row.fault} | {found} |{' FAILED' if row.failures else ''}", flush=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
         if arguments.out:
             arguments.out.write_text(json.dumps([vars(row) for row in rows], indent=1) + "\n")
     failed = sum(len(row.failures) for row in rows)
-    injected, survived, harmless = (sum(getattr(row, name) for row in rows) for name in ("injected", "survived", "harmless"))
-    print(f"| **all** | {injected} | {survived} | {harmless} |\n\n{failed} failed; seed {arguments.seed}, {time.monotonic() - began:.0f} s")
+    injected, survived, harmless = (
+        sum(getattr(row, name) for row in rows) for name in ("injected", "survived", "harmless")
+    )
+    print(
+        f"| **all** | {injected} | {survived} | {harmless} |\n\n{failed} failed; seed {arguments.seed}, "
+        f"{time.monotonic() - began:.0f} s"
+    )
     sys.exit(1 if failed else 0)
 
 

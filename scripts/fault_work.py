@@ -1,4 +1,5 @@
-"""What the bench of faults works with: a command in a process, what it leaves undisturbed, and a row of counts."""
+"""What the bench of faults works with: a command in a process, what it leaves undisturbed, and a row of
+counts."""
 
 from __future__ import annotations
 
@@ -52,8 +53,15 @@ class Outcome:
     def complaint(self, *words: str) -> str | None:
         """None if this is one line, exit code 2 and one of the words; else what it is."""
         lines = [line for line in self.err.splitlines() if line.startswith("certipatch:")]
-        if self.code != 2 or len(lines) != 1 or "Traceback" in self.err or not any(word in lines[0] for word in words):
-            return f"expected one line with {' or '.join(words)}, found exit code {self.code}: {self.err[-500:]}"
+        if (
+            self.code != 2
+            or len(lines) != 1
+            or "Traceback" in self.err
+            or not any(word in lines[0] for word in words)
+        ):
+            return (
+                f"expected one line with {' or '.join(words)}, found exit code {self.code}: {self.err[-500:]}"
+            )
         return None
 
 
@@ -118,8 +126,15 @@ class Work:
             return "not finished"
         if self.lines == "records.jsonl":
             same = (folder / self.lines).read_bytes() == (self.whole / self.lines).read_bytes()
-            return None if same and here["finished"]["sha256"] == there["finished"]["sha256"] else "other records"
-        untimed = [[{**line, "seconds": 0} for line in read_lines(place / self.lines)] for place in (folder, self.whole)]
+            return (
+                None
+                if same and here["finished"]["sha256"] == there["finished"]["sha256"]
+                else "other records"
+            )
+        untimed = [
+            [{**line, "seconds": 0} for line in read_lines(place / self.lines)]
+            for place in (folder, self.whole)
+        ]
         if untimed[0] != untimed[1]:
             return "other lines of epochs"
         weights = [(place / "model.safetensors").read_bytes() for place in (folder, self.whole)]

@@ -2,9 +2,10 @@
 
     python scripts/fuzz_readers.py --inputs 1000000
 
-Each input has a seed of its own; from it a valid file (made here) is damaged: entries of JSON and TOML trees are removed,
-exchanged or replaced by odd values, and bytes are flipped, cut out and repeated. A reader may answer or raise a
-CertiPatchError; an image may be unreadable. Anything else stops the script with the input in a file.
+Each input has a seed of its own; from it a valid file (made here) is damaged: entries of JSON and TOML trees
+are removed, exchanged or replaced by odd values, and bytes are flipped, cut out and repeated. A reader may
+answer or raise a CertiPatchError; an image may be unreadable. Anything else stops the script with the input
+in a file.
 """
 
 from __future__ import annotations
@@ -116,7 +117,19 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
                 out[at:to] = rng.randbytes(to - at)
             case 3:
                 out[at:at] = rng.choice(
-                    [b"\x00", b"\n", b"\xff", b"{", b"[" * 2000, b'"', b"\\ud800", b"1e999", b"-", b"9" * 5000, b"\xed\xa0\x80"]
+                    [
+                        b"\x00",
+                        b"\n",
+                        b"\xff",
+                        b"{",
+                        b"[" * 2000,
+                        b'"',
+                        b"\\ud800",
+                        b"1e999",
+                        b"-",
+                        b"9" * 5000,
+                        b"\xed\xa0\x80",
+                    ]
                 )
             case _:
                 if at < len(out):
@@ -149,17 +162,23 @@ class Targets:
         certify(self.network, self.spec, source, masks, folder / "c", fabric=fabric)
         detect(self.network, self.spec, source, masks, folder / "d", fabric=fabric)
         self.detect = read_manifest(folder / "d")
-        self.detections = [json.loads(line) for line in (folder / "d" / "records.jsonl").read_text().splitlines()]
+        self.detections = [
+            json.loads(line) for line in (folder / "d" / "records.jsonl").read_text().splitlines()
+        ]
         quick = AttackConfig(steps=1, restarts=1, certified_restarts=1)
         attack(
             self.network, self.spec, source, masks, folder / "c", folder / "a",
             fabric=fabric, config=quick, options=as_certified(folder / "c", self.spec, self.network)[1],
         )  # fmt: skip
         self.manifest = read_manifest(folder / "c")
-        self.records = [json.loads(line) for line in (folder / "c" / "records.jsonl").read_text().splitlines()]
+        self.records = [
+            json.loads(line) for line in (folder / "c" / "records.jsonl").read_text().splitlines()
+        ]
         self.run = read_manifest(folder / "run")
         self.attack = {**read_manifest(folder / "a"), "finished": None}
-        self.attacks = [json.loads(line) for line in (folder / "a" / "attacks.jsonl").read_text().splitlines()]
+        self.attacks = [
+            json.loads(line) for line in (folder / "a" / "attacks.jsonl").read_text().splitlines()
+        ]
         self.recipes = [(FOLDER / f"{name}.toml").read_bytes() for name in NAMES]
         self.png = (photos / "red" / "0.png").read_bytes()
         pictures = {"jpeg": "JPEG", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "webp": "WEBP"}
@@ -198,7 +217,9 @@ class Targets:
         share = rng.choice([0, 0.1, 0.5])
         lines = [dump(damaged_tree(line, rng) if rng.random() < share else line) for line in self.records]
         data = b"".join(lines)
-        self.write_lines(folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.5 else data, rng)
+        self.write_lines(
+            folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.5 else data, rng
+        )
         each(self._verifier(folder, rng), lambda: read_records(folder), lambda: self._show(folder, rng))
 
     def manifests(self, rng: random.Random) -> None:
@@ -216,27 +237,41 @@ class Targets:
 
     def runs(self, rng: random.Random) -> None:
         data = dump(damaged_tree(self.run, rng))
-        self.write(self.folder / "run" / "manifest.json", damaged_bytes(data, rng) if rng.random() < 0.3 else data)
+        self.write(
+            self.folder / "run" / "manifest.json", damaged_bytes(data, rng) if rng.random() < 0.3 else data
+        )
         load_run(self.folder / "run")
 
     def attacks_lines(self, rng: random.Random) -> None:
         folder = self.folder / "a"
         manifest = damaged_tree(self.attack, rng) if rng.random() < 0.5 else self.attack
         (folder / "manifest.json").write_bytes(dump(manifest))
-        data = b"".join(dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.attacks)
-        self.write_lines(folder / "attacks.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng)
+        data = b"".join(
+            dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.attacks
+        )
+        self.write_lines(
+            folder / "attacks.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng
+        )
         attack_text(summarize_attack(folder))
 
     def detections_lines(self, rng: random.Random) -> None:
         folder = self.folder / "d"
         manifest = {**self.detect, "finished": None}
-        (folder / "manifest.json").write_bytes(dump(damaged_tree(manifest, rng) if rng.random() < 0.3 else manifest))
-        data = b"".join(dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.detections)
-        self.write_lines(folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng)
+        (folder / "manifest.json").write_bytes(
+            dump(damaged_tree(manifest, rng) if rng.random() < 0.3 else manifest)
+        )
+        data = b"".join(
+            dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.detections
+        )
+        self.write_lines(
+            folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng
+        )
         each(
             self._verifier(folder, rng),
             lambda: read_images(folder, DetectionRecord),
-            lambda: Console(file=io.StringIO(), width=80).print(detection_table([summarize_detection(folder)])),
+            lambda: Console(file=io.StringIO(), width=80).print(
+                detection_table([summarize_detection(folder)])
+            ),
         )
 
     def recipe_files(self, rng: random.Random) -> None:
@@ -306,7 +341,9 @@ SHARES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--only", help=f"one of {', '.join(SHARES)}")
     parser.add_argument("--seed", type=int, default=0)
@@ -349,7 +386,11 @@ def fuzz(name: str, attempt: Callable[[random.Random], None], inputs: int, seed:
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     seconds = time.monotonic() - started
-    print(f"{name:15} {inputs:>9,} inputs: {counts['read']:,} read, {counts['refused']:,} refused, {seconds:.0f} s", flush=True)
+    print(
+        f"{name:15} {inputs:>9,} inputs: {counts['read']:,} read, {counts['refused']:,} refused, "
+        f"{seconds:.0f} s",
+        flush=True,
+    )
     return inputs
 
 

@@ -1,11 +1,13 @@
-"""How far do logits move with what should not matter: the batch a view is computed in, and the number of threads?
+"""How far do logits move with what should not matter: the batch a view is computed in, and the number of
+threads?
 
-    python scripts/numerical_soundness.py --model runs/digits --records runs/digits-k6 --records runs/digits-k6-bf16 --data digits --limit 20
+    python scripts/numerical_soundness.py --model runs/digits --records runs/digits-k6 --records
+    runs/digits-k6-bf16 --data digits --limit 20
 
-For some images of a certification, every one- and two-mask view is computed alone, in batches of two sizes and in another
-order, and with two threads, in float32 and in bf16, and the two are compared. A certificate can flip only if the margin of one of its views is
-smaller than what the margin moves by; records of the same precision say how many certificates have such a margin, and how many
-one below the tolerance of ``verify``.
+For some images of a certification, every one- and two-mask view is computed alone, in batches of two sizes
+and in another order, and with two threads, in float32 and in bf16, and the two are compared. A certificate
+can flip only if the margin of one of its views is smaller than what the margin moves by; records of the same
+precision say how many certificates have such a margin, and how many one below the tolerance of ``verify``.
 """
 
 from __future__ import annotations
@@ -26,13 +28,27 @@ from certipatch.verify.views import LOW_PRECISION, TOLERANCE
 from certipatch.views.masked import check_logits, window_tensor
 from certipatch.views.network import Network
 
-WAYS = ((128, 1, False), (128, 1, True), (32, 1, True), (128, 2, False), (1, 1, False))  # batch size, threads, shuffled
+WAYS = (
+    (128, 1, False),
+    (128, 1, True),
+    (32, 1, True),
+    (128, 2, False),
+    (1, 1, False),
+)  # batch size, threads, shuffled
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--records", required=True, type=Path, action="append", help="of the same images; one for each precision")
+    parser.add_argument(
+        "--records",
+        required=True,
+        type=Path,
+        action="append",
+        help="of the same images; one for each precision",
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--split")
     parser.add_argument("--class-map")
@@ -41,17 +57,23 @@ def main() -> None:
     arguments = parser.parse_args()
 
     first = arguments.records[0]
-    source = images_as_certified(first, source_for(arguments.model, arguments.data, arguments.split, arguments.class_map))
+    source = images_as_certified(
+        first, source_for(arguments.model, arguments.data, arguments.split, arguments.class_map)
+    )
     spec, network, _ = open_model(arguments.model, source, arguments.weights, False, None, None)
     masks, certified = as_certified(first, spec, network)[0], {}
     for folder in arguments.records:
         other, options = as_certified(folder, spec, network)
         if (other, images_as_certified(folder, source).describe()) != (masks, source.describe()):
             parser.error(f"{folder} is of other masks or images than {first}")
-        certified[options["precision"]] = np.array([record.margin for record in read_records(folder) if record.certified])
+        certified[options["precision"]] = np.array(
+            [record.margin for record in read_records(folder) if record.certified]
+        )
     fill = torch.tensor(read_manifest(first)["experiment"]["fill"])
     some = Images(source.first(arguments.limit), spec)
-    pixels = torch.stack([item.pixels for item in map(some.__getitem__, range(len(some))) if item.pixels is not None])
+    pixels = torch.stack(
+        [item.pixels for item in map(some.__getitem__, range(len(some))) if item.pixels is not None]
+    )
     images, (i, j) = as_float(pixels), np.triu_indices(len(masks))
     windows = window_tensor(masks, torch.device("cpu"))
     pairs = torch.cat([windows[i], windows[j]], dim=1).repeat(len(images), 1, 1)
@@ -64,10 +86,17 @@ def main() -> None:
         for batch_size, threads, shuffle in WAYS:
             order = shuffled if shuffle else torch.arange(len(which))
             torch.set_num_threads(threads)
-            look = Network(network, masks, fill=fill, batch_size=batch_size, precision=precision, compile=False)
-            parts = [check_logits(look(images[which[some]], pairs[some]), len(some)) for some in torch.split(order, batch_size)]
+            look = Network(
+                network, masks, fill=fill, batch_size=batch_size, precision=precision, compile=False
+            )
+            parts = [
+                check_logits(look(images[which[some]], pairs[some]), len(some))
+                for some in torch.split(order, batch_size)
+            ]
             best, back = torch.cat(parts).topk(2, dim=1), order.argsort()
-            ways.append((best.indices[back, 0].numpy(), (best.values[:, 0] - best.values[:, 1])[back].numpy()))
+            ways.append(
+                (best.indices[back, 0].numpy(), (best.values[:, 0] - best.values[:, 1])[back].numpy())
+            )
         labels, gaps = (np.stack(values) for values in zip(*ways, strict=True))
         same = (labels == labels[0]).all(axis=0)
         moved = float((gaps.max(axis=0) - gaps.min(axis=0))[same].max())

@@ -1,4 +1,5 @@
-"""Fixtures: the command line in this process, a folder of small images, a trained run. No network, no ../shared."""
+"""Fixtures: the command line in this process, a folder of small images, a trained run. No network, no
+../shared."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
     source = load_source(str(photos))
     spec = describe(SMALL_CNN, classes=source.classes, num_classes=3)
-    config = TrainConfig(strategy="greedy-coarse", patch_size=(5, 5), masks_per_axis=6, epochs=4, batch_size=8, lr=0.05)
+    config = TrainConfig(
+        strategy="greedy-coarse", patch_size=(5, 5), masks_per_axis=6, epochs=4, batch_size=8, lr=0.05
+    )
     out = tmp_path_factory.mktemp("runs") / "trained"
     train(build(spec), spec, source, source, config, out, fabric=make_fabric(device="cpu"))
     return out

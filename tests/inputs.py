@@ -19,7 +19,9 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     path.write_text(json.dumps(seal(manifest)))
 
 
-def write_photos(folder: Path, classes: tuple[str, ...] = ("blue", "green", "red"), each: int = 8, size: int = 32) -> Path:
+def write_photos(
+    folder: Path, classes: tuple[str, ...] = ("blue", "green", "red"), each: int = 8, size: int = 32
+) -> Path:
     """A data set that a small network learns: noisy images, each with the colour of its class."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(classes):

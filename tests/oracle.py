@@ -1,7 +1,7 @@
 """What the papers say (DESIGN.md, section 1), restated as naively as possible.
 
-Nothing here is fast and nothing comes from certipatch: the tests compare the library with this page, so an error
-must be made twice, independently, to go unnoticed. The words:
+Nothing here is fast and nothing comes from certipatch: the tests compare the library with this page, so an
+error must be made twice, independently, to go unnoticed. The words:
 
 * a *rectangle* is (top, left, height, width); a *mask* is a list of rectangles;
 * *keep* is a (height, width) array of bool, True where a pixel stays visible;
@@ -13,7 +13,8 @@ import itertools
 import numpy as np
 import torch
 
-# --- Masks -----------------------------------------------------------------------------------------------------------
+# --- Masks
+# -----------------------------------------------------------------------------------------------------------
 
 
 def axis_starts(n, p, k):
@@ -63,7 +64,8 @@ def uncovered(image_size, patch_size, keeps):
 
 
 def covering_several(image_size, patch_sizes, k, patches):
-    """The masks against one patch of any of some shapes (what two shapes share once), or every two of those against two patches."""
+    """The masks against one patch of any of some shapes (what two shapes share once), or every two of those
+    against two patches."""
     masks = []
     for patch_size in patch_sizes:
         for mask in covering_set(image_size, patch_size, k)[0]:
@@ -85,7 +87,8 @@ def placements(image_size, patch_sizes):
 
 
 def uncovered_together(image_size, patch_sizes, keeps, patches):
-    """Brute force: all that an attacker with so many patches may place and no single mask hides completely."""
+    """Brute force: all that an attacker with so many patches may place and no single mask hides
+    completely."""
     holes = []
     for placed in itertools.combinations_with_replacement(placements(image_size, patch_sizes), patches):
         visible = keep_of(image_size, placed)
@@ -95,7 +98,8 @@ def uncovered_together(image_size, patch_sizes, keeps, patches):
 
 
 def coarse_blocks(rows, columns):
-    """For each coarse mask the fine masks in its 2x2 block; an odd row or column shares its last block with a neighbour."""
+    """For each coarse mask the fine masks in its 2x2 block; an odd row or column shares its last block with a
+    neighbour."""
 
     def pairs(n):
         if n == 1:
@@ -103,10 +107,15 @@ def coarse_blocks(rows, columns):
         found = [[i, i + 1] for i in range(0, n - 1, 2)]
         return found if n % 2 == 0 else [*found, [n - 2, n - 1]]
 
-    return [[r * columns + c for r in block_r for c in block_c] for block_r in pairs(rows) for block_c in pairs(columns)]
+    return [
+        [r * columns + c for r in block_r for c in block_c]
+        for block_r in pairs(rows)
+        for block_c in pairs(columns)
+    ]
 
 
-# --- PatchCleanser ---------------------------------------------------------------------------------------------------
+# --- PatchCleanser
+# ---------------------------------------------------------------------------------------------------
 
 
 def double_masking(table):
@@ -123,7 +132,8 @@ def double_masking(table):
 
 
 def challenger_masking(table):
-    """Challenger masking: the defended label, the case that decided, and the games (pairs of masks) that were played."""
+    """Challenger masking: the defended label, the case that decided, and the games (pairs of masks) that were
+    played."""
     first = [table[i][i] for i in range(len(table))]
     if len(set(first)) == 1:
         return first[0], "agreed", []
@@ -151,11 +161,13 @@ def certified(table, label):
     return all(table[i][j] == label for i in range(len(table)) for j in range(i, len(table)))
 
 
-# --- Minority Reports ------------------------------------------------------------------------------------------------
+# --- Minority Reports
+# ------------------------------------------------------------------------------------------------
 
 
 def alarm(vanilla, views, threshold):
-    """Some one-mask view, (label, confidence), disagrees with F(x) and is more confident than the threshold."""
+    """Some one-mask view, (label, confidence), disagrees with F(x) and is more confident than the
+    threshold."""
     return any(label != vanilla and confidence > threshold for label, confidence in views)
 
 
@@ -164,7 +176,8 @@ def detection_certified(true_label, views, threshold):
     return all(label == true_label and confidence > threshold for label, confidence in views)
 
 
-# --- Greedy Cutout: masks chosen for one image, given loss(keep) -----------------------------------------------------
+# --- Greedy Cutout: masks chosen for one image, given loss(keep)
+# -----------------------------------------------------
 
 
 def worst(candidates):
@@ -201,14 +214,15 @@ def grid(loss, keeps):
     return keeps[i] & keeps[j]
 
 
-# --- Gutout: masks chosen for one image, given the network cut in two at a feature map -------------------------------
+# --- Gutout: masks chosen for one image, given the network cut in two at a feature map
+# -------------------------------
 
 
 def grad_cam(cut, image, label):
     """The heat (height, width) of an image (3, height, width).
 
-    ``cut(images)`` gives the feature maps (1, C, h, w) and a function from there to the logits (1, classes). Each channel
-    counts by the mean gradient of the label's logit; what speaks against the label is cut off.
+    ``cut(images)`` gives the feature maps (1, C, h, w) and a function from there to the logits (1, classes).
+    Each channel counts by the mean gradient of the label's logit; what speaks against the label is cut off.
     """
     maps, head = cut(image[None])
     maps = maps.detach().requires_grad_()
@@ -239,11 +253,14 @@ def bilinear(heat, size):
 
 
 def gutout(heat_of, keeps):
-    """Round 1: m1 hides the most heat of x. Round 2: m2 != m1 hides the most heat of x.m1. ``heat_of(keep)``: Grad-CAM of x.keep."""
+    """Round 1: m1 hides the most heat of x. Round 2: m2 != m1 hides the most heat of x.m1. ``heat_of(keep)``:
+    Grad-CAM of x.keep."""
 
     def hottest(heat, candidates):
         # Nine digits, so that sums of equal heat are equal in whatever order they were taken.
-        return candidates[worst([float(f"{heat[~keeps[i]].sum() / max(heat.max(), 1e-300):.9g}") for i in candidates])]
+        return candidates[
+            worst([float(f"{heat[~keeps[i]].sum() / max(heat.max(), 1e-300):.9g}") for i in candidates])
+        ]
 
     everything = list(range(len(keeps)))
     m1 = hottest(heat_of(np.ones_like(keeps[0])), everything)

@@ -1,4 +1,5 @@
-"""What a run was asked to do: frozen, validated, written into its manifest, and compared before it is resumed."""
+"""What a run was asked to do: frozen, validated, written into its manifest, and compared before it is
+resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +37,11 @@ def differences(found: Any, expected: Any, at: str = "") -> list[str]:
     """Where two JSON values differ: ``["train.lr: 0.1 there, 0.01 here", ...]``."""
     if isinstance(found, dict) and isinstance(expected, dict):
         keys = [*found, *(key for key in expected if key not in found)]
-        return [line for key in keys for line in differences(found.get(key), expected.get(key), f"{at}.{key}".lstrip("."))]
+        return [
+            line
+            for key in keys
+            for line in differences(found.get(key), expected.get(key), f"{at}.{key}".lstrip("."))
+        ]
     return [] if found == expected else [f"{at}: {_short(found)} there, {_short(expected)} here"]
 
 

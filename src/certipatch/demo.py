@@ -57,7 +57,9 @@ MASKS = MaskSet.covering(image_size=(32, 32), patch_size=PATCH, masks_per_axis=6
 
 
 # This many epochs of random-cutout cost what 10 of greedy-multisize do.
-EQUAL_COMPUTE_EPOCHS = round(EPOCHS * forward_equivalents("greedy-multisize", MASKS) / forward_equivalents("random-cutout", MASKS))
+EQUAL_COMPUTE_EPOCHS = round(
+    EPOCHS * forward_equivalents("greedy-multisize", MASKS) / forward_equivalents("random-cutout", MASKS)
+)
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,35 @@ ROWS = (
 
 
 def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
-    """Train, certify and compare into the folder ``out``; what is there from an earlier run is not done again."""
+    """Train, certify and compare into the folder ``out``; what is there from an earlier run is not done
+    again."""
     train_digits, test_digits = load_source("digits", split="train"), load_source("digits", split="test")
     fabric = make_fabric(device="cpu")
     spec = describe(SMALL_CNN, classes=train_digits.classes, num_classes=10)
 
     def fine_tune(name: str, start: str | None, strategy: str, epochs: int, lr: float) -> None:
         network = load_run(out / start)[1] if start else build(spec, seed=seed)
-        config = TrainConfig(strategy=strategy, patch_size=PATCH, masks_per_axis=6, epochs=epochs, batch_size=32, lr=lr, seed=seed)
+        config = TrainConfig(
+            strategy=strategy,
+            patch_size=PATCH,
+            masks_per_axis=6,
+            epochs=epochs,
+            batch_size=32,
+            lr=lr,
+            seed=seed,
+        )
         stderr.print(f"{name}: {epochs} epochs", markup=False)
-        train(network, spec, train_digits, test_digits, config, out / name, fabric=fabric, data="digits", resume=True)
+        train(
+            network,
+            spec,
+            train_digits,
+            test_digits,
+            config,
+            out / name,
+            fabric=fabric,
+            data="digits",
+            resume=True,
+        )
 
     fine_tune("base", None, "vanilla", 10, 0.05)
     results: list[tuple[Row, float, dict[int, Summary]]] = []
@@ -118,19 +139,34 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
 
     if as_json:
         rows = [
-            {"row": row.name, "forward_equivalents_per_image": cost, **{f"k{k}": s.to_json() for k, s in c.items()}}
+            {
+                "row": row.name,
+                "forward_equivalents_per_image": cost,
+                **{f"k{k}": s.to_json() for k, s in c.items()},
+            }
             for row, cost, c in results
         ]
         print(json.dumps(rows))
     else:
-        Console(highlight=False).print(_table(results), f"picture: {escape(str(picture))}\npage to open and to send: {escape(str(page))}")
+        Console(highlight=False).print(
+            _table(results), f"picture: {escape(str(picture))}\npage to open and to send: {escape(str(page))}"
+        )
 
 
 def _certify(
-    network: nn.Sequential, spec: ModelSpec, source: Source, fabric: Fabric, trained: dict[str, Any], to: Path, patch: Size, k: int
+    network: nn.Sequential,
+    spec: ModelSpec,
+    source: Source,
+    fabric: Fabric,
+    trained: dict[str, Any],
+    to: Path,
+    patch: Size,
+    k: int,
 ) -> Summary:
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=patch, masks_per_axis=k)
-    certify_source(network, spec, source, masks, to, fabric=fabric, data="digits", trained=trained, resume=True)
+    certify_source(
+        network, spec, source, masks, to, fabric=fabric, data="digits", trained=trained, resume=True
+    )
     return summarize(to)
 
 
@@ -139,10 +175,14 @@ def _table(results: list[tuple[Row, float, dict[int, Summary]]]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         caption_justify="left",
-        caption="500 held-out digits, any 5x5 patch in 32x32 pixels (2.4 %); %, fraction, 95 % interval. vanilla: the "
-        "undefended model is right; clean: the defended model is right (k=6); certified robust: it stays right under every "
-        "patch, proven. cost: forward passes worth of fine-tuning for one image, over all epochs, a backward pass counted "
-        "as two.\nOn a set this easy greedy wins by epoch; given its compute, plain random cutout draws level.",
+        caption="500 held-out digits, any 5x5 patch in 32x32 pixels (2.4 %); %, fraction, 95 % interval. "
+        "vanilla: the "
+        "undefended model is right; clean: the defended model is right (k=6); certified robust: it stays "
+        "right under every "
+        "patch, proven. cost: forward passes worth of fine-tuning for one image, over all epochs, a "
+        "backward pass counted "
+        "as two.\nOn a set this easy greedy wins by epoch; given its compute, plain random cutout draws "
+        "level.",
     )
     table.add_column("fine-tuned with", overflow="fold", min_width=16)
     for heading in ("epochs", "cost", "vanilla", "clean", "certified\nrobust k=3", "certified\nrobust k=6"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 
 def one_line(text: str) -> str:
-    """Text of unknown origin as one line that a terminal shows and does not obey: what cannot be printed becomes its escape.
+    """Text of unknown origin as one line that a terminal shows and does not obey: what cannot be printed
+    becomes its escape.
 
     >>> one_line("cat\\x1b[31m\\n")
     'cat\\\\x1b[31m\\\\n'

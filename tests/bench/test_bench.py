@@ -1,4 +1,5 @@
-"""The benchmarks compare before they time, time what they say, and write what they print. No test here is about speed."""
+"""The benchmarks compare before they time, time what they say, and write what they print. No test here is
+about speed."""
 
 from __future__ import annotations
 
@@ -35,19 +36,36 @@ def briefly(monkeypatch: pytest.MonkeyPatch):
 
 
 def options(model: Path, photos: Path, *more: object, **changed: object) -> list[object]:
-    given = {"model": model, "data": photos, "patch": 5, "masks-per-axis": 3, "limit": 6, "repeats": 2, "device": "cpu", "batch-size": 16}
+    given = {
+        "model": model,
+        "data": photos,
+        "patch": 5,
+        "masks-per-axis": 3,
+        "limit": 6,
+        "repeats": 2,
+        "device": "cpu",
+        "batch-size": 16,
+    }
     given |= {key.replace("_", "-"): value for key, value in changed.items()}
-    return ["bench", *(word for key, value in given.items() if value is not None for word in (f"--{key}", value)), "--no-compile", *more]
+    return [
+        "bench",
+        *(word for key, value in given.items() if value is not None for word in (f"--{key}", value)),
+        "--no-compile",
+        *more,
+    ]
 
 
-# --- The published loop against the naive restatement of the paper ---------------------------------------------------
+# --- The published loop against the naive restatement of the paper
+# ---------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_published_loop_labels_every_pair(seed: int):
     size, patch, k = (12, 12), (3, 3), 3
     torch.manual_seed(seed)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5 * 5, 4)).double()
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 5 * 5, 4)
+    ).double()
     images = torch.randn(18, 3, *size, dtype=torch.float64)  # more than one batch of 16
     keeps = [torch.from_numpy(oracle.keep_of(size, mask)) for mask in oracle.covering_set(size, patch, k)[0]]
     pairs = [(i, j) for i in range(9) for j in range(i, 9)]
@@ -63,7 +81,9 @@ def test_published_loop_labels_every_pair(seed: int):
 
 
 tables = st.integers(2, 5).flatmap(
-    lambda n: st.lists(st.integers(0, 2), min_size=n * n, max_size=n * n).map(lambda labels: np.array(labels).reshape(n, n))
+    lambda n: st.lists(st.integers(0, 2), min_size=n * n, max_size=n * n).map(
+        lambda labels: np.array(labels).reshape(n, n)
+    )
 )
 
 
@@ -71,15 +91,23 @@ tables = st.integers(2, 5).flatmap(
 @settings(max_examples=200, deadline=None)
 def test_published_answer_is_the_papers(table: np.ndarray, label: int, agreeing: float):
     table = np.maximum(table, table.T)
-    table[np.add.outer(range(len(table)), range(len(table))) < agreeing * 2 * len(table)] = label  # so that all cases occur
-    assert published_answer(table, label) == (oracle.certified(table, label), oracle.double_masking(table.tolist())[0])
+    table[np.add.outer(range(len(table)), range(len(table))) < agreeing * 2 * len(table)] = (
+        label  # so that all cases occur
+    )
+    assert published_answer(table, label) == (
+        oracle.certified(table, label),
+        oracle.double_masking(table.tolist())[0],
+    )
 
 
-# --- Nothing wrong is timed ------------------------------------------------------------------------------------------
+# --- Nothing wrong is timed
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", ["certified", "defended_label"])
-def test_a_wrong_answer_is_refused_before_anything_is_timed(cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch, wrong: str):
+def test_a_wrong_answer_is_refused_before_anything_is_timed(
+    cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch, wrong: str
+):
     honest, timed = PatchCleanser.certify, []
 
     def certify(self, images, labels):
@@ -89,13 +117,19 @@ def test_a_wrong_answer_is_refused_before_anything_is_timed(cli, trained: Path, 
 
     monkeypatch.setattr("certipatch.bench.certification.interleaved", lambda *_: timed.append(1))
     monkeypatch.setattr(PatchCleanser, "certify", certify)
-    refused(cli(*options(trained, photos, what="certify", out=tmp_path / "b.json")), "green/4.png", "published loop")
+    refused(
+        cli(*options(trained, photos, what="certify", out=tmp_path / "b.json")),
+        "green/4.png",
+        "published loop",
+    )
     assert not timed
     assert not (tmp_path / "b.json").exists()
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_the_loop_is_extrapolated_from_some_pairs_unless_full(cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch, full: bool):
+def test_the_loop_is_extrapolated_from_some_pairs_unless_full(
+    cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch, full: bool
+):
     monkeypatch.setattr("certipatch.bench.certification.TIMED_PAIRS", 10)
     monkeypatch.setattr("certipatch.bench.certification.CHECKED", 2)
     asked = []
@@ -110,10 +144,14 @@ def test_the_loop_is_extrapolated_from_some_pairs_unless_full(cli, trained: Path
 
     monkeypatch.setattr("certipatch.bench.certification.interleaved", interleaved)
     monkeypatch.setattr("certipatch.bench.certification.published_loop", counting)
-    done = cli(*options(trained, photos, *(["--full"] if full else []), what="certify", out=tmp_path / "b.json"))
+    done = cli(
+        *options(trained, photos, *(["--full"] if full else []), what="certify", out=tmp_path / "b.json")
+    )
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "b.json").read_text())["results"]["certify"]
-    assert asked == ([(6, 45), (6, 45)] if full else [(2, 45), (6, 9)])  # compared in full, then timed: every 5th of 45 pairs
+    assert asked == (
+        [(6, 45), (6, 45)] if full else [(2, 45), (6, 9)]
+    )  # compared in full, then timed: every 5th of 45 pairs
     assert (found["compared"], found["pairs"], found["pairs_timed"]) == ((6, 45, 45) if full else (2, 45, 9))
     factor = 1 if full else 5
     assert found["rows"][0]["rounds"] == pytest.approx([3 * factor / 6, 6 * factor / 6])
@@ -122,7 +160,9 @@ def test_the_loop_is_extrapolated_from_some_pairs_unless_full(cli, trained: Path
     assert ("extrapolated" in done.out) == (not full)
 
 
-def test_differences_in_reduced_precision_are_listed_by_image(cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch):
+def test_differences_in_reduced_precision_are_listed_by_image(
+    cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch
+):
     honest = build_defense
 
     class Rounding(PatchCleanser):
@@ -152,17 +192,27 @@ def test_rounds_are_interleaved():
     assert [len(of_action) for of_action in seconds] == [3, 3]
 
 
-# --- What is written -------------------------------------------------------------------------------------------------
+# --- What is written
+# -------------------------------------------------------------------------------------------------
 
 
 def test_results_say_what_was_measured_where_and_how(cli, trained: Path, photos: Path, tmp_path: Path):
     done = cli(
-        *options(trained, photos, what="certify,network,train", strategies="random-both", train_batch_size=3, out=tmp_path / "b.json")
+        *options(
+            trained,
+            photos,
+            what="certify,network,train",
+            strategies="random-both",
+            train_batch_size=3,
+            out=tmp_path / "b.json",
+        )
     )
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "b.json").read_text())
     environment, results = found["environment"], found["results"]
-    assert {"versions", "threads", "machine", "device", "cores", "load_before", "command", "commit"} <= set(environment)
+    assert {"versions", "threads", "machine", "device", "cores", "load_before", "command", "commit"} <= set(
+        environment
+    )
     assert environment["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert found["started"][:10] <= found["finished"][:10]
     assert len(found["experiment"]["images"]) == 6
@@ -180,19 +230,26 @@ def test_results_say_what_was_measured_where_and_how(cli, trained: Path, photos:
     vanilla, both = results["train"]["rows"]
     assert (vanilla["passes_per_image"], both["passes_per_image"]) == (3, 6)
     assert vanilla["ratio"]["rounds"] == [1, 1]
-    assert both["ratio"]["rounds"] == pytest.approx([b / a for a, b in zip(vanilla["rounds"], both["rounds"], strict=True)])
+    assert both["ratio"]["rounds"] == pytest.approx(
+        [b / a for a, b in zip(vanilla["rounds"], both["rounds"], strict=True)]
+    )
     network = results["network"]
     alone = {int(row["what"].split()[-1]): row["median"] for row in network["rows"][:-1]}
     assert alone[network["best_batch_size"]] == min(alone.values())
     whole = network["rows"][-1]
     expected = (
-        whole["rounds"][0] / whole["passes_per_image"] / network["rows"][sorted(alone).index(network["best_batch_size"])]["rounds"][0]
+        whole["rounds"][0]
+        / whole["passes_per_image"]
+        / network["rows"][sorted(alone).index(network["best_batch_size"])]["rounds"][0]
     )
     assert whole["ratio"]["rounds"][0] == pytest.approx(expected)
 
 
-def test_memory_and_scaling_run_certify_as_typed(cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch):
-    """The commands are run in this process, and their figures made up: five children would each load torch."""
+def test_memory_and_scaling_run_certify_as_typed(
+    cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch
+):
+    """The commands are run in this process, and their figures made up: five children would each load
+    torch."""
     from certipatch.cli.app import app
 
     commands = []
@@ -208,7 +265,13 @@ def test_memory_and_scaling_run_certify_as_typed(cli, trained: Path, photos: Pat
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     done = cli(*options(trained, photos, what="memory,scaling", repeats=1, out=tmp_path / "b.json"))
     assert done.code == 0, done.err
-    assert commands == [("1", "2", None, None), ("1", "3", None, None), ("6", "3", None, None), ("6", "3", "1", 4), ("6", "3", "2", 2)]
+    assert commands == [
+        ("1", "2", None, None),
+        ("1", "3", None, None),
+        ("6", "3", None, None),
+        ("6", "3", "1", 4),
+        ("6", "3", "2", 2),
+    ]
     results = json.loads((tmp_path / "b.json").read_text())["results"]
     assert [row["rounds"] for row in results["memory"]["rows"]] == [[0.5], [1.0], [1.5]]
     assert [row["ratio"]["median"] for row in results["memory"]["rows"]] == [1, 2, 3]
@@ -222,13 +285,16 @@ def test_the_peak_is_that_of_the_child(tmp_path: Path):
     _, small = in_a_process([sys.executable, "-c", "pass"])
     _, large = in_a_process([sys.executable, "-c", "bytearray(100 * 2**20).count(1)"])
     assert 0.09 < large - small < 0.11
-    _, threads = in_a_process([sys.executable, "-c", "import os; assert os.environ['OMP_NUM_THREADS'] == '7'"], threads=7)
+    _, threads = in_a_process(
+        [sys.executable, "-c", "import os; assert os.environ['OMP_NUM_THREADS'] == '7'"], threads=7
+    )
     assert threads < large
     with pytest.raises(ProcessError, match="code 1: KeyError"):
         in_a_process([sys.executable, "-c", "{}['missing']"])
 
 
-# --- Images of which every pair must be computed ---------------------------------------------------------------------
+# --- Images of which every pair must be computed
+# ---------------------------------------------------------------------
 
 
 def mislabelled(photos: Path, folder: Path, **shown: str) -> Path:
@@ -240,12 +306,31 @@ def mislabelled(photos: Path, folder: Path, **shown: str) -> Path:
 
 def test_only_certified_images(cli, trained: Path, photos: Path, tmp_path: Path):
     data, folder = mislabelled(photos, tmp_path / "data", green="red"), tmp_path / "certified"
-    assert cli("certify", "--model", trained, "--data", data, "--patch", 5, "--masks-per-axis", 3, "--out", folder).code == 0
+    assert (
+        cli(
+            "certify",
+            "--model",
+            trained,
+            "--data",
+            data,
+            "--patch",
+            5,
+            "--masks-per-axis",
+            3,
+            "--out",
+            folder,
+        ).code
+        == 0
+    )
     certified = {record.name for record in read_records(folder) if record.certified}
     assert {name.split("/")[0] for name in certified} == {"blue", "red"}
     earlier = {"certified": folder, "patch": None, "masks_per_axis": None}
     for flags, changed in (([], earlier), (["--only-certified"], {})):
-        done = cli(*options(trained, data, *flags, what="certify", limit=9, repeats=1, **changed, out=tmp_path / "b.json"))
+        done = cli(
+            *options(
+                trained, data, *flags, what="certify", limit=9, repeats=1, **changed, out=tmp_path / "b.json"
+            )
+        )
         assert done.code == 0, done.err
         found = json.loads((tmp_path / "b.json").read_text())
         assert len(set(found["experiment"]["images"])) == 9

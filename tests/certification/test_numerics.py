@@ -1,4 +1,5 @@
-"""What should not matter moves no certificate above the margin that docs/trust.md states, in float32 and in bf16."""
+"""What should not matter moves no certificate above the margin that docs/trust.md states, in float32 and in
+bf16."""
 
 from __future__ import annotations
 
@@ -23,8 +24,11 @@ STATED = {"32-true": 1e-3, "bf16-mixed": 0.25}  # logits, as in docs/trust.md
 
 
 @pytest.mark.parametrize("precision", STATED)
-def test_batch_order_and_threads_flip_no_certificate(trained: Path, photos: Path, one_thread: None, precision: str):
-    """Patches so large, and logits halved, that some certificates are below the stated margin in bf16; in float32 none is."""
+def test_batch_order_and_threads_flip_no_certificate(
+    trained: Path, photos: Path, one_thread: None, precision: str
+):
+    """Patches so large, and logits halved, that some certificates are below the stated margin in bf16; in
+    float32 none is."""
     stated = STATED[precision]
     spec, network, _ = load_run(trained)
     with torch.no_grad():
@@ -32,21 +36,29 @@ def test_batch_order_and_threads_flip_no_certificate(trained: Path, photos: Path
             parameter.mul_(0.5)
     images = Images(load_source(str(photos)), spec)
     items = [images[index] for index in range(24)]
-    pixels, labels = as_float(torch.stack([item.pixels for item in items])), torch.tensor([item.label for item in items])
+    pixels, labels = (
+        as_float(torch.stack([item.pixels for item in items])),
+        torch.tensor([item.label for item in items]),
+    )
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=(12, 12), masks_per_axis=2)
     model = make_fabric(device="cpu", precision=precision).setup_module(network).eval()
 
     def certify(batch_size: int, order: torch.Tensor, threads: int) -> list[tuple[bool, float]]:
         torch.set_num_threads(threads)
         verdicts = PatchCleanser(model, masks, batch_size=batch_size).certify(pixels[order], labels[order])
-        return [(bool(verdicts[place].certified), verdicts[place].margin) for place in order.argsort().tolist()]
+        return [
+            (bool(verdicts[place].certified), verdicts[place].margin) for place in order.argsort().tolist()
+        ]
 
     forwards = torch.arange(len(items))
     first = certify(64, forwards, 1)
     above, below = of_certified(first, stated)
     assert len(above) >= 8
     assert any(not certified for certified, _ in first)
-    print(f"{precision}: {len(below)} of {len(above) + len(below)} certificates have a margin of at most {stated:g}")
+    print(
+        f"{precision}: {len(below)} of {len(above) + len(below)} certificates have a margin of at most "
+        f"{stated:g}"
+    )
     assert bool(below) == (precision == "bf16-mixed")
     for batch_size, order, threads in [(1, forwards, 1), (7, forwards.flip(0), 1), (64, forwards, 2)]:
         again = certify(batch_size, order, threads)
@@ -58,17 +70,28 @@ def test_batch_order_and_threads_flip_no_certificate(trained: Path, photos: Path
 def of_certified(verdicts: list[tuple[bool, float]], stated: float) -> tuple[list[int], list[int]]:
     """The certified images with a margin above what is stated, and the others."""
     certified = [a for a, (is_certified, _) in enumerate(verdicts) if is_certified]
-    return [a for a in certified if verdicts[a][1] > stated], [a for a in certified if verdicts[a][1] <= stated]
+    return [a for a in certified if verdicts[a][1] > stated], [
+        a for a in certified if verdicts[a][1] <= stated
+    ]
 
 
 @pytest.mark.parametrize("precision", STATED)
 def test_resume_with_another_batch_size_and_more_threads(
-    trained: Path, photos: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch, precision: str
+    trained: Path,
+    photos: Path,
+    tmp_path: Path,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
 ):
-    """The second half in other batches: no certificate above the stated margin flips. As it was begun: the same bytes."""
+    """The second half in other batches: no certificate above the stated margin flips. As it was begun: the
+    same bytes."""
     monkeypatch.setattr("certipatch.certification.blocks.BLOCK", 8)
     spec, network, _ = load_run(trained)
-    source, masks = load_source(str(photos)), MaskSet.covering(image_size=spec.image_size, patch_size=(12, 12), masks_per_axis=2)
+    source, masks = (
+        load_source(str(photos)),
+        MaskSet.covering(image_size=spec.image_size, patch_size=(12, 12), masks_per_axis=2),
+    )
 
     def certify(folder: Path, batch_size: int, threads: int, *, resume: bool = False) -> None:
         torch.set_num_threads(threads)
@@ -88,7 +111,9 @@ def test_resume_with_another_batch_size_and_more_threads(
 
     look = _look
 
-    def killed_in_the_second_block(certify: Any, record: Any, device: torch.device, items: list[Item]) -> list[Record]:
+    def killed_in_the_second_block(
+        certify: Any, record: Any, device: torch.device, items: list[Item]
+    ) -> list[Record]:
         if items[0].index == 8:
             raise Killed
         return look(certify, record, device, items)
@@ -103,7 +128,9 @@ def test_resume_with_another_batch_size_and_more_threads(
     whole, same, other = (tmp_path / name / "records.jsonl" for name in ("whole", "same", "other"))
     assert same.read_bytes() == whole.read_bytes()
     pairs = list(zip(read_records(whole.parent), read_records(other.parent), strict=True))
-    above = [(before, after) for before, after in pairs if before.certified and before.margin > STATED[precision]]
+    above = [
+        (before, after) for before, after in pairs if before.certified and before.margin > STATED[precision]
+    ]
     assert len(above) >= 8
     for before, after in above:
         assert after.certified

@@ -24,7 +24,20 @@ def many(tmp_path_factory):
 @pytest.fixture
 def certify(cli, trained, many):
     def call(out, *options, patch="5", k="3"):
-        return cli("certify", "--model", trained, "--data", many, "--patch", patch, "--masks-per-axis", k, "--out", out, *options)
+        return cli(
+            "certify",
+            "--model",
+            trained,
+            "--data",
+            many,
+            "--patch",
+            patch,
+            "--masks-per-axis",
+            k,
+            "--out",
+            out,
+            *options,
+        )
 
     return call
 
@@ -52,7 +65,9 @@ def test_report_reads_any_set_of_shards(cli, certify, one, tmp_path):
     certify(tmp_path / "parts", "--shard", "2/2")
     (half,) = json.loads(cli("report", tmp_path / "parts", "--json").out)
     assert not half["complete"]
-    assert half["certified_robust_accuracy"]["images"] == 32 + 6  # of blocks of 32, 32, 32 and 6 the second and fourth
+    assert (
+        half["certified_robust_accuracy"]["images"] == 32 + 6
+    )  # of blocks of 32, 32, 32 and 6 the second and fourth
     certify(tmp_path / "parts", "--shard", "1/2")
     (whole,) = json.loads(cli("report", tmp_path / "parts", "--json").out)
     assert whole["complete"]
@@ -136,8 +151,12 @@ def test_a_killed_shard_loses_nothing(certify, one, trained, many, tmp_path):
     slow = "import certipatch.defense as d, time\nold = d.PatchCleanser.certify\n"
     slow += "d.PatchCleanser.certify = lambda *a: (time.sleep(2), old(*a))[1]\n"
     slow += "import sys; from certipatch.cli import main; sys.argv[0] = 'certipatch'; main()"
-    victim = subprocess.Popen([sys.executable, "-c", slow, *map(str, command[3:]), "--shard", "1/2"], stderr=subprocess.DEVNULL)
-    other = subprocess.Popen([*map(str, command), "--shard", "2/2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    victim = subprocess.Popen(
+        [sys.executable, "-c", slow, *map(str, command[3:]), "--shard", "1/2"], stderr=subprocess.DEVNULL
+    )
+    other = subprocess.Popen(
+        [*map(str, command), "--shard", "2/2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     lines, deadline = out / "records-1-of-2.jsonl", time.monotonic() + 60
     while not (lines.exists() and lines.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -151,15 +170,32 @@ def test_a_killed_shard_loses_nothing(certify, one, trained, many, tmp_path):
 
 @pytest.mark.slow
 def test_two_devices_and_one_of_them_killed(certify, trained, many, tmp_path):
-    """Process 1 is killed in its second block: one line, exit code 2; what both wrote is kept, --resume does the rest."""
+    """Process 1 is killed in its second block: one line, exit code 2; what both wrote is kept, --resume does
+    the rest."""
     options = ["--exhaustive", "--device", "cpu"]
     assert certify(tmp_path / "one", *options, k="4").code == 0
     out = tmp_path / "two"
-    command = ["certify", "--model", trained, "--data", many, "--patch", 5, "--masks-per-axis", 4, "--out", out, *options, "--devices", 2]
+    command = [
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        many,
+        "--patch",
+        5,
+        "--masks-per-axis",
+        4,
+        "--out",
+        out,
+        *options,
+        "--devices",
+        2,
+    ]
     killed = kill_process_1(command, out / "records-2-of-2.jsonl")
     assert (killed.code, killed.out) == (2, "")
     assert [line for line in killed.err.splitlines() if not line.startswith("certify ")] == [
-        "certipatch: a process of this run has ended (killed, or out of memory?); what was written is kept: run the same command with --resume"
+        "certipatch: a process of this run has ended (killed, or out of memory?); what was written is kept: "
+        "run the same command with --resume"
     ]
     assert set(records(out)) < set(records(tmp_path / "one"))
     for shard in ("1/2", "2/2"):  # what each of the two does when the command is run again
@@ -172,7 +208,12 @@ def test_several_patches_and_k_in_one_run(cli, certify, tmp_path):
     """A folder for each, with the records of a run of its own."""
     outcome = certify(tmp_path / "all", "--limit", 32, "--json", patch="5,3x4", k="2,3")
     assert outcome.code == 0, outcome.err
-    assert [(s["patch_size"], s["masks_per_axis"]) for s in json.loads(outcome.out)] == [([5, 5], 2), ([5, 5], 3), ([3, 4], 2), ([3, 4], 3)]
+    assert [(s["patch_size"], s["masks_per_axis"]) for s in json.loads(outcome.out)] == [
+        ([5, 5], 2),
+        ([5, 5], 3),
+        ([3, 4], 2),
+        ([3, 4], 3),
+    ]
     assert {path.name for path in (tmp_path / "all").iterdir()} == {"5x5-k2", "5x5-k3", "3x4-k2", "3x4-k3"}
     certify(tmp_path / "single", "--limit", 32, patch="3x4", k="2")
     assert records(tmp_path / "all" / "3x4-k2") == records(tmp_path / "single")

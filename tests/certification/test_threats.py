@@ -1,4 +1,5 @@
-"""Several patch shapes and two patches, through the defense and the command line. Geometry: test_masks.py; theorem: test_theorem.py."""
+"""Several patch shapes and two patches, through the defense and the command line. Geometry: test_masks.py;
+theorem: test_theorem.py."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ SIZE = (16, 16)
 THREATS: dict[str, dict[str, Any]] = {
     "shapes": {"patch_size": (6, 2), "other_patch_sizes": [(2, 6)], "masks_per_axis": 3},
     "two": {"patch_size": (2, 2), "masks_per_axis": 3, "patches": 2},
-    "two of two shapes": {"patch_size": (4, 1), "other_patch_sizes": [(1, 4)], "masks_per_axis": 2, "patches": 2},
+    "two of two shapes": {
+        "patch_size": (4, 1),
+        "other_patch_sizes": [(1, 4)],
+        "masks_per_axis": 2,
+        "patches": 2,
+    },
 }
 
 
@@ -34,14 +40,21 @@ def masks_of(name: str) -> MaskSet:
 def cnn() -> nn.Sequential:
     """A local layer, then a global one, in double precision."""
     torch.manual_seed(1)
-    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(6 * 16, 4)]
+    layers = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(6 * 16, 4),
+    ]
     nn.init.normal_(layers[-1].weight, std=0.5)
     nn.init.constant_(layers[-1].bias[2:3], 0.5)  # an image that is all masked is of some class too
     return nn.Sequential(Normalize((0.5,) * 3, (0.25,) * 3), *layers).double().eval()
 
 
 def pictures(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of many images in [0, 1] the eight that the model is surest of and the two that it is least sure of, with its answers as labels."""
+    """Of many images in [0, 1] the eight that the model is surest of and the two that it is least sure of,
+    with its answers as labels."""
     generator = torch.Generator().manual_seed(3)
     colours = torch.rand(400, 3, 1, 1, generator=generator, dtype=torch.float64)
     images = (colours + 0.3 * torch.rand(400, 3, *SIZE, generator=generator, dtype=torch.float64)).clamp(0, 1)
@@ -54,13 +67,16 @@ def pictures(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("name", THREATS)
 def test_certificates_equal_one_view_at_a_time(name):
-    """Also with the shared prefix, where the activations under two windows are pasted into those under two others."""
+    """Also with the shared prefix, where the activations under two windows are pasted into those under two
+    others."""
     model, masks = cnn(), masks_of(name)
     images, labels = pictures(model)
     rectangles = oracle.covering_several(SIZE, masks.patch_sizes, masks.masks_per_axis, masks.patches)
     keeps = [torch.from_numpy(oracle.keep_of(SIZE, mask)) for mask in rectangles]
     plain = PatchCleanser(model, masks, batch_size=64)
-    layer = PatchCleanser(model, MaskSet.covering(image_size=SIZE, patch_size=(1, 1), masks_per_axis=8), shared_prefix=True).network.prefix
+    layer = PatchCleanser(
+        model, MaskSet.covering(image_size=SIZE, patch_size=(1, 1), masks_per_axis=8), shared_prefix=True
+    ).network.prefix
     if name == "two of two shapes":  # each mask meets each other: there is nothing to paste
         with pytest.raises(ConfigError, match="shared prefix"):
             PatchCleanser(model, masks, batch_size=64, shared_prefix=layer.layer)
@@ -72,7 +88,11 @@ def test_certificates_equal_one_view_at_a_time(name):
     above = [(i, j) for i in range(len(keeps)) for j in range(i, len(keeps))]
     for image, label, verdict, other in zip(images, labels.tolist(), verdicts, others, strict=True):
         with torch.no_grad():
-            answers = model(torch.stack([torch.where(keeps[i] & keeps[j], image, 0.5) for i, j in above])).argmax(1).tolist()
+            answers = (
+                model(torch.stack([torch.where(keeps[i] & keeps[j], image, 0.5) for i, j in above]))
+                .argmax(1)
+                .tolist()
+            )
         known = dict(zip(above, answers, strict=True))
         table = [[known[min(i, j), max(i, j)] for j in range(len(keeps))] for i in range(len(keeps))]
         for found in (verdict, other):
@@ -87,7 +107,9 @@ def test_certificates_equal_one_view_at_a_time(name):
 def test_masks_that_do_not_cover_all_of_it_are_refused(name):
     """Each mask of a threat less, and the masks for less than what they are said to be against."""
     masks = masks_of(name)
-    smaller = [MaskSet.covering(image_size=SIZE, patch_size=masks.patch_size, masks_per_axis=masks.masks_per_axis)]
+    smaller = [
+        MaskSet.covering(image_size=SIZE, patch_size=masks.patch_size, masks_per_axis=masks.masks_per_axis)
+    ]
     smaller += [dataclasses.replace(masks, windows=masks.windows[1:])]
     for few in smaller:
         with pytest.raises(SoundnessError, match="that no mask covers") as refused:
@@ -95,7 +117,8 @@ def test_masks_that_do_not_cover_all_of_it_are_refused(name):
         assert str(refused.value).count("Window") == masks.patches
 
 
-# --- The command line ------------------------------------------------------------------------------------------------
+# --- The command line
+# ------------------------------------------------------------------------------------------------
 
 
 def test_several_shapes_on_the_command_line(cli, trained: Path, photos: Path, tmp_path: Path):
@@ -108,27 +131,46 @@ def test_several_shapes_on_the_command_line(cli, trained: Path, photos: Path, tm
     assert (found["patch_size"], found["other_patch_sizes"]) == ([12, 3], [[3, 12]])
     assert "patches" not in found
     assert "12x3+" in cli("report", out).out
-    answers = [cli("predict", "--model", trained, *which, photo) for which in (["--certified", out], geometry)]
+    answers = [
+        cli("predict", "--model", trained, *which, photo) for which in (["--certified", out], geometry)
+    ]
     assert [answer.code for answer in answers] == [0, 0], answers
     assert answers[0].out == answers[1].out
     assert json.loads(answers[0].out)["other_patch_sizes"] == [[3, 12]]
     assert cli("verify", out, *options, "--sample", 2).code == 0
-    attacked = cli("attack", *options, "--records", out, "--steps", 2, "--restarts", 2, "--out", tmp_path / "a", "--json")
+    attacked = cli(
+        "attack", *options, "--records", out, "--steps", 2, "--restarts", 2, "--out", tmp_path / "a", "--json"
+    )
     assert attacked.code == 0, attacked.err
     assert json.loads(attacked.out)["other_patch_sizes"] == [[3, 12]]
     assert json.loads(attacked.out)["certified_broken"] == 0
 
-    again = cli("certify", *options, "--patch", "12x3", "--masks-per-axis", 2, "--limit", 9, "--out", out, "--resume")
+    again = cli(
+        "certify", *options, "--patch", "12x3", "--masks-per-axis", 2, "--limit", 9, "--out", out, "--resume"
+    )
     assert (again.code, again.err.count("\n")) == (2, 1)
     assert "masks.other_patch_sizes" in again.err
     reworded = ["--patch", "12x3+3x12", "--masks-per-axis", 2, "--limit", 9]
-    assert cli("certify", *options, *reworded, "--out", out, "--resume").code == 0, "the same threat in other words"
+    assert cli("certify", *options, *reworded, "--out", out, "--resume").code == 0, (
+        "the same threat in other words"
+    )
     manifest = json.loads((out / "manifest.json").read_text())
     manifest["experiment"]["masks"].pop("other_patch_sizes")
     write_manifest(out / "manifest.json", manifest)
     refused = cli("predict", "--model", trained, "--certified", out, photo)
     assert (refused.code, "another model (masks.windows" in refused.err) == (2, True), refused.err
-    refused = cli("train", *options, "--val-data", photos, "--strategy", "vanilla", "--patch", "12x3+3x12", "--out", tmp_path / "t")
+    refused = cli(
+        "train",
+        *options,
+        "--val-data",
+        photos,
+        "--strategy",
+        "vanilla",
+        "--patch",
+        "12x3+3x12",
+        "--out",
+        tmp_path / "t",
+    )
     assert (refused.code, "expected one shape to train with" in refused.err) == (2, True), refused.err
 
 
@@ -137,22 +179,62 @@ def test_two_patches_on_the_command_line(cli, trained: Path, photos: Path, tmp_p
     options, geometry = ["--model", trained, "--data", photos], ["--masks-per-axis", 2, "--patches", 2]
     done = cli("certify", *options, "--patch", "3,4x2", *geometry, "--limit", 6, "--out", out, "--json")
     assert done.code == 0, done.err
-    assert [(found["patch_size"], found["patches"]) for found in json.loads(done.out)] == [([3, 3], 2), ([4, 2], 2)]
+    assert [(found["patch_size"], found["patches"]) for found in json.loads(done.out)] == [
+        ([3, 3], 2),
+        ([4, 2], 2),
+    ]
     assert sorted(path.name for path in out.iterdir()) == ["2-patches-3x3-k2", "2-patches-4x2-k2"]
     assert "2 x 3x3" in cli("report", out).out
     one = out / "2-patches-3x3-k2"
-    answers = [cli("predict", "--model", trained, *which, photo) for which in (["--certified", one], ["--patch", 3, *geometry])]
+    answers = [
+        cli("predict", "--model", trained, *which, photo)
+        for which in (["--certified", one], ["--patch", 3, *geometry])
+    ]
     assert [answer.code for answer in answers] == [0, 0], answers
     assert answers[0].out == answers[1].out
     assert json.loads(answers[0].out)["patches"] == 2
     assert cli("verify", out, *options, "--sample", 1).code == 0
-    benched = cli("bench", *options, "--certified", one, "--limit", 1, "--repeats", 1, "--no-compile", "--what", "certify", "--json")
+    benched = cli(
+        "bench",
+        *options,
+        "--certified",
+        one,
+        "--limit",
+        1,
+        "--repeats",
+        1,
+        "--no-compile",
+        "--what",
+        "certify",
+        "--json",
+    )
     assert benched.code == 0, benched.err
     for refused, words in [
         (cli("attack", *options, "--records", one, "--out", tmp_path / "a"), "no attack with more"),
-        (cli("predict", "--model", trained, "--certified", one, "--patches", 2, photo), "drop --patch, --patches"),
-        (cli("certify", *options, "--patch", 3, "--masks-per-axis", 2, "--limit", 6, "--out", one, "--resume"), "masks.patches: 2 there"),
-        (cli("bench", *options, "--patch", 3, "--patches", 2, "--what", "train"), "expected one patch of one shape"),
+        (
+            cli("predict", "--model", trained, "--certified", one, "--patches", 2, photo),
+            "drop --patch, --patches",
+        ),
+        (
+            cli(
+                "certify",
+                *options,
+                "--patch",
+                3,
+                "--masks-per-axis",
+                2,
+                "--limit",
+                6,
+                "--out",
+                one,
+                "--resume",
+            ),
+            "masks.patches: 2 there",
+        ),
+        (
+            cli("bench", *options, "--patch", 3, "--patches", 2, "--what", "train"),
+            "expected one patch of one shape",
+        ),
     ]:
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
         assert words in refused.err

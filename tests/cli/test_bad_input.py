@@ -91,7 +91,10 @@ def test_pretrained_without_a_network(cli, photos: Path, tmp_path: Path):
 
 
 def test_a_mistyped_run_in_certify(cli, photos: Path, tmp_path: Path):
-    refused(cli(*certify_options(tmp_path / "foo", photos, tmp_path / "c")), f"no training run at {tmp_path / 'foo'}")
+    refused(
+        cli(*certify_options(tmp_path / "foo", photos, tmp_path / "c")),
+        f"no training run at {tmp_path / 'foo'}",
+    )
 
 
 def test_random_weights_are_not_certified(cli, photos: Path, tmp_path: Path):
@@ -122,7 +125,9 @@ class TestData:
         (tmp_path / "map.txt").write_text(text)
         refused(cli(*train_options(photos, tmp_path / "run", class_map=tmp_path / "map.txt")), "line 2")
 
-    def test_markup_in_names(self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_markup_in_names(
+        self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         monkeypatch.chdir(tmp_path)  # so that the name is short, and on one line
         out = Path("[red]x[") / "[bold]y"
         done = cli(*certify_options(trained, photos, out))
@@ -149,9 +154,18 @@ class TestData:
         content = bad.read_bytes()
         tiff = io.BytesIO()
         Image.open(bad).save(tiff, "TIFF")
-        strips = struct.Struct("<HHI")  # tag 273: where the pixels are, as a whole number (4) or a float (11), which Pillow stumbles over
+        strips = struct.Struct(
+            "<HHI"
+        )  # tag 273: where the pixels are, as a whole number (4) or a float (11), which Pillow stumbles over
         stumbles = tiff.getvalue().replace(strips.pack(273, 4, 1), strips.pack(273, 11, 1))
-        bad.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"not an image", "stumbles": stumbles}[damage])
+        bad.write_bytes(
+            {
+                "truncated": content[: len(content) // 2],
+                "empty": b"",
+                "text": b"not an image",
+                "stumbles": stumbles,
+            }[damage]
+        )
 
         done = cli(*certify_options(trained, data, tmp_path / "c"))
         assert done.code == 0, done.err
@@ -163,13 +177,21 @@ class TestData:
         assert not record.certified
         assert record.defended_label is None
 
-        refused(cli(*train_options(data, tmp_path / "run", val_data=photos)), "green/3.png", "remove or replace")
-        done = cli("predict", bad, photos / "red" / "0.png", "--model", trained, "--patch", 5, "--masks-per-axis", 2)
+        refused(
+            cli(*train_options(data, tmp_path / "run", val_data=photos)), "green/3.png", "remove or replace"
+        )
+        done = cli(
+            "predict", bad, photos / "red" / "0.png", "--model", trained, "--patch", 5, "--masks-per-axis", 2
+        )
         refused(done, "1 of 2 images")
         assert len(done.out.splitlines()) == 2
 
-    def test_decompression_bomb(self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # 32 x 32 is now more than the limit that Pillow warns at
+    def test_decompression_bomb(
+        self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(
+            Image, "MAX_IMAGE_PIXELS", 500
+        )  # 32 x 32 is now more than the limit that Pillow warns at
         done = cli(*certify_options(trained, photos, tmp_path / "c"))
         assert done.code == 0, done.err
         assert all("DecompressionBomb" in record.error for record in read_records(tmp_path / "c"))
@@ -181,7 +203,9 @@ class TestData:
         os.mkfifo(data / "red" / "p.png")
         done = cli(*certify_options(trained, data, tmp_path / "c"))
         assert done.code == 0, done.err
-        assert [record.error for record in read_records(tmp_path / "c") if record.error] == ["OSError: not a regular file"] * 2
+        assert [record.error for record in read_records(tmp_path / "c") if record.error] == [
+            "OSError: not a regular file"
+        ] * 2
 
     def test_a_compressed_text_that_grows(self, cli, trained: Path, photos: Path, tmp_path: Path):
         """A PNG of a few kilobytes with a comment of a hundred megabytes."""
@@ -226,7 +250,9 @@ class TestTar:
         )
         assert len(load_source(str(path))) == 24
 
-    @pytest.mark.parametrize("name", ["../../../red/evil.png", "/etc/red/evil.png", "photos/red/../../../../evil.png"])
+    @pytest.mark.parametrize(
+        "name", ["../../../red/evil.png", "/etc/red/evil.png", "photos/red/../../../../evil.png"]
+    )
     def test_names_that_lead_out(self, photos: Path, tmp_path: Path, name: str):
         (tmp_path / "in").mkdir()
         path = self.write(tmp_path / "in" / "t.tar", photos, self.member(name))
@@ -235,15 +261,20 @@ class TestTar:
         assert os.listdir(tmp_path) == ["in"]
         assert os.listdir(tmp_path / "in") == ["t.tar"]
 
-    def test_a_pickle_beside_it_is_not_read(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        """timm keeps the list of a large tar as a pickle beside it, and older versions run what they find there."""
+    def test_a_pickle_beside_it_is_not_read(
+        self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """timm keeps the list of a large tar as a pickle beside it, and older versions run what they find
+        there."""
         path = self.write(tmp_path / "t.tar", photos)
         monkeypatch.setattr(os.path, "getsize", lambda _: 11 * 1024**3)
         (tmp_path / "_t_tarinfos.pickle").write_bytes(b"not to be read")
         assert len(load_source(str(path))) == 24
 
     def test_sparse_files(self, photos: Path, tmp_path: Path):
-        path = self.write(tmp_path / "t.tar", photos, self.member("photos/red/s.png", type=tarfile.GNUTYPE_SPARSE))
+        path = self.write(
+            tmp_path / "t.tar", photos, self.member("photos/red/s.png", type=tarfile.GNUTYPE_SPARSE)
+        )
         with pytest.raises(DataError, match="sparse"):
             load_source(str(path))
 
@@ -263,7 +294,12 @@ class TestWords:
         answer = cli("predict", data / self.NAMES[1] / "0.png", "--model", run, "--patch", 5)
         assert len(answer.out.splitlines()) == 1
         refused(
-            cli(*certify_options(run, write_photos(tmp_path / "o", classes=("x\ny\x1b[31m",), each=1), tmp_path / "d")), "x\\ny\\x1b[31m"
+            cli(
+                *certify_options(
+                    run, write_photos(tmp_path / "o", classes=("x\ny\x1b[31m",), each=1), tmp_path / "d"
+                )
+            ),
+            "x\\ny\\x1b[31m",
         )
 
     def test_records(self, cli, trained: Path, photos: Path, tmp_path: Path):
@@ -288,17 +324,28 @@ class TestWeights:
         safetensors.torch.save_file(state, path)
         return path
 
-    def refuse(self, cli, photos: Path, tmp_path: Path, weights: Path, *words: str, model: str = "small-cnn") -> None:
+    def refuse(
+        self, cli, photos: Path, tmp_path: Path, weights: Path, *words: str, model: str = "small-cnn"
+    ) -> None:
         out = tmp_path / "c"
         refused(cli(*certify_options(model, photos, out, weights=weights)), *words)
         assert not out.exists()
 
     def test_good_ones_load(self, cli, trained: Path, photos: Path, tmp_path: Path):
-        done = cli(*certify_options("small-cnn", photos, tmp_path / "c", weights=trained / "model.safetensors"))
+        done = cli(
+            *certify_options("small-cnn", photos, tmp_path / "c", weights=trained / "model.safetensors")
+        )
         assert done.code == 0, done.err
 
     def test_other_architecture(self, cli, trained: Path, photos: Path, tmp_path: Path):
-        self.refuse(cli, photos, tmp_path, trained / "model.safetensors", "another architecture", model="test_efficientnet")
+        self.refuse(
+            cli,
+            photos,
+            tmp_path,
+            trained / "model.safetensors",
+            "another architecture",
+            model="test_efficientnet",
+        )
 
     def test_other_class_count(self, cli, trained: Path, tmp_path: Path):
         data = write_photos(tmp_path / "two", classes=("blue", "green"))
@@ -342,7 +389,11 @@ class TestOut:
     def test_another_experiment(self, cli, trained: Path, photos: Path, tmp_path: Path):
         cli(*certify_options(trained, photos, tmp_path / "c"))
         before = (tmp_path / "c" / "records.jsonl").read_bytes()
-        refused(cli(*certify_options(trained, photos, tmp_path / "c", patch=6), "--resume"), "another experiment", "patch_size")
+        refused(
+            cli(*certify_options(trained, photos, tmp_path / "c", patch=6), "--resume"),
+            "another experiment",
+            "patch_size",
+        )
         refused(cli(*certify_options(trained, photos, tmp_path / "c")), "--resume")
         assert (tmp_path / "c" / "records.jsonl").read_bytes() == before
 
@@ -355,7 +406,9 @@ class TestOut:
         (tmp_path / "file").write_text("")
         refused(cli(*certify_options(trained, photos, tmp_path / "file" / "c")), "--out")
 
-    def test_full_disk(self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def test_full_disk(
+        self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         """The second write fails as on a full disk: one line, and --resume goes on from what was written."""
 
         monkeypatch.setattr("certipatch.certification.blocks.BLOCK", 8)
@@ -393,7 +446,9 @@ class TestOut:
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[:10]))
         refused(cli("report", tmp_path / "c"), "10 lines found, 24 written")
-        wrong = next(line for line in lines if '"certified": true' in line).replace('"failing_pair": null', '"failing_pair": [0, 1]')
+        wrong = next(line for line in lines if '"certified": true' in line).replace(
+            '"failing_pair": null', '"failing_pair": [0, 1]'
+        )
         path.write_text(wrong)
         refused(cli("report", tmp_path / "c"), "line 1", "certified, but")
 

@@ -30,7 +30,8 @@ def test_masks_proves_coverage_and_states_the_costs(cli):
 
 
 def test_train_with_gutout(cli, photos: Path, tmp_path: Path):
-    """Two rounds of a forward and a backward pass, which the papers count as one each, for the one masked copy."""
+    """Two rounds of a forward and a backward pass, which the papers count as one each, for the one masked
+    copy."""
     for layer in ((), ("--gradcam-layer", "8")):
         run = tmp_path / f"run{len(layer)}"
         done = cli("train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "gutout-coarse",
@@ -42,7 +43,8 @@ def test_train_with_gutout(cli, photos: Path, tmp_path: Path):
 
 
 def test_a_run_from_before_there_was_a_cheaper_search(cli, trained: Path, photos: Path, tmp_path: Path):
-    """Its manifest has nothing of when and how precisely to search: it is that of the defaults, and no other."""
+    """Its manifest has nothing of when and how precisely to search: it is that of the defaults, and no
+    other."""
     import shutil
 
     shutil.copytree(trained, tmp_path / "old")
@@ -57,7 +59,22 @@ def test_a_run_from_before_there_was_a_cheaper_search(cli, trained: Path, photos
         assert done.code == 0, done.err
     assert "search_every: None there, 2 here" in cli(*again, "--search-every", 2).err
     assert "search_precision: None there" in cli(*again, "--search-precision", "bf16-mixed").err
-    assert cli("certify", "--model", tmp_path / "old", "--data", photos, "--patch", 5, "--limit", 3, "--out", tmp_path / "c").code == 0
+    assert (
+        cli(
+            "certify",
+            "--model",
+            tmp_path / "old",
+            "--data",
+            photos,
+            "--patch",
+            5,
+            "--limit",
+            3,
+            "--out",
+            tmp_path / "c",
+        ).code
+        == 0
+    )
 
 
 def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
@@ -72,7 +89,9 @@ def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
     assert (run / "model.safetensors").exists()
     assert not (run / "checkpoint.pt").exists()
 
-    done = cli("certify", "--model", run, "--data", photos, "--patch", 5, "--masks-per-axis", 3, "--out", cert)
+    done = cli(
+        "certify", "--model", run, "--data", photos, "--patch", 5, "--masks-per-axis", 3, "--out", cert
+    )
     assert done.code == 0, done.err
     assert "certified" in done.out
     records = read_records(cert)
@@ -83,7 +102,9 @@ def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
 
     summary = json.loads(cli("report", cert, "--json").out)[0]
     assert summary["certified_robust_accuracy"]["count"] == sum(record.certified for record in records)
-    assert summary["clean_accuracy"]["count"] == sum(record.defended_label == record.label for record in records)
+    assert summary["clean_accuracy"]["count"] == sum(
+        record.defended_label == record.label for record in records
+    )
     assert summary["vanilla_accuracy"]["images"] == 24
 
     image = photos / "red" / "3.png"
@@ -94,7 +115,19 @@ def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
 
 
 def test_min_margin_counts_fewer_certificates(cli, trained: Path, photos: Path, tmp_path: Path):
-    cli("certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 2, "--out", tmp_path / "c")
+    cli(
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        5,
+        "--masks-per-axis",
+        2,
+        "--out",
+        tmp_path / "c",
+    )
     margins = sorted(record.margin for record in read_records(tmp_path / "c") if record.certified)
     assert len(margins) > 2
     (summary,) = json.loads(cli("report", tmp_path / "c", "--min-margin", margins[1], "--json").out)
@@ -114,7 +147,9 @@ def test_a_timm_model_and_a_tar(cli, photos: Path, tmp_path: Path):
                "random-cutout", "--patch", "3%", "--image-size", 48, "--epochs", 1, "--batch-size", 8, "--out", tmp_path / "run")  # fmt: skip
     assert done.code == 0, done.err
     assert read_manifest(tmp_path / "run")["experiment"]["masks"]["patch_size"] == [9, 9]
-    assert read_manifest(tmp_path / "run")["experiment"]["model"]["crop_pct"] == 1.0  # small images keep their border
+    assert (
+        read_manifest(tmp_path / "run")["experiment"]["model"]["crop_pct"] == 1.0
+    )  # small images keep their border
 
 
 def test_every_kind_of_image_is_read(cli, trained: Path, photos: Path, tmp_path: Path):
@@ -138,7 +173,21 @@ def test_16_bits_are_scaled_not_clipped():
 
 
 def test_limit_takes_images_of_every_class(cli, trained: Path, photos: Path, tmp_path: Path):
-    cli("certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 2, "--limit", 6, "--out", tmp_path / "c")
+    cli(
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        5,
+        "--masks-per-axis",
+        2,
+        "--limit",
+        6,
+        "--out",
+        tmp_path / "c",
+    )
     assert [record.label for record in read_records(tmp_path / "c")] == [0, 0, 1, 1, 2, 2]
 
 
@@ -171,7 +220,9 @@ def test_predict_as_certified(cli, trained: Path, photos: Path, tmp_path: Path):
     for options in (["--patch", "5"], ["--masks-per-axis", 3], ["--precision", "32-true"]):
         assert cli("predict", image, "--model", trained, "--certified", folder, *options).code == 2
     assert "expected --certified FOLDER, or --patch" in cli("predict", image, "--model", trained).err
-    assert "expected records of certify" in cli("predict", image, "--model", trained, "--certified", trained).err
+    assert (
+        "expected records of certify" in cli("predict", image, "--model", trained, "--certified", trained).err
+    )
 
     path = folder / "manifest.json"
     original = json.loads(path.read_text())

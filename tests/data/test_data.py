@@ -1,4 +1,5 @@
-"""Data sets that have a name: the paper's five in their own formats, streams, and the hub's libraries, on local files."""
+"""Data sets that have a name: the paper's five in their own formats, streams, and the hub's libraries, on
+local files."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ def write_shard(path: Path, photos: Path, *, broken: bool = False) -> None:
     with tarfile.open(path, "w") as tar:
         for n, image in enumerate(sorted(photos.glob("*/*.png"))):
             label = ["blue", "green", "red"].index(image.parent.name)
-            for extension, data in (("jpg", b"junk" if broken and n == 5 else image.read_bytes()), ("cls", str(label).encode())):
+            for extension, data in (
+                ("jpg", b"junk" if broken and n == 5 else image.read_bytes()),
+                ("cls", str(label).encode()),
+            ):
                 member = tarfile.TarInfo(f"{n:05d}.{extension}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -36,7 +40,8 @@ def write_shard(path: Path, photos: Path, *, broken: bool = False) -> None:
 
 @pytest.mark.filterwarnings("default")  # webdataset leaves its file to the garbage collector
 def test_wds_is_read_whole_and_an_unreadable_image_surfaces(photos: Path, tmp_path: Path):
-    """timm's reader drops an unreadable image of a stream; a certificate's denominator must not shrink in silence."""
+    """timm's reader drops an unreadable image of a stream; a certificate's denominator must not shrink in
+    silence."""
     pytest.importorskip("webdataset")
     write_shard(tmp_path / "good-0000.tar", photos)
     source = load_source(f"wds/{tmp_path}", split="good-0000.tar|24")
@@ -71,30 +76,44 @@ def test_an_image_is_never_read_through_another_process_offset(photos: Path, tmp
     source = load_source(str(tmp_path / "photos.tar"))
     spec = describe(SMALL_CNN, classes=source.classes, num_classes=3)
     alone, together = (
-        torch.cat([pixels for pixels, _ in DataLoader(Images(source, spec), batch_size=1, collate_fn=collate, num_workers=workers)])
+        torch.cat(
+            [
+                pixels
+                for pixels, _ in DataLoader(
+                    Images(source, spec), batch_size=1, collate_fn=collate, num_workers=workers
+                )
+            ]
+        )
         for workers in (0, 2)
     )
     assert torch.equal(alone, together)
 
 
 class TestThePapersDataSets:
-    """ImageNet, ImageNette, CIFAR-10, CIFAR-100 and SVHN: small files in their own formats, read as a user names them."""
+    """ImageNet, ImageNette, CIFAR-10, CIFAR-100 and SVHN: small files in their own formats, read as a user
+    names them."""
 
     @pytest.fixture
     def downloads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """Where downloads lie, with only torchvision's md5 sums of the real files switched off."""
         monkeypatch.setattr("certipatch.data.named.DOWNLOADS", tmp_path)
         for module in ("cifar", "svhn", "utils"):
-            monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda path, md5=None: Path(path).is_file())
+            monkeypatch.setattr(
+                f"torchvision.datasets.{module}.check_integrity", lambda path, md5=None: Path(path).is_file()
+            )
         return tmp_path
 
     def pictures(self, labels: list[int]) -> np.ndarray:
         return np.random.default_rng(labels).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
 
-    def write_cifar(self, folder: Path, files: dict[str, list[int]], key: str, meta: tuple[str, str, list[str]]) -> None:
+    def write_cifar(
+        self, folder: Path, files: dict[str, list[int]], key: str, meta: tuple[str, str, list[str]]
+    ) -> None:
         folder.mkdir()
         for name, labels in files.items():
-            data = self.pictures(labels).transpose(0, 3, 1, 2).reshape(len(labels), 3072)  # all red, then green, then blue
+            data = (
+                self.pictures(labels).transpose(0, 3, 1, 2).reshape(len(labels), 3072)
+            )  # all red, then green, then blue
             (folder / name).write_bytes(pickle.dumps({"data": data, key: labels}, protocol=2))
         (folder / meta[0]).write_bytes(pickle.dumps({meta[1]: meta[2]}, protocol=2))
 
@@ -107,7 +126,13 @@ class TestThePapersDataSets:
         assert source.fingerprint() == hashlib.sha256(lines.encode()).hexdigest()
 
         written = np.concatenate([self.pictures(batch) for batch in batches])
-        spec = describe("convnext_tiny", classes=source.classes, num_classes=len(classes), image_size=(224, 224), crop_pct=1.0)
+        spec = describe(
+            "convnext_tiny",
+            classes=source.classes,
+            num_classes=len(classes),
+            image_size=(224, 224),
+            crop_pct=1.0,
+        )
         items = Images(source, spec)
         for i, picture in enumerate(written):
             assert np.array_equal(np.asarray(source.open(i)), picture)
@@ -119,7 +144,9 @@ class TestThePapersDataSets:
     def test_cifar10(self, downloads: Path):
         classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
         files = {f"data_batch_{n}": [n - 1, n + 4] for n in range(1, 6)} | {"test_batch": [9, 0, 3]}
-        self.write_cifar(downloads / "cifar-10-batches-py", files, "labels", ("batches.meta", "label_names", classes))
+        self.write_cifar(
+            downloads / "cifar-10-batches-py", files, "labels", ("batches.meta", "label_names", classes)
+        )
         batches = [labels for name, labels in files.items() if name != "test_batch"]
         self.check(load_source("torch/cifar10", split="train"), "torch/cifar10/train", batches, classes)
         self.check(load_source("torch/cifar10", split="test"), "torch/cifar10/test", [[9, 0, 3]], classes)
@@ -127,9 +154,13 @@ class TestThePapersDataSets:
     def test_cifar100(self, downloads: Path):
         classes = [f"thing {n}" for n in range(100)]
         files = {"train": [99, 0, 5, 42], "test": [7, 99]}
-        self.write_cifar(downloads / "cifar-100-python", files, "fine_labels", ("meta", "fine_label_names", classes))
+        self.write_cifar(
+            downloads / "cifar-100-python", files, "fine_labels", ("meta", "fine_label_names", classes)
+        )
         for split, labels in files.items():
-            self.check(load_source("torch/cifar100", split=split), f"torch/cifar100/{split}", [labels], classes)
+            self.check(
+                load_source("torch/cifar100", split=split), f"torch/cifar100/{split}", [labels], classes
+            )
 
     def test_svhn(self, downloads: Path):
         """Its files call the digit 0 class 10, and have the image's number as the last axis."""
@@ -137,9 +168,13 @@ class TestThePapersDataSets:
         files = {"train": [1, 0, 9, 5], "test": [0, 0, 3], "extra": [4, 2]}
         for split, labels in files.items():
             y = np.array([[label or 10] for label in labels], dtype=np.uint8)
-            scipy_io.savemat(downloads / f"{split}_32x32.mat", {"X": self.pictures(labels).transpose(1, 2, 3, 0), "y": y})
+            scipy_io.savemat(
+                downloads / f"{split}_32x32.mat", {"X": self.pictures(labels).transpose(1, 2, 3, 0), "y": y}
+            )
         for split, labels in files.items():
-            self.check(load_source("torch/svhn", split=split), f"torch/svhn/{split}", [labels], list("0123456789"))
+            self.check(
+                load_source("torch/svhn", split=split), f"torch/svhn/{split}", [labels], list("0123456789")
+            )
 
     @pytest.mark.parametrize("data", ["imagenet", "imagenette2"])
     def test_folders(self, tmp_path: Path, data: str):
@@ -153,7 +188,11 @@ class TestThePapersDataSets:
         assert train.labels == [0, 0, 1, 1, 2, 2]
         assert val.labels == [0, 1, 2]
         assert val.names == [f"{wnid}/0.png" for wnid in wnids]
-        assert train.fingerprint() == load_source(str(tmp_path / data / "train")).fingerprint() != val.fingerprint()
+        assert (
+            train.fingerprint()
+            == load_source(str(tmp_path / data / "train")).fingerprint()
+            != val.fingerprint()
+        )
         with pytest.raises(DataError, match="side by side"):
             load_source(str(tmp_path / data))
 
@@ -166,7 +205,9 @@ class TestThePapersDataSets:
         monkeypatch.setattr("certipatch.data.named.DOWNLOADS", tmp_path / "downloads")
         done = cli("train", "--model", "small-cnn", "--data", data, "--val-data", photos, "--strategy", "vanilla", "--patch", 5, "--out", tmp_path / "run")  # fmt: skip
         assert done.code == 2
-        assert done.err.splitlines() == [f"certipatch: data {data}, split 'train': cannot be had (<urlopen error no network>)"]
+        assert done.err.splitlines() == [
+            f"certipatch: data {data}, split 'train': cannot be had (<urlopen error no network>)"
+        ]
 
     @pytest.mark.parametrize("data", ["torch/cifar10", "torch/svhn"])
     def test_a_mistyped_split_is_not_the_test_split(self, downloads: Path, data: str):
@@ -187,4 +228,7 @@ def test_an_empty_class_folder_is_named(photos: Path, tmp_path: Path):
     (data / "fuchsia" / "notes.txt").write_text("to be scanned")
     with pytest.raises(DataError, match="every class folder, found none in fuchsia;"):
         load_source(str(data))
-    assert load_source(str(data), classes=("blue", "fuchsia", "green", "red")).labels == [0] * 8 + [2] * 8 + [3] * 8
+    assert (
+        load_source(str(data), classes=("blue", "fuchsia", "green", "red")).labels
+        == [0] * 8 + [2] * 8 + [3] * 8
+    )

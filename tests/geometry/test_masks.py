@@ -44,7 +44,8 @@ def test_the_oracle_is_independent():
     assert set(imported(oracle.__file__)) == {"itertools", "numpy", "torch"}
 
 
-# --- Golden values: DESIGN.md, section 1 -----------------------------------------------------------------------------
+# --- Golden values: DESIGN.md, section 1
+# -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,10 @@ def test_golden_coarse_set():
     """At 39 of 224 pixels the 2x2 union of the k=6 set is exactly the k=3 set; at 32 pixels it is not."""
 
     def sets(patch):
-        return [MaskSet.covering(image_size=(224, 224), patch_size=(patch, patch), masks_per_axis=k) for k in (6, 3)]
+        return [
+            MaskSet.covering(image_size=(224, 224), patch_size=(patch, patch), masks_per_axis=k)
+            for k in (6, 3)
+        ]
 
     fine, three = sets(39)
     coarse, children = fine.coarsen()
@@ -111,7 +115,8 @@ def test_percent_is_rounded_up(permille, height, width):
     assert 1000 * side**2 >= permille * height * width > 1000 * (side - 1) ** 2
 
 
-# --- Errors a user can act on ----------------------------------------------------------------------------------------
+# --- Errors a user can act on
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,8 @@ def test_only_a_grid_is_coarsened():
         MaskSet((4, 4), (1, 1), 0, ((Window(0, 0, 4, 4),),)).coarsen()
 
 
-# --- Every set: equal to the oracle's, and covering ------------------------------------------------------------------
+# --- Every set: equal to the oracle's, and covering
+# ------------------------------------------------------------------
 
 
 @quick
@@ -212,7 +218,8 @@ def test_set_equals_oracle_and_covers(masks):
 @quick
 @given(covering_sets())
 def test_coarse_set(fine):
-    """Each coarse mask is exactly the union of its children; every fine mask has a parent; so the coarse set covers too."""
+    """Each coarse mask is exactly the union of its children; every fine mask has a parent; so the coarse set
+    covers too."""
     coarse, children = fine.coarsen()
     assert [list(block) for block in children] == oracle.coarse_blocks(*fine.grid)
     for mask, block in zip(keeps(coarse), children, strict=True):
@@ -223,7 +230,8 @@ def test_coarse_set(fine):
     assert (coarse.image_size, coarse.patch_size) == (fine.image_size, fine.patch_size)
 
 
-# --- uncovered_patch: a counterexample or a proof --------------------------------------------------------------------
+# --- uncovered_patch: a counterexample or a proof
+# --------------------------------------------------------------------
 
 
 def check_uncovered(masks, patch):
@@ -264,9 +272,12 @@ def test_a_larger_patch_is_noticed(masks, data):
 
 @st.composite
 def free_sets(draw, side=6):
-    """Masks of one to three rectangles anywhere, which may reach beyond the bottom and the right, or be empty."""
+    """Masks of one to three rectangles anywhere, which may reach beyond the bottom and the right, or be
+    empty."""
     image = draw(st.tuples(st.integers(1, side), st.integers(1, side)))
-    window = st.builds(Window, st.integers(0, image[0]), st.integers(0, image[1]), st.integers(0, 8), st.integers(0, 8))
+    window = st.builds(
+        Window, st.integers(0, image[0]), st.integers(0, image[1]), st.integers(0, 8), st.integers(0, 8)
+    )
     windows = draw(st.lists(st.lists(window, min_size=1, max_size=3).map(tuple), min_size=1, max_size=5))
     return MaskSet(image, tuple(draw(st.integers(1, n)) for n in image), 0, tuple(windows))
 
@@ -279,7 +290,8 @@ def test_masks_of_several_windows(masks):
 
 
 def test_two_windows_cover_together():
-    """A patch astride two windows of *one* mask is covered; of two masks it is not: neither hides all of it."""
+    """A patch astride two windows of *one* mask is covered; of two masks it is not: neither hides all of
+    it."""
     upper, lower = Window(0, 0, 2, 4), Window(2, 0, 2, 4)
     together = MaskSet((4, 4), (2, 2), 0, ((upper, lower),))
     assert together.uncovered_patch((2, 2)) is None
@@ -290,36 +302,52 @@ def test_two_windows_cover_together():
 def test_windows_beyond_the_top_and_the_left():
     """A window at row -3 hides nothing of the image; numpy would read it as one at the far end.
 
-    Here rows 1 and 2 of 4 are visible under every mask, so the set must be refused, or reported as not covering.
+    Here rows 1 and 2 of 4 are visible under every mask, so the set must be refused, or reported as not
+    covering.
     """
     with contextlib.suppress(ConfigError, ValueError):
-        masks = MaskSet((4, 4), (1, 1), 0, ((Window(0, 0, 1, 4),), (Window(3, 0, 1, 4),), (Window(-3, 0, 2, 4),)))
+        masks = MaskSet(
+            (4, 4), (1, 1), 0, ((Window(0, 0, 1, 4),), (Window(3, 0, 1, 4),), (Window(-3, 0, 2, 4),))
+        )
         assert check_uncovered(masks, (1, 1)) == Window(1, 0, 1, 1)
         assert np.array_equal(masks.keep.numpy(), keeps(masks))
 
 
-# --- Several shapes, two patches -------------------------------------------------------------------------------------
+# --- Several shapes, two patches
+# -------------------------------------------------------------------------------------
 
 
 def test_what_a_manifest_says_of_one_patch_is_what_it_always_said():
-    """Earlier runs are continued and compared by these very entries; what is against more has more of them."""
+    """Earlier runs are continued and compared by these very entries; what is against more has more of
+    them."""
     sizes = {"image_size": (8, 8), "masks_per_axis": 2}
     plain = MaskSet.covering(**sizes, patch_size=(3, 2)).to_json()
     assert list(plain) == ["patch_size", "image_size", "masks_per_axis", "windows"]
-    assert MaskSet.covering(**sizes, patch_size=(3, 2), other_patch_sizes=[(3, 2)], patches=1).to_json() == plain
+    assert (
+        MaskSet.covering(**sizes, patch_size=(3, 2), other_patch_sizes=[(3, 2)], patches=1).to_json() == plain
+    )
     more = MaskSet.covering(**sizes, patch_size=(2, 3), other_patch_sizes=[(3, 2)], patches=2)
     assert set(more.to_json()) - set(plain) == {"other_patch_sizes", "patches"}
     stated = json.loads(json.dumps(more.to_json()))
     assert MaskSet.covering(**sizes, **threat_of(stated)) == more
-    assert (more.patch_size, more.patch_sizes) == ((3, 2), ((3, 2), (2, 3))), "the order in which they are named does not matter"
+    assert (more.patch_size, more.patch_sizes) == ((3, 2), ((3, 2), (2, 3))), (
+        "the order in which they are named does not matter"
+    )
 
 
 def test_golden_counts():
-    """Of 9 masks every two are 36, of 36 they are 630; PatchCleanser's code has 81 and 1296: both orders, and each with itself."""
+    """Of 9 masks every two are 36, of 36 they are 630; PatchCleanser's code has 81 and 1296: both orders, and
+    each with itself."""
 
     def count(*shapes, k, patches=1):
         return len(
-            MaskSet.covering(image_size=(224, 224), patch_size=shapes[0], other_patch_sizes=shapes[1:], masks_per_axis=k, patches=patches)
+            MaskSet.covering(
+                image_size=(224, 224),
+                patch_size=shapes[0],
+                other_patch_sizes=shapes[1:],
+                masks_per_axis=k,
+                patches=patches,
+            )
         )
 
     assert [count((20, 20), k=k, patches=2) for k in (3, 6)] == [36, 630]
@@ -362,15 +390,24 @@ def test_impossible_threats_are_refused_in_one_line(options, words):
 
 @st.composite
 def threats(draw, side=5):
-    """A covering set of a tiny image against one or two patches of up to three shapes, none of which fits into another."""
+    """A covering set of a tiny image against one or two patches of up to three shapes, none of which fits
+    into another."""
     image = draw(st.tuples(st.integers(1, side), st.integers(1, side)))
     shapes = []
-    for shape in draw(st.lists(st.tuples(st.integers(1, image[0]), st.integers(1, image[1])), min_size=1, max_size=3)):
+    for shape in draw(
+        st.lists(st.tuples(st.integers(1, image[0]), st.integers(1, image[1])), min_size=1, max_size=3)
+    ):
         if not any((a <= h and b <= w) or (a >= h and b >= w) for a, b in [shape] for h, w in shapes):
             shapes.append(shape)
     most = min(max(n - p + 1 for n, p in zip(image, shape, strict=True)) for shape in shapes)
     k, patches = draw(st.integers(1, min(3, most))), draw(st.integers(1, 2))
-    return MaskSet.covering(image_size=image, patch_size=shapes[0], other_patch_sizes=shapes[1:], masks_per_axis=k, patches=patches)
+    return MaskSet.covering(
+        image_size=image,
+        patch_size=shapes[0],
+        other_patch_sizes=shapes[1:],
+        masks_per_axis=k,
+        patches=patches,
+    )
 
 
 def check_uncovered_together(masks):
@@ -378,7 +415,9 @@ def check_uncovered_together(masks):
     holes = oracle.uncovered_together(masks.image_size, masks.patch_sizes, keeps(masks), masks.patches)
     found = masks.uncovered_patches()
     assert (found is None) == (holes == [])
-    assert found is None or tuple(sorted(map(dataclasses.astuple, found))) in [tuple(sorted(hole)) for hole in holes]
+    assert found is None or tuple(sorted(map(dataclasses.astuple, found))) in [
+        tuple(sorted(hole)) for hole in holes
+    ]
     return found
 
 
@@ -386,7 +425,12 @@ def check_uncovered_together(masks):
 @given(threats(), st.data())
 def test_every_threat_is_covered_and_what_is_missing_is_noticed(masks, data):
     image, shapes = masks.image_size, masks.patch_sizes
-    within = max(1, min(masks.masks_per_axis, *(n - p + 1 for shape in shapes for n, p in zip(image, shape, strict=True))))
+    within = max(
+        1,
+        min(
+            masks.masks_per_axis, *(n - p + 1 for shape in shapes for n, p in zip(image, shape, strict=True))
+        ),
+    )
     if within == masks.masks_per_axis:  # the oracle has one k for both axes
         assert rectangles(masks) == oracle.covering_several(image, shapes, within, masks.patches)
     assert check_uncovered_together(masks) is None
@@ -399,18 +443,25 @@ def test_every_threat_is_covered_and_what_is_missing_is_noticed(masks, data):
 @given(free_sets(side=4), st.data())
 def test_two_patches_under_masks_of_any_kind(masks, data):
     """Also where masks reach beyond the image, are empty, or cover a patch with several windows."""
-    shapes = data.draw(st.lists(st.tuples(*(st.integers(1, n) for n in masks.image_size)), min_size=1, max_size=2))
-    check_uncovered_together(dataclasses.replace(masks, patch_size=shapes[0], other_patch_sizes=tuple(shapes[1:]), patches=2))
+    shapes = data.draw(
+        st.lists(st.tuples(*(st.integers(1, n) for n in masks.image_size)), min_size=1, max_size=2)
+    )
+    check_uncovered_together(
+        dataclasses.replace(masks, patch_size=shapes[0], other_patch_sizes=tuple(shapes[1:]), patches=2)
+    )
 
 
 def test_masks_for_less_do_not_cover_more():
-    """A set for one patch against two, or for one shape against another, has holes; the larger threat includes the smaller."""
+    """A set for one patch against two, or for one shape against another, has holes; the larger threat
+    includes the smaller."""
     options = {"image_size": (12, 12), "masks_per_axis": 2}
     one = MaskSet.covering(**options, patch_size=(4, 2))
     two = MaskSet.covering(**options, patch_size=(4, 2), patches=2)
     both = MaskSet.covering(**options, patch_size=(4, 2), other_patch_sizes=[(2, 4)])
     assert len(dataclasses.replace(one, patches=2).uncovered_patches()) == 2
-    assert dataclasses.replace(one, other_patch_sizes=((2, 4),)).uncovered_patches() == (one.uncovered_patch((2, 4)),)
+    assert dataclasses.replace(one, other_patch_sizes=((2, 4),)).uncovered_patches() == (
+        one.uncovered_patch((2, 4)),
+    )
     for larger in (two, both):
         assert dataclasses.replace(larger, patches=1, other_patch_sizes=()).uncovered_patches() is None
 

@@ -42,7 +42,15 @@ def run(jobs, rank):
                 cli_main()
             except SystemExit as stop:
                 code = stop.code or 0
-        results.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "batches": len(calls), "weights": weights})
+        results.append(
+            {
+                "code": code,
+                "out": out.getvalue(),
+                "err": err.getvalue(),
+                "batches": len(calls),
+                "weights": weights,
+            }
+        )
     return results
 
 

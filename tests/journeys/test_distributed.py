@@ -1,4 +1,5 @@
-"""Several processes do what one would: the same weights, each image once, and an end together when one of them fails."""
+"""Several processes do what one would: the same weights, each image once, and an end together when one of
+them fails."""
 
 from __future__ import annotations
 
@@ -57,11 +58,15 @@ def pair(folder: Path, jobs: dict[str, dict[str, Any]]) -> dict[str, tuple[dict[
 
 
 def without_time(folder: Path) -> list[dict[str, object]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "epochs.jsonl")]
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in read_lines(folder / "epochs.jsonl")
+    ]
 
 
 def test_two_processes_train_as_one_with_the_doubled_batch(cli, runs: SimpleNamespace, tmp_path: Path):
-    """Random masks, clean images and a remainder (22 images, batches of 8), on a network without BatchNorm."""
+    """Random masks, clean images and a remainder (22 images, batches of 8), on a network without
+    BatchNorm."""
     one, two = tmp_path / "one", runs.two
     assert cli(*runs.for_one, "--batch-size", 8, "--out", one).code == 0
     done, _ = runs.jobs["as one"]
@@ -73,7 +78,9 @@ def test_two_processes_train_as_one_with_the_doubled_batch(cli, runs: SimpleName
     before = build(load_run(two)[0])[1].state_dict()
     for name, weights in expected.items():
         torch.testing.assert_close(found[name], weights, rtol=0, atol=1e-6)
-    assert max((weights - before[name]).abs().max() for name, weights in expected.items()) > 0.01, "they were trained"
+    assert max((weights - before[name]).abs().max() for name, weights in expected.items()) > 0.01, (
+        "they were trained"
+    )
     for a, b in zip(without_time(one), without_time(two), strict=True):
         assert {**a, "loss": 0} == {**b, "loss": 0}
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
@@ -96,9 +103,15 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
     kept = without_time(broken)
 
     # The first batch of process 1, and the validation images of process 1.
-    train, validation, fine = (write_photos(folder / name, each=each) for name, each in [("train", 8), ("validation", 3), ("fine", 3)])
+    train, validation, fine = (
+        write_photos(folder / name, each=each)
+        for name, each in [("train", 8), ("validation", 3), ("fine", 3)]
+    )
     unreadable = part_of(epoch_batches(24, 8, derived_seed(0, 0))[0], 1, 2)[0], 3
-    names = [load_source(str(source)).names[image] for source, image in zip((train, validation), unreadable, strict=True)]
+    names = [
+        load_source(str(source)).names[image]
+        for source, image in zip((train, validation), unreadable, strict=True)
+    ]
     for source, name in zip((train, validation), names, strict=True):
         (source / name).write_bytes(b"no image")
     vanilla = [*base, "--strategy", "vanilla", "--epochs", 1, "--batch-size", 4]
@@ -114,16 +127,24 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
         "undisturbed": {"arguments": [*options, "--out", whole]},
         "holds this experiment already": {"arguments": [*options, "--out", whole]},
         "expected finite": {"arguments": [*options, "--lr", "1e30", "--out", folder / "diverged"]},
-        f"image {names[0]} cannot be read": {"arguments": [*vanilla, "--data", train, "--val-data", fine, "--out", folder / "a"]},
-        f"image {names[1]} cannot be read": {"arguments": [*vanilla, "--data", fine, "--val-data", validation, "--out", folder / "b"]},
+        f"image {names[0]} cannot be read": {
+            "arguments": [*vanilla, "--data", train, "--val-data", fine, "--out", folder / "a"]
+        },
+        f"image {names[1]} cannot be read": {
+            "arguments": [*vanilla, "--data", fine, "--val-data", validation, "--out", folder / "b"]
+        },
     }
     done = pair(folder / "pair", jobs)
-    return SimpleNamespace(whole=whole, broken=broken, killed=killed, kept=kept, two=two, for_one=for_one, jobs=done)
+    return SimpleNamespace(
+        whole=whole, broken=broken, killed=killed, kept=kept, two=two, for_one=for_one, jobs=done
+    )
 
 
 def kill_process_1(arguments: list[object], when: Path) -> SimpleNamespace:
     command = [sys.executable, "-m", "certipatch", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
     try:
         deadline, child = time.monotonic() + 90, ""
         while not when.exists():
@@ -131,7 +152,12 @@ def kill_process_1(arguments: list[object], when: Path) -> SimpleNamespace:
             assert time.monotonic() < deadline
             child = (
                 child
-                or subprocess.run(["pgrep", "-f", "-P", str(process.pid), "certipatch"], capture_output=True, text=True, check=False).stdout
+                or subprocess.run(
+                    ["pgrep", "-f", "-P", str(process.pid), "certipatch"],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                ).stdout
             )
             time.sleep(0.005)
         os.kill(int(child), signal.SIGKILL)
@@ -152,19 +178,26 @@ def test_a_killed_run_that_is_resumed_ends_as_an_undisturbed_one(runs: SimpleNam
     """On the way it is stopped once more, by SIGTERM to process 1 within an epoch: both stop in that step."""
     stopped = runs.jobs["stopped"]
     assert [(process["code"], process["batches"]) for process in stopped] == [(130, 3), (130, 3)]
-    assert ours(stopped[0]["err"]) == [f"interrupted; what is done is kept in {runs.broken}: run the same command with --resume"]
+    assert ours(stopped[0]["err"]) == [
+        f"interrupted; what is done is kept in {runs.broken}: run the same command with --resume"
+    ]
     assert [process["code"] for name in ("resumed", "undisturbed") for process in runs.jobs[name]] == [0] * 4
     found = without_time(runs.broken)
     assert found == without_time(runs.whole)
     assert found[: len(runs.kept)] == runs.kept
-    assert [line["forward_equivalents"] for line in found] == 6 * [24 * 20, 24 * 3], "each uses what the other had found"
+    assert [line["forward_equivalents"] for line in found] == 6 * [24 * 20, 24 * 3], (
+        "each uses what the other had found"
+    )
     whole = read_manifest(runs.whole)["finished"]["weights_sha256"]
     assert read_manifest(runs.broken)["finished"]["weights_sha256"] == whole
-    assert [process["weights"] for process in runs.jobs["undisturbed"]] == [[whole], [whole]], "BatchNorm's statistics too"
+    assert [process["weights"] for process in runs.jobs["undisturbed"]] == [[whole], [whole]], (
+        "BatchNorm's statistics too"
+    )
 
 
 def test_what_fails_on_one_process_ends_both_with_one_line(runs: SimpleNamespace):
-    """Process 0 cannot write; the loss of either; an image that only process 1 reads, in training and in validation."""
+    """Process 0 cannot write; the loss of either; an image that only process 1 reads, in training and in
+    validation."""
     failures = list(runs.jobs.items())[4:]
     assert len(failures) == 4
     for words, both in failures:
@@ -180,7 +213,8 @@ def test_process_1_says_nothing(runs: SimpleNamespace):
 
 @pytest.mark.parametrize("gone", ["child", "parent"])
 def test_a_process_that_waits_for_ever_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str):
-    """NCCL waits for a process that is gone; here a process sleeps whose child has failed, or whose parent has ended."""
+    """NCCL waits for a process that is gone; here a process sleeps whose child has failed, or whose parent
+    has ended."""
     monkeypatch.setattr("certipatch.runtime.processes.GRACE", 0.1)
     error = tmp_path / "error"
     pid = os.fork()
@@ -194,7 +228,9 @@ def test_a_process_that_waits_for_ever_is_ended(tmp_path: Path, monkeypatch: pyt
                 os._exit(2)
         sys.stderr = error.open("w")
         launcher = SimpleNamespace(procs=children)
-        _Beside(SimpleNamespace(local_rank=int(gone == "parent"), strategy=SimpleNamespace(launcher=launcher)))  # type: ignore[arg-type]
+        _Beside(
+            SimpleNamespace(local_rank=int(gone == "parent"), strategy=SimpleNamespace(launcher=launcher))
+        )  # type: ignore[arg-type]
         time.sleep(20)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
@@ -223,7 +259,9 @@ def test_parts_of_a_batch_draw_what_the_whole_does(name: str):
 
     def masked(n: int, place: tuple[int, int] | None) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(1)
-        copies = STRATEGIES[name](None, torch.zeros(n, 3, 18, 18), None, masks, fill=0.0, generator=generator, place=place)
+        copies = STRATEGIES[name](
+            None, torch.zeros(n, 3, 18, 18), None, masks, fill=0.0, generator=generator, place=place
+        )
         return [_leave_clean(visible(windows, (18, 18)), 0.7, place or (0, n)) for windows in copies]
 
     for copy, *parts in zip(masked(6, None), *(masked(2, (start, 6)) for start in (0, 2, 4)), strict=True):
@@ -232,7 +270,8 @@ def test_parts_of_a_batch_draw_what_the_whole_does(name: str):
 
 
 def test_synchronised_batchnorm_is_the_same_network():
-    """What a CUDA run of several processes trains has the names and, in evaluation, the function of what was given."""
+    """What a CUDA run of several processes trains has the names and, in evaluation, the function of what was
+    given."""
     network = timm.create_model("test_efficientnet").eval()
     names, images = list(network.state_dict()), torch.rand(2, 3, 32, 32)
     expected = network(images)

@@ -1,4 +1,5 @@
-"""The documentation site is built without a warning, asks the network for nothing, and says of the code what the code is."""
+"""The documentation site is built without a warning, asks the network for nothing, and says of the code what
+the code is."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[Path,
         if not to.exists():
             command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", f"{to}.part"]
             environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-            built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            built = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            )
             assert built.returncode == 0, built.stdout + built.stderr
             Path(f"{to}.part").rename(to)
     return {page: Links(page) for page in to.rglob("*.html")}
@@ -56,9 +59,15 @@ def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[Path,
 def test_the_site_asks_the_network_for_nothing(site: dict[Path, Links]):
     loads = [(page.name, loaded) for page, links in site.items() for loaded in links.loads]
     assert len(loads) > 100
-    assert not [(page, loaded) for page, loaded in loads if urlsplit(loaded).scheme not in ("", "data") or loaded.startswith("//")]
+    assert not [
+        (page, loaded)
+        for page, loaded in loads
+        if urlsplit(loaded).scheme not in ("", "data") or loaded.startswith("//")
+    ]
     root = next(page.parent for page in site if page.name == "404.html")
-    assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", "".join(sheet.read_text() for sheet in root.rglob("*.css")))
+    assert not re.search(
+        r"@import|url\(\s*['\"]?(https?:)?//", "".join(sheet.read_text() for sheet in root.rglob("*.css"))
+    )
 
 
 def test_links_inside_the_site_lead_somewhere(site: dict[Path, Links]):
@@ -94,7 +103,9 @@ def test_links_of_the_readme_work_on_github():
             assert (page.parent / path).exists(), f"{page.name}: {target}"
             if anchor:
                 headings = re.findall(r"^#+ (.+)$", (page.parent / path).read_text(), flags=re.MULTILINE)
-                assert anchor in {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}, target
+                assert anchor in {
+                    re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+                }, target
             seen += 1
     assert seen > 50
 
@@ -111,30 +122,46 @@ def test_the_reference_names_every_option(site: dict[Path, Links]):
     from certipatch.cli.app import app
 
     (page,) = (page for page in site if page.name == "cli.html")
-    sections = dict(re.findall(r'<h2 id="certipatch-(\w+)">(.*?)(?=<h2|</article)', page.read_text(), flags=re.DOTALL))
+    sections = dict(
+        re.findall(r'<h2 id="certipatch-(\w+)">(.*?)(?=<h2|</article)', page.read_text(), flags=re.DOTALL)
+    )
     commands = typer.main.get_command(app).commands
     assert set(sections) == set(commands)
     for name, command in commands.items():
         for option in command.params:
             if not getattr(option, "hidden", False):
-                assert option.opts[0] in sections[name] or option.name.upper() in sections[name], (name, option.name)
+                assert option.opts[0] in sections[name] or option.name.upper() in sections[name], (
+                    name,
+                    option.name,
+                )
 
 
 @pytest.mark.slow
 def test_the_notebook_runs():
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient", reason="not installed: pip install '.[dev]'")
+    nbformat, nbclient = (
+        pytest.importorskip("nbformat"),
+        pytest.importorskip("nbclient", reason="not installed: pip install '.[dev]'"),
+    )
     path = ROOT / "examples" / "quickstart.ipynb"
     assert path.stat().st_size < 100_000
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()  # an error in a cell is raised
-    printed = [output["text"] for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stdout"]
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3"
+    ).execute()  # an error in a cell is raised
+    printed = [
+        output["text"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.get("name") == "stdout"
+    ]
     vanilla, tuned = (int(count) for count in re.findall(r"certified robust (\d+) of 200", "".join(printed)))
     assert 0 < vanilla < tuned
 
 
 @pytest.mark.parametrize(
     ("heading", "kind"),
-    [("A record of `certify`", "records.schema.Record"), ("A record of `attack`", "records.schema.AttackRecord"), ("A record of `detect`", "records.schema.DetectionRecord")],
+    [("A record of `certify`", "records.schema.Record"), ("A record of `attack`", "records.schema.AttackRecord"), ("A record of "
+                                                                                                                   "`detect`", "records.schema.DetectionRecord")],
 )  # fmt: skip
 def test_every_field_of_a_record_is_explained(heading: str, kind: str):
     from importlib import import_module
@@ -142,8 +169,14 @@ def test_every_field_of_a_record_is_explained(heading: str, kind: str):
     module, _, name = kind.rpartition(".")
     fields = set(getattr(import_module(f"certipatch.{module}"), name).model_fields)
     text = (ROOT / "docs/records.md").read_text()
-    (section,) = re.findall(rf"^## {heading}\n(.*?)<!-- schema: {kind} -->", text, flags=re.DOTALL | re.MULTILINE)
-    explained = {field for row in re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE) for field in re.findall(r"`(\w+)`", row)}
+    (section,) = re.findall(
+        rf"^## {heading}\n(.*?)<!-- schema: {kind} -->", text, flags=re.DOTALL | re.MULTILINE
+    )
+    explained = {
+        field
+        for row in re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+        for field in re.findall(r"`(\w+)`", row)
+    }
     if kind == "records.schema.DetectionRecord":  # the rest is "as above"
         explained |= set(re.findall(r"`(\w+)`", section.strip().splitlines()[0]))
     assert explained == fields

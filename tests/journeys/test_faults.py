@@ -16,7 +16,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "fault_bench.py"
 @pytest.mark.slow
 def test_a_few_of_each(tmp_path: Path):
     command = [sys.executable, "-W", "ignore", SCRIPT, "--quick", "--out", tmp_path / "faults.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "faults.json").read_text())
     assert all(row["injected"] > 0 and not row["failures"] for row in rows if not row["skipped"])

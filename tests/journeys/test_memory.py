@@ -19,7 +19,8 @@ SIZE = (32, 32)
 
 
 class Largest(TorchDispatchMode):
-    """The bytes of the largest tensor that any operation makes; a view counts with all that it keeps alive."""
+    """The bytes of the largest tensor that any operation makes; a view counts with all that it keeps
+    alive."""
 
     bytes = 0
 
@@ -64,7 +65,9 @@ def test_what_is_counted_sees_full_size_masks():
     for k in (2, 8):
         masks = MaskSet.covering(image_size=SIZE, patch_size=(5, 5), masks_per_axis=k)
         with Largest() as seen:
-            published_loop(network(), torch.rand(1, 3, *SIZE), list(masks.keep[:, None, None].clone()), [(0, 0)])
+            published_loop(
+                network(), torch.rand(1, 3, *SIZE), list(masks.keep[:, None, None].clone()), [(0, 0)]
+            )
         found.append(seen.bytes)
     assert found[1] > found[0]
 

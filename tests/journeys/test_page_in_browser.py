@@ -1,4 +1,5 @@
-"""The report page in Debian's chromium, headless: nothing asked of the network, nothing obeyed, everything can be used, by keyboard too."""
+"""The report page in Debian's chromium, headless: nothing asked of the network, nothing obeyed, everything
+can be used, by keyboard too."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from certipatch.report.page.pictures import address as address_of
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (apt-get install chromium), or CHROMIUM=path")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Debian's chromium (apt-get install chromium), or CHROMIUM=path"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +44,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     grey = address_of(np.full((32, 32, 3), 90, dtype=np.uint8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("certipatch.report.page.pictures.images_of", lambda *_: None)
-        patch.setattr("certipatch.report.page.pictures.pictures", lambda _, records: {r.pixels: grey for r in records if r.pixels})
+        patch.setattr(
+            "certipatch.report.page.pictures.pictures",
+            lambda _, records: {r.pixels: grey for r in records if r.pixels},
+        )
         assert write_page(folder / "page.html", [summarize(run) for run in runs]) == []
     return (folder / "page.html").as_uri()
 
 
 @pytest.fixture
 def tab(browser: playwright.Browser, address: str) -> Iterator[playwright.Page]:
-    """The open page, which must have asked for itself alone and have complained of nothing when the test is over."""
+    """The open page, which must have asked for itself alone and have complained of nothing when the test is
+    over."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     asked, complaints = [], []
     page.on("request", lambda request: asked.append(request.url))
@@ -77,7 +84,10 @@ def test_hostile_names_stay_text(tab):
 
 
 def test_runs_are_looked_into(tab, address):
-    failing = [sum(r.failing_pair is not None and r.vanilla_label == r.label for r in records_of(address, name)) for name in "ab"]
+    failing = [
+        sum(r.failing_pair is not None and r.vanilla_label == r.label for r in records_of(address, name))
+        for name in "ab"
+    ]
     assert tab.inner_text("#failing").startswith(f"{failing[0]} of 60")
     assert tab.inner_text("#h-where").endswith(": a")
     tab.select_option("#run", "1")
@@ -166,7 +176,9 @@ def test_from_image_to_image(tab):
     assert not tab.locator("#viewer").evaluate("dialog => dialog.open")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1200, "dark"), (1200, "light")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(390, "light"), (390, "dark"), (1200, "dark"), (1200, "light")]
+)
 def test_fits_the_window_and_can_be_read(tab, width: int, scheme: str):
     """No sideways scrolling, and text that stands out from its background (WCAG AA: 4.5 to 1)."""
     tab.set_viewport_size({"width": width, "height": 800})

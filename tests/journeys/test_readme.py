@@ -1,4 +1,5 @@
-"""What the README and the docs tell a newcomer to type works: every page is executed, from its first command to its last."""
+"""What the README and the docs tell a newcomer to type works: every page is executed, from its first command
+to its last."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ COMMANDS = [(block, command) for block in BLOCKS for command in block.commands]
 
 SLOW = {"benchmarks.md", "cluster.md", "own-images.md", "timm-model.md"}  # the rest takes a few seconds
 
-# What stands in the text, and what is run in its place: a small network, small images, few of them, one process.
+# What stands in the text, and what is run in its place: a small network, small images, few of them, one
+# process.
 TINY = [
     (r"^srun ", ""),
     (r"\$SLURM_ARRAY_TASK_ID/64", "1/1"),
@@ -44,7 +46,10 @@ TINY = [
     (r"^certipatch verify .*", r"\g<0> --sample 1"),
     (r"^certipatch bench .*", r"\g<0> --limit 2 --repeats 1 --no-compile"),
 ]
-TINY_PYTHON = [(r"convnext_tiny.fb_in22k_ft_in1k", "test_resnet"), ("pretrained=True", "pretrained=False, num_classes=3")]
+TINY_PYTHON = [
+    (r"convnext_tiny.fb_in22k_ft_in1k", "test_resnet"),
+    ("pretrained=True", "pretrained=False, num_classes=3"),
+]
 
 
 def tiny(text: str, rules: list[tuple[str, str]]) -> str:
@@ -55,7 +60,8 @@ def tiny(text: str, rules: list[tuple[str, str]]) -> str:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
-    """What a reader has who did what the pages before tell: photographs, a model trained on them, and its certification."""
+    """What a reader has who did what the pages before tell: photographs, a model trained on them, and its
+    certification."""
     import safetensors.torch
     import timm
 
@@ -71,7 +77,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     for name in ("photo1.jpg", "photo2.jpg"):
         Image.open(world / "photos/val/red/0.png").save(world / name)
     (world / "classes.txt").write_text("blue\ngreen\nred\n")
-    safetensors.torch.save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), world / "tiny.safetensors")
+    safetensors.torch.save_file(
+        timm.create_model("test_resnet", num_classes=3).state_dict(), world / "tiny.safetensors"
+    )
     for run in ("mine", "vit"):
         shutil.copytree(trained, world / "runs" / run)
     spec, network, manifest = load_run(trained)
@@ -84,7 +92,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=page.name) for page in PAGES]
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=page.name)
+        for page in PAGES
+    ],
 )
 def test_every_command_and_python_block_of_a_page(
     page: Path, cli: Callable, world: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
@@ -140,7 +152,11 @@ def test_nothing_is_left_out():
 
 def test_make_has_the_targets_that_are_named():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = {found for page in PAGES for found in re.findall(r"(?:^|`)make ([a-z][\w-]*)", page.read_text(), flags=re.MULTILINE)}
+    named = {
+        found
+        for page in PAGES
+        for found in re.findall(r"(?:^|`)make ([a-z][\w-]*)", page.read_text(), flags=re.MULTILINE)
+    }
     assert {"demo", "test", "fuzz"} <= named <= targets
 
 
@@ -159,7 +175,8 @@ def test_every_option_that_the_text_names_is_one():
 
     commands = typer.main.get_command(app).commands
     options = {
-        name: {option for each in command.params for option in (*each.opts, *each.secondary_opts)} for name, command in commands.items()
+        name: {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+        for name, command in commands.items()
     }
     known = set().union(*options.values(), {"--help", "--version", "--install-completion"})
     seen = 0

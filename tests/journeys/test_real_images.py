@@ -21,7 +21,9 @@ from certipatch.training.train import train as fine_tune
 from inputs import SHARED
 
 
-def naive_table(model: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, windows: list, fill: torch.Tensor) -> np.ndarray:
+def naive_table(
+    model: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor, windows: list, fill: torch.Tensor
+) -> np.ndarray:
     """F(x.m_i.m_j) for every pair, one forward pass each, masks painted one after the other."""
 
     def label(*pair: tuple[int, int, int, int]) -> int:
@@ -34,7 +36,9 @@ def naive_table(model: Callable[[torch.Tensor], torch.Tensor], image: torch.Tens
     return np.array([[label(a, b) for b in windows] for a in windows])
 
 
-def check(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, masks: cp.MaskSet) -> list[cp.Verdict]:
+def check(
+    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, masks: cp.MaskSet
+) -> list[cp.Verdict]:
     defense = cp.PatchCleanser(model, masks, batch_size=50)
     verdicts = defense.certify(images, labels)
     windows = [(w.top, w.left, w.height, w.width) for (w,) in masks.windows]
@@ -48,17 +52,35 @@ def check(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, ma
     for other in ({"exhaustive": True}, {"shared_prefix": True}):
         again = cp.PatchCleanser(model, masks, batch_size=50, **other).certify(images, labels)
         for a, b in zip(again, verdicts, strict=True):
-            assert (a.vanilla_label, a.defended_label, a.case, a.certified) == (b.vanilla_label, b.defended_label, b.case, b.certified)
+            assert (a.vanilla_label, a.defended_label, a.case, a.certified) == (
+                b.vanilla_label,
+                b.defended_label,
+                b.case,
+                b.certified,
+            )
     return verdicts
 
 
 def test_digits(tmp_path):
     """Real handwritten digits, a network trained for a moment: all outcomes occur."""
-    train, test = load_source("digits", split="train").first(320), load_source("digits", split="test").first(24)
+    train, test = (
+        load_source("digits", split="train").first(320),
+        load_source("digits", split="test").first(24),
+    )
     spec = describe(SMALL_CNN, classes=train.classes, num_classes=10)
-    config = TrainConfig(strategy="random-cutout", patch_size=(5, 5), masks_per_axis=3, epochs=2, batch_size=16, lr=0.05)
+    config = TrainConfig(
+        strategy="random-cutout", patch_size=(5, 5), masks_per_axis=3, epochs=2, batch_size=16, lr=0.05
+    )
     model = build(spec)
-    fine_tune(model, spec, train, load_source("digits", split="test"), config, tmp_path / "run", fabric=make_fabric(device="cpu"))
+    fine_tune(
+        model,
+        spec,
+        train,
+        load_source("digits", split="test"),
+        config,
+        tmp_path / "run",
+        fabric=make_fabric(device="cpu"),
+    )
     items = [Images(test, spec)[i] for i in range(len(test))]
     images = as_float(torch.stack([item.pixels for item in items]))
     masks = cp.MaskSet.covering(image_size=(32, 32), patch_size=(5, 5), masks_per_axis=3)

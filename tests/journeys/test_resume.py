@@ -52,7 +52,8 @@ def run(arguments: list[str], error: Path, ready: Callable[[], bool]) -> None:
 
 
 def start_and_stop(arguments: list[object], ready: Callable[[], bool], sig: int, error: Path) -> int:
-    """The exit code of a command that gets the signal as soon as ``ready()``; it must still be at work then."""
+    """The exit code of a command that gets the signal as soon as ``ready()``; it must still be at work
+    then."""
     process = processes.Process(target=run, args=(list(map(str, arguments)), error, ready))
     process.start()
     deadline = time.monotonic() + 120
@@ -73,7 +74,19 @@ def test_certify(cli, trained: Path, photos: Path, tmp_path: Path):
     from inputs import write_photos
 
     data = write_photos(tmp_path / "many", each=34)  # 102 images: four blocks
-    options = ["certify", "--model", trained, "--data", data, "--patch", 5, "--masks-per-axis", 4, "--batch-size", 64]
+    options = [
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        data,
+        "--patch",
+        5,
+        "--masks-per-axis",
+        4,
+        "--batch-size",
+        64,
+    ]
     whole = tmp_path / "whole"
     cli(*options, "--out", whole)
 
@@ -81,7 +94,9 @@ def test_certify(cli, trained: Path, photos: Path, tmp_path: Path):
         broken = tmp_path / sig.name
         path, error = broken / "records.jsonl", tmp_path / f"{sig.name}.txt"
 
-        assert start_and_stop([*options, "--out", broken], partial(has_lines, path, 32), sig, error) == code, error.read_text()
+        assert (
+            start_and_stop([*options, "--out", broken], partial(has_lines, path, 32), sig, error) == code
+        ), error.read_text()
         assert "Traceback" not in error.read_text()
         assert 32 <= len(read_lines(path)) < 102
         assert read_manifest(broken)["finished"] is None
@@ -101,22 +116,33 @@ def test_train(cli, tmp_path: Path):
     cli(*options, "--out", whole)
 
     def without_time(folder: Path) -> list[dict[str, object]]:
-        return [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(folder / "epochs.jsonl")]
+        return [
+            {key: value for key, value in line.items() if key != "seconds"}
+            for line in read_lines(folder / "epochs.jsonl")
+        ]
 
     for sig, code in CODES.items():
         broken = tmp_path / sig.name
         error = tmp_path / f"{sig.name}.txt"
-        assert start_and_stop([*options, "--out", broken], (broken / "checkpoint.pt").exists, sig, error) == code, error.read_text()
+        assert (
+            start_and_stop([*options, "--out", broken], (broken / "checkpoint.pt").exists, sig, error) == code
+        ), error.read_text()
         assert not (broken / "model.safetensors").exists()
 
         assert cli(*options, "--out", broken, "--resume").code == 0
-        assert read_manifest(broken)["finished"]["weights_sha256"] == read_manifest(whole)["finished"]["weights_sha256"]
+        assert (
+            read_manifest(broken)["finished"]["weights_sha256"]
+            == read_manifest(whole)["finished"]["weights_sha256"]
+        )
         assert without_time(broken) == without_time(whole)
 
 
 @pytest.mark.parametrize("strategy", [("random-cutout",), ("greedy-coarse", "--search-every", 2)])
-def test_resume_in_the_middle_of_an_epoch(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: tuple[object, ...]):
-    """Every step is a checkpoint; the run dies in the middle of the second epoch and loses nothing, masks to use again neither."""
+def test_resume_in_the_middle_of_an_epoch(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: tuple[object, ...]
+):
+    """Every step is a checkpoint; the run dies in the middle of the second epoch and loses nothing, masks to
+    use again neither."""
 
     options = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", *strategy, "--limit", 96,
                "--patch", 5, "--epochs", 3, "--batch-size", 16]  # fmt: skip
@@ -139,15 +165,32 @@ def test_resume_in_the_middle_of_an_epoch(cli, tmp_path: Path, monkeypatch: pyte
         cli(*options, "--out", tmp_path / "broken")
     monkeypatch.setattr("torch.nn.functional.cross_entropy", cross_entropy)
     assert cli(*options, "--out", tmp_path / "broken", "--resume").code == 0
-    whole, broken = (read_manifest(tmp_path / name)["finished"]["weights_sha256"] for name in ("whole", "broken"))
+    whole, broken = (
+        read_manifest(tmp_path / name)["finished"]["weights_sha256"] for name in ("whole", "broken")
+    )
     assert whole == broken
-    costs = [[line["forward_equivalents"] for line in read_lines(tmp_path / name / "epochs.jsonl")] for name in ("whole", "broken")]
+    costs = [
+        [line["forward_equivalents"] for line in read_lines(tmp_path / name / "epochs.jsonl")]
+        for name in ("whole", "broken")
+    ]
     assert costs[0] == costs[1] == [96 * (20 if strategy[1:] and epoch != 1 else 3) for epoch in range(3)]
 
 
 def test_a_block_that_was_written_in_part(cli, trained: Path, photos: Path, tmp_path: Path):
     """Its images that have no record get one, the others no second one."""
-    options = ["certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 2, "--out", tmp_path]
+    options = [
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        5,
+        "--masks-per-axis",
+        2,
+        "--out",
+        tmp_path,
+    ]
     assert cli(*options).code == 0
     path = tmp_path / "records.jsonl"
     whole, manifest = path.read_bytes(), read_manifest(tmp_path)

@@ -1,4 +1,5 @@
-"""The paper's three networks in full size, from random weights: built, given a new head, trained for one step, read back."""
+"""The paper's three networks in full size, from random weights: built, given a new head, trained for one
+step, read back."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def slow(*values: str) -> Any:
 
 
 def random_state(tag: str) -> dict[str, torch.Tensor]:
-    """Random weights of 1000 classes with the names and shapes of the real ones, no two tensors the same (all views of one)."""
+    """Random weights of 1000 classes with the names and shapes of the real ones, no two tensors the same (all
+    views of one)."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in timm.create_model(tag).state_dict().items()}
     noise = torch.empty(max(map(math.prod, shapes.values())) + len(shapes)).uniform_(
@@ -72,8 +74,12 @@ def hand_over(state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -
     return asked
 
 
-@pytest.mark.parametrize(("tag", "way"), [(RESNET, "file"), (CONVNEXT, "file"), (VIT, "hub"), slow(VIT, "file")])
-def test_weights_of_1000_classes_get_a_new_head(tag: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("tag", "way"), [(RESNET, "file"), (CONVNEXT, "file"), (VIT, "hub"), slow(VIT, "file")]
+)
+def test_weights_of_1000_classes_get_a_new_head(
+    tag: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     state, file = random_state(tag), tmp_path / "w.safetensors"
     asked = hand_over(state, monkeypatch)
     if way == "file":
@@ -89,14 +95,23 @@ def test_weights_of_1000_classes_get_a_new_head(tag: str, way: str, tmp_path: Pa
         assert model(torch.rand(1, 3, 224, 224)).shape == (1, 10)
     for key, value in model[1].state_dict().items():
         assert key.startswith(head(tag)) or torch.equal(value, state[key]), key
-    assert isinstance(model[1].get_classifier(), torch.nn.Conv2d) == (tag == RESNET)  # BiT's head is a 1x1 convolution
+    assert isinstance(model[1].get_classifier(), torch.nn.Conv2d) == (
+        tag == RESNET
+    )  # BiT's head is a 1x1 convolution
 
 
 @pytest.mark.parametrize(
     ("tag", "strategy"),
-    [(RESNET, "vanilla"), (CONVNEXT, "vanilla"), slow(VIT, "vanilla"), *(slow(tag, "greedy-multisize") for tag in TAGS)],
+    [
+        (RESNET, "vanilla"),
+        (CONVNEXT, "vanilla"),
+        slow(VIT, "vanilla"),
+        *(slow(tag, "greedy-multisize") for tag in TAGS),
+    ],
 )
-def test_one_step_from_pretrained_weights(tag: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_one_step_from_pretrained_weights(
+    tag: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """--pretrained, one step through ``train``, and the run read back."""
     state = random_state(tag)
     asked = hand_over(state, monkeypatch)
@@ -110,7 +125,9 @@ def test_one_step_from_pretrained_weights(tag: str, strategy: str, tmp_path: Pat
 
     if strategy == "vanilla":  # spare the fast suite a checkpoint that only a killed run would need
         monkeypatch.setattr(torch, "save", lambda _, file: file.write(b"none"))
-    config = TrainConfig(strategy=strategy, patch_size=(39, 39), masks_per_axis=6, epochs=1, batch_size=2, lr=default_lr(tag))
+    config = TrainConfig(
+        strategy=strategy, patch_size=(39, 39), masks_per_axis=6, epochs=1, batch_size=2, lr=default_lr(tag)
+    )
     train(model, spec, source, source, config, tmp_path / "run", fabric=make_fabric(device="cpu"))
     assert not torch.equal(model[1].state_dict()[body], state[body])
     assert not torch.equal(model[1].state_dict()[last], new_head)
@@ -123,13 +140,25 @@ def test_one_step_from_pretrained_weights(tag: str, strategy: str, tmp_path: Pat
 
 
 def test_the_table_of_the_documentation_is_what_timm_says():
-    rows = re.findall(r"^\| `([\w.]+)` \|(.*)\|$", (Path(__file__).parents[2] / "docs" / "models.md").read_text(), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([\w.]+)` \|(.*)\|$",
+        (Path(__file__).parents[2] / "docs" / "models.md").read_text(),
+        flags=re.MULTILINE,
+    )
     assert {*TAGS, BIT_448} == {tag for tag, _ in rows}
     for tag, cells in rows:
         config = timm.get_pretrained_cfg(tag)
         statistics = {(0.5, 0.5, 0.5): "0.5, 0.5", (0.485, 0.456, 0.406): "ImageNet's"}[config.mean]
         size, classes = str(config.input_size[1]), str(config.num_classes)
-        expected = [size, config.interpolation, f"{config.crop_pct:g}", statistics, f"`{config.classifier}`", classes, config.license]
+        expected = [
+            size,
+            config.interpolation,
+            f"{config.crop_pct:g}",
+            statistics,
+            f"`{config.classifier}`",
+            classes,
+            config.license,
+        ]
         assert [cell.strip() for cell in cells.split("|")][: len(expected)] == expected, tag
 
 
@@ -146,12 +175,16 @@ def test_large_images_are_cropped_as_timm_says(tag: str, short: int, interpolati
     width = math.floor(400 * short / 300)
     resized = picture.resize((width, short), Image.Resampling[interpolation])
     left, top = round((width - 224) / 2), round((short - 224) / 2)
-    assert np.array_equal(item.pixels.permute(1, 2, 0), np.asarray(resized.crop((left, top, left + 224, top + 224))))
+    assert np.array_equal(
+        item.pixels.permute(1, 2, 0), np.asarray(resized.crop((left, top, left + 224, top + 224)))
+    )
 
 
 @pytest.mark.parametrize("tag", [*TAGS, BIT_448])
 @pytest.mark.parametrize("crop_pct", [None, 1.0])
-def test_small_images_are_resized_bicubic_without_a_crop(tag: str, crop_pct: float | None, monkeypatch: pytest.MonkeyPatch):
+def test_small_images_are_resized_bicubic_without_a_crop(
+    tag: str, crop_pct: float | None, monkeypatch: pytest.MonkeyPatch
+):
     """Whatever the tag says: BiT's own interpolation is bilinear."""
     monkeypatch.setattr("certipatch.cli.open.build", lambda *_, **__: None)
     picture = ladder(32, 32)
@@ -176,15 +209,33 @@ def test_one_small_or_large_image_does_not_decide(sides: list[int], smaller: boo
 
 
 def test_certify_resizes_as_the_run_was_trained(cli, photos: Path, tmp_path: Path):
-    """Small images chose bicubic without a crop; large ones in certify do not choose again, and the other way round."""
+    """Small images chose bicubic without a crop; large ones in certify do not choose again, and the other way
+    round."""
     large = write_photos(tmp_path / "large", each=1, size=80)
-    for trained_on, crop_pct, interpolation, other in ((photos, 1.0, "bicubic", large), (large, 0.875, "bilinear", photos)):
+    for trained_on, crop_pct, interpolation, other in (
+        (photos, 1.0, "bicubic", large),
+        (large, 0.875, "bilinear", photos),
+    ):
         run, certified = tmp_path / f"run{crop_pct}", tmp_path / f"certified{crop_pct}"
         done = cli("train", "--model", "tf_mobilenetv3_small_minimal_100.in1k", "--image-size", 40, "--data", trained_on, "--val-data", trained_on, "--strategy", "vanilla",
                    "--patch", 5, "--epochs", 1, "--batch-size", 3, "--limit", 3, "--out", run)  # fmt: skip
         assert done.code == 0, done.err
         assert ("resized bicubic without a crop" in done.err) == (trained_on == photos)
-        done = cli("certify", "--model", run, "--data", other, "--patch", 5, "--masks-per-axis", 2, "--limit", 1, "--out", certified)
+        done = cli(
+            "certify",
+            "--model",
+            run,
+            "--data",
+            other,
+            "--patch",
+            5,
+            "--masks-per-axis",
+            2,
+            "--limit",
+            1,
+            "--out",
+            certified,
+        )
         assert done.code == 0, done.err
         assert "resized" not in done.err
         spec = read_manifest(certified)["experiment"]["model"]

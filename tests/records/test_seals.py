@@ -1,4 +1,5 @@
-"""What is changed on a disk after it was written is refused by whoever reads it, in a finished folder and in one under way."""
+"""What is changed on a disk after it was written is refused by whoever reads it, in a finished folder and in
+one under way."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def test_every_bit_of_a_manifest(state: str, request: pytest.FixtureRequest):
         except RecordsError:
             continue
         same.append(bit)
-        found.pop(next((key for key in found if key not in kept), ""), None)  # the hash under another name: "rha256"
+        found.pop(
+            next((key for key in found if key not in kept), ""), None
+        )  # the hash under another name: "rha256"
         assert found == kept
     assert len(same) < 80
 
@@ -68,7 +71,9 @@ def test_every_bit_of_the_lines(state: str, request: pytest.FixtureRequest):
     path, data = folder / "lines.jsonl", (folder / "lines.jsonl").read_bytes()
     for bit in range(8 * len(data)):
         path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
-        if state == "under_way" and bit // 8 == len(data) - 1:  # without its end the last line is one that a kill has torn
+        if (
+            state == "under_way" and bit // 8 == len(data) - 1
+        ):  # without its end the last line is one that a kill has torn
             assert read_written(folder, "lines.jsonl") == LINES[:4]
             continue
         with pytest.raises(RecordsError, match=r"lines\.jsonl"):
@@ -92,23 +97,34 @@ def test_changed_lines_of_a_run_under_way(under_way: Path, change: Callable[[lis
     path = under_way / "lines.jsonl"
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
     with (
-        pytest.raises(RecordsError, match=r"lines\.jsonl, line \d: is not what was written \(by lines.sha256\); restore"),
+        pytest.raises(
+            RecordsError, match=r"lines\.jsonl, line \d: is not what was written \(by lines.sha256\); restore"
+        ),
         store(under_way, resume=True),
     ):
         pass
 
 
 def test_what_a_kill_leaves_is_no_damage(under_way: Path):
-    """A torn line, a torn hash, and hashes of lines that were not written: cut, and written again, here with other content."""
+    """A torn line, a torn hash, and hashes of lines that were not written: cut, and written again, here with
+    other content."""
     path, hashes = under_way / "lines.jsonl", under_way / "lines.sha256"
     lines = path.read_bytes().splitlines(keepends=True)
-    for left, torn, hash_end in [(5, b'{"line": 7, "te', 0), (3, b"", 0), (3, lines[3][:5], 20), (0, b"", 40), (2, b"", 3 * 65)]:
+    for left, torn, hash_end in [
+        (5, b'{"line": 7, "te', 0),
+        (3, b"", 0),
+        (3, lines[3][:5], 20),
+        (0, b"", 40),
+        (2, b"", 3 * 65),
+    ]:
         path.write_bytes(b"".join(lines[:left]) + torn)
         hashes.write_bytes(hashes.read_bytes()[: len(hashes.read_bytes()) - hash_end])
         with store(under_way, resume=True) as file:
             assert file.lines == LINES[:left]
             file.append([{"again": i} for i in range(5 - left)])
-        assert read_written(under_way, "lines.jsonl") == LINES[:left] + [{"again": i} for i in range(5 - left)]
+        assert read_written(under_way, "lines.jsonl") == LINES[:left] + [
+            {"again": i} for i in range(5 - left)
+        ]
         path.unlink()
         with store(under_way, resume=True) as file:
             file.append(LINES)
@@ -148,7 +164,11 @@ class TestTraining:
         for place in (0, 63, 64, len(data) // 3, len(data) // 2, len(data) - 1):
             path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
             outcome = train(stopped, "--resume")
-            assert (outcome.code, "checkpoint.pt: damaged" in outcome.err, "delete it" in outcome.err) == (2, True, True), outcome
+            assert (outcome.code, "checkpoint.pt: damaged" in outcome.err, "delete it" in outcome.err) == (
+                2,
+                True,
+                True,
+            ), outcome
         for end in (0, 64, len(data) - 1):
             path.write_bytes(data[:end])
             assert "checkpoint.pt: damaged" in train(stopped, "--resume").err
@@ -160,7 +180,9 @@ class TestTraining:
         assert len(lines) == 2
         (stopped / "epochs.jsonl").write_bytes(lines[0])
         outcome = train(stopped, "--resume")
-        assert (outcome.code, "epochs.jsonl: expected the lines of 2 epochs" in outcome.err) == (2, True), outcome
+        assert (outcome.code, "epochs.jsonl: expected the lines of 2 epochs" in outcome.err) == (2, True), (
+            outcome
+        )
         (stopped / "checkpoint.pt").unlink()
         assert train(stopped, "--resume").code == 0
         assert len((stopped / "epochs.jsonl").read_bytes().splitlines()) == 2
@@ -169,6 +191,8 @@ class TestTraining:
         assert train(tmp_path / "run").code == 0
         assert training_cost(tmp_path / "run") == 6
         path = tmp_path / "run" / "epochs.jsonl"
-        path.write_bytes(path.read_bytes().replace(b'"forward_equivalents": 72', b'"forward_equivalents": 73'))
+        path.write_bytes(
+            path.read_bytes().replace(b'"forward_equivalents": 72', b'"forward_equivalents": 73')
+        )
         with pytest.raises(RecordsError, match="is not what was written"):
             training_cost(tmp_path / "run")

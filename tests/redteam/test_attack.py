@@ -37,14 +37,16 @@ MASKS = MaskSet.covering(image_size=SIZE, patch_size=PATCH, masks_per_axis=3)
 
 
 class Grey(nn.Module):
-    """(N, 3, H, W) -> (N, H*W): only the mean of the three colours counts, so that black and white patches are all there is to try."""
+    """(N, 3, H, W) -> (N, H*W): only the mean of the three colours counts, so that black and white patches
+    are all there is to try."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean(1).flatten(1) - 0.5
 
 
 def world(n: int = 32) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
-    """A linear classifier of 6x6 images, images (n, 3, 6, 6) uint8 from clear to faint examples of its classes, their labels."""
+    """A linear classifier of 6x6 images, images (n, 3, 6, 6) uint8 from clear to faint examples of its
+    classes, their labels."""
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(CLASSES, SIZE[0] * SIZE[1], generator=generator)
     linear = nn.Linear(SIZE[0] * SIZE[1], CLASSES, bias=False)
@@ -52,7 +54,9 @@ def world(n: int = 32) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
     labels = torch.arange(n) % CLASSES
     strength = torch.linspace(0.05, 0.3, n)[:, None]
     grey = 0.5 + strength * weights[labels].sign() * torch.rand(n, 36, generator=generator)
-    pixels = (grey.clamp(0, 1) * 255).round().to(torch.uint8).view(n, 1, *SIZE).expand(n, 3, *SIZE).contiguous()
+    pixels = (
+        (grey.clamp(0, 1) * 255).round().to(torch.uint8).view(n, 1, *SIZE).expand(n, 3, *SIZE).contiguous()
+    )
     return nn.Sequential(Grey(), linear).eval(), pixels, labels
 
 
@@ -74,11 +78,23 @@ def test_what_can_be_broken_is_and_what_is_certified_is_not():
     verdicts = defense.certify(as_float(pixels), labels)
     right = [a for a, verdict in enumerate(verdicts) if verdict.defended_label == labels[a]]
     certified = [a for a in right if verdicts[a].certified]
-    truth = {a for a in right if a not in certified and breakable(defense, pixels[a], int(labels[a]))}  # the others: test_theorem.py
+    truth = {
+        a for a in right if a not in certified and breakable(defense, pixels[a], int(labels[a]))
+    }  # the others: test_theorem.py
 
     pixels, labels = pixels[right], labels[right]
-    ways = [goals(MASKS, table, int(label)) for table, label in zip(clean_tables(defense, as_float(pixels)), labels, strict=True)]
-    results = attack_images(model, Harness(defense, pixels), labels, ways, AttackConfig(steps=8, restarts=14), list(range(len(right))))
+    ways = [
+        goals(MASKS, table, int(label))
+        for table, label in zip(clean_tables(defense, as_float(pixels)), labels, strict=True)
+    ]
+    results = attack_images(
+        model,
+        Harness(defense, pixels),
+        labels,
+        ways,
+        AttackConfig(steps=8, restarts=14),
+        list(range(len(right))),
+    )
     broken = {a for a, judged in zip(right, results, strict=True) if any(result.broken for result in judged)}
     assert not broken & set(certified)
     assert [a for a, way in zip(right, ways, strict=True) if not way] == certified, (
@@ -89,7 +105,8 @@ def test_what_can_be_broken_is_and_what_is_certified_is_not():
     assert len(broken & truth) >= 0.9 * len(truth), (len(broken), len(truth))
 
 
-# --- The harness -----------------------------------------------------------------------------------------------------
+# --- The harness
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -125,11 +142,13 @@ def test_the_harness_pastes_rounds_and_asks():
     assert verdict.defended_label == defense.predict(as_float(expected[None])).item()
 
 
-# --- Several shapes, two patches -------------------------------------------------------------------------------------
+# --- Several shapes, two patches
+# -------------------------------------------------------------------------------------
 
 
 def test_several_shapes_are_attacked_each():
-    """Both shapes are tried and break images; the harness takes either of them, and neither a third nor both at once."""
+    """Both shapes are tried and break images; the harness takes either of them, and neither a third nor both
+    at once."""
     model, pixels, labels = world()
     masks = MaskSet.covering(image_size=SIZE, patch_size=(4, 1), other_patch_sizes=[(1, 4)], masks_per_axis=3)
     defense = PatchCleanser(model, masks)
@@ -138,12 +157,21 @@ def test_several_shapes_are_attacked_each():
     ways = [goals(masks, table, int(label)) for table, label in zip(tables, labels, strict=True)]
     assert not any(way for way, verdict in zip(ways, verdicts, strict=True) if verdict.certified)
     harness = Harness(defense, pixels)
-    results = attack_images(model, harness, labels, ways, AttackConfig(steps=8, restarts=14), list(range(len(pixels))))
-    right = [judged for judged, verdict, label in zip(results, verdicts, labels, strict=True) if verdict.defended_label == label]
+    results = attack_images(
+        model, harness, labels, ways, AttackConfig(steps=8, restarts=14), list(range(len(pixels)))
+    )
+    right = [
+        judged
+        for judged, verdict, label in zip(results, verdicts, labels, strict=True)
+        if verdict.defended_label == label
+    ]
     certified = [judged for judged, verdict in zip(results, verdicts, strict=True) if verdict.certified]
     for tried in (certified, right):
         assert {result.attempt.patch_size for judged in tried for result in judged} == {(4, 1), (1, 4)}
-    assert {result.attempt.patch_size for judged in right for result in judged if result.broken} == {(4, 1), (1, 4)}
+    assert {result.attempt.patch_size for judged in right for result in judged if result.broken} == {
+        (4, 1),
+        (1, 4),
+    }
     assert len(certified) >= 3
     assert not any(result.broken for judged in certified for result in judged)
     for result in (result for judged in results for result in judged):
@@ -156,7 +184,8 @@ def test_several_shapes_are_attacked_each():
 
 
 def test_two_patches_are_not_attacked(tmp_path: Path):
-    """There is no attack with two; one that tried a single patch would look like an upper bound on what two can do."""
+    """There is no attack with two; one that tried a single patch would look like an upper bound on what two
+    can do."""
     masks = MaskSet.covering(image_size=SIZE, patch_size=PATCH, masks_per_axis=2, patches=2)
     with pytest.raises(ConfigError, match="against one patch") as refused:
         attack(tmp_path / "c", tmp_path / "a", masks, n=6)
@@ -166,14 +195,20 @@ def test_two_patches_are_not_attacked(tmp_path: Path):
         Harness(PatchCleanser(world()[0], masks), world()[1])
 
 
-# --- A certification, attacked ---------------------------------------------------------------------------------------
+# --- A certification, attacked
+# ---------------------------------------------------------------------------------------
 
 
-def certify(folder: Path, masks: MaskSet = MASKS, n: int = 32, **options: str) -> tuple[nn.Sequential, ModelSpec, Source]:
+def certify(
+    folder: Path, masks: MaskSet = MASKS, n: int = 32, **options: str
+) -> tuple[nn.Sequential, ModelSpec, Source]:
     network, pixels, labels = world(n)
     classes = tuple("abc")
     source = Source(
-        classes, [f"{i}" for i in range(n)], labels.tolist(), lambda i: Image.fromarray(pixels[i].permute(1, 2, 0).numpy(), "RGB")
+        classes,
+        [f"{i}" for i in range(n)],
+        labels.tolist(),
+        lambda i: Image.fromarray(pixels[i].permute(1, 2, 0).numpy(), "RGB"),
     )
     half = (0.5, 0.5, 0.5)
     spec = ModelSpec(arch="linear", num_classes=3, classes=classes, image_size=SIZE, mean=half, std=half)
@@ -182,22 +217,41 @@ def certify(folder: Path, masks: MaskSet = MASKS, n: int = 32, **options: str) -
     return network, spec, source
 
 
-def attack(certified: Path, out: Path, masks: MaskSet = MASKS, *, resume: bool = False, n: int = 32, **options: int) -> None:
+def attack(
+    certified: Path, out: Path, masks: MaskSet = MASKS, *, resume: bool = False, n: int = 32, **options: int
+) -> None:
     network, spec, source = certify(certified, masks, n)
     config = AttackConfig(**{"steps": 8, "restarts": 6} | options)
     attack_certified(
-        network, spec, source, masks, certified, out, fabric=make_fabric(device="cpu"), config=config, options={}, resume=resume
+        network,
+        spec,
+        source,
+        masks,
+        certified,
+        out,
+        fabric=make_fabric(device="cpu"),
+        config=config,
+        options={},
+        resume=resume,
     )
 
 
 def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Bounds, patched images that can be judged again, and the same again with the same seed, also when it is resumed."""
+    """Bounds, patched images that can be judged again, and the same again with the same seed, also when it is
+    resumed."""
     monkeypatch.setattr("certipatch.redteam.attack.BLOCK", 12)
     attack(tmp_path / "c", tmp_path / "a")
     found = summarize_attack(tmp_path / "a")
     assert found["certified_broken"] == 0
-    assert found["certified_robust_accuracy"]["count"] == sum(record.certified for record in read_records(tmp_path / "c"))
-    assert found["certified_robust_accuracy"]["count"] <= found["attacked_accuracy"]["count"] < found["clean_accuracy"]["count"] == 32
+    assert found["certified_robust_accuracy"]["count"] == sum(
+        record.certified for record in read_records(tmp_path / "c")
+    )
+    assert (
+        found["certified_robust_accuracy"]["count"]
+        <= found["attacked_accuracy"]["count"]
+        < found["clean_accuracy"]["count"]
+        == 32
+    )
     assert "upper bound" in attack_text(found)
 
     network, pixels, labels = world()
@@ -218,14 +272,18 @@ def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # Killed in the middle of its second block:
     manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
     write_manifest(tmp_path / "again" / "manifest.json", manifest | {"finished": None})
-    (tmp_path / "again" / ATTACKS).write_bytes(b"".join(lines.splitlines(keepends=True)[:20]) + b'{"index": 4')
+    (tmp_path / "again" / ATTACKS).write_bytes(
+        b"".join(lines.splitlines(keepends=True)[:20]) + b'{"index": 4'
+    )
     attack(tmp_path / "c3", tmp_path / "again", resume=True)
     assert (tmp_path / "again" / ATTACKS).read_bytes() == lines
     with pytest.raises(RecordsError, match="another experiment"):
         attack(tmp_path / "c4", tmp_path / "again", resume=True, seed=1)
 
 
-def test_a_certificate_that_is_none_is_broken_and_can_be_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_certificate_that_is_none_is_broken_and_can_be_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The twin: a mask less, the check of the premise switched off. The attack finds the hole and stops."""
     hole = MaskSet(SIZE, PATCH, MASKS.masks_per_axis, MASKS.windows[:4] + MASKS.windows[5:])
     assert hole.uncovered_patch(PATCH) is not None
@@ -240,11 +298,17 @@ def test_a_certificate_that_is_none_is_broken_and_can_be_replayed(tmp_path: Path
     assert record["certified"]
     assert record in [of_all.model_dump(mode="json") for of_all in read_records(tmp_path / "c")]
     assert case["certification"] == read_manifest(tmp_path / "c")
-    patched, clean, patch = (np.array(Image.open(folder / f"{name}.png")) for name in ("patched", "clean", "patch"))
+    patched, clean, patch = (
+        np.array(Image.open(folder / f"{name}.png")) for name in ("patched", "clean", "patch")
+    )
     top, left = case["patch"]["top"], case["patch"]["left"]
     clean[top : top + 2, left : left + 2] = patch
     assert np.array_equal(clean, patched)
-    answer = PatchCleanser(world()[0], hole).predict(as_float(torch.from_numpy(patched).permute(2, 0, 1)[None])).item()
+    answer = (
+        PatchCleanser(world()[0], hole)
+        .predict(as_float(torch.from_numpy(patched).permute(2, 0, 1)[None]))
+        .item()
+    )
     assert answer == case["answer"] != record["label"]
 
 
@@ -262,14 +326,29 @@ def test_only_what_was_certified_is_attacked(cli, trained: Path, photos: Path, t
     refused = cli("attack", "--model", trained, "--data", other, *quick, "--out", tmp_path / "b")
     assert (refused.code, "data.sample" in refused.err or "sample" in refused.err) == (2, True), refused.err
     refused = cli(
-        "attack", "--model", "small-cnn", "--weights", _other_weights(trained, tmp_path), "--data", photos, *quick, "--out", tmp_path / "b"
+        "attack",
+        "--model",
+        "small-cnn",
+        "--weights",
+        _other_weights(trained, tmp_path),
+        "--data",
+        photos,
+        *quick,
+        "--out",
+        tmp_path / "b",
     )
     assert (refused.code, "another model" in refused.err) == (2, True), refused.err
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
-    odd = {**manifest, "kind": "x", "experiment": {**manifest["experiment"], "data": {"images": float("inf")}}}
+    odd = {
+        **manifest,
+        "kind": "x",
+        "experiment": {**manifest["experiment"], "data": {"images": float("inf")}},
+    }
     write_manifest(tmp_path / "c" / "manifest.json", odd)
     refused = cli("attack", *options, *quick, "--out", tmp_path / "b")
-    assert (refused.code, "expected records of certify, found those of x" in refused.err) == (2, True), refused.err
+    assert (refused.code, "expected records of certify, found those of x" in refused.err) == (2, True), (
+        refused.err
+    )
     manifest["experiment"]["masks"]["windows"][0] = [[0, 0, 20, 20]]
     write_manifest(tmp_path / "c" / "manifest.json", manifest)
     refused = cli("attack", *options, *quick, "--out", tmp_path / "b")

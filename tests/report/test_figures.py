@@ -1,4 +1,5 @@
-"""Figures for papers: what they show is what the summaries say, and what cannot be shown is said in a line."""
+"""Figures for papers: what they show is what the summaries say, and what cannot be shown is said in a
+line."""
 
 from __future__ import annotations
 
@@ -43,15 +44,28 @@ def certified(
     for key, value in changes.items():
         where, _, name = key.rpartition("__")
         (experiment[where] if where else experiment)[name] = value
-    shares = {f"{name}_accuracy": Share(n, images) for name, n in (("vanilla", 190), ("clean", 180), ("certified_robust", count))}
+    shares = {
+        f"{name}_accuracy": Share(n, images)
+        for name, n in (("vanilla", 190), ("clean", 180), ("certified_robust", count))
+    }
     folder = f"{strategy}-{height}x{width}-k{k}"
-    return Summary(folder, {"kind": "certify", "experiment": experiment}, **shares, unreadable=0, passes=1000, complete=True)
+    return Summary(
+        folder,
+        {"kind": "certify", "experiment": experiment},
+        **shares,
+        unreadable=0,
+        passes=1000,
+        complete=True,
+    )
 
 
 def shown(figure: Figure) -> dict[str, list[tuple[float, float]]]:
     """The points of each line by its label in the legend."""
     (axes,) = figure.axes
-    return {str(bars.get_label()): [tuple(point) for point in bars.lines[0].get_xydata().tolist()] for bars in axes.containers}
+    return {
+        str(bars.get_label()): [tuple(point) for point in bars.lines[0].get_xydata().tolist()]
+        for bars in axes.containers
+    }
 
 
 def reach(figure: Figure, label: str) -> list[tuple[float, float]]:
@@ -83,15 +97,21 @@ def test_lines_show_the_summaries():
     for k in (2, 3):
         figure = figures[f"certified-against-patch-k{k}"]
         assert shown(figure) == {
-            name: [(p, (20 * k - 10 * p + more) / 2) for p in (3, 5)] for name, more in (("greedy-fine", 100), ("random-cutout", 50))
+            name: [(p, (20 * k - 10 * p + more) / 2) for p in (3, 5)]
+            for name, more in (("greedy-fine", 100), ("random-cutout", 50))
         }
         assert reach(figure, "greedy-fine") == [percent(Share(20 * k - 10 * p + 100, 200)) for p in (3, 5)]
         assert figure.axes[0].get_title() == f"k={k}, 200 images"
     figure = figures["certified-against-k-5x5"]
     assert shown(figure)["random-cutout"] == [(2, 20), (3, 30)]
     assert figure.axes[0].get_title() == "patch 5x5 in 32x32, 200 images"
-    looks = [(bars.lines[0].get_color(), bars.lines[0].get_marker(), bars.lines[0].get_linestyle()) for bars in figure.axes[0].containers]
-    assert all(one != other for a, b in pairwise(looks) for one, other in zip(a, b, strict=True)), "told apart without colour too"
+    looks = [
+        (bars.lines[0].get_color(), bars.lines[0].get_marker(), bars.lines[0].get_linestyle())
+        for bars in figure.axes[0].containers
+    ]
+    assert all(one != other for a, b in pairwise(looks) for one, other in zip(a, b, strict=True)), (
+        "told apart without colour too"
+    )
 
 
 def test_strategies_beside_each_other():
@@ -99,11 +119,16 @@ def test_strategies_beside_each_other():
     found = {label: [x for x, _ in points] for label, points in shown(figure).items()}
     assert found == {"vanilla": [95, 95], "clean": [90, 90], "certified robust": [55, 30]}
     assert reach(figure, "certified robust") == [percent(Share(n, 200)) for n in (110, 60)]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["greedy-fine", "random-cutout"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "greedy-fine",
+        "random-cutout",
+    ]
 
 
 def test_patches_that_are_not_square_by_their_area():
-    figure = draw_comparisons([certified("greedy-fine", patch, 3, 100) for patch in ((4, 8), (8, 8))])[0]["certified-against-patch-k3"]
+    figure = draw_comparisons([certified("greedy-fine", patch, 3, 100) for patch in ((4, 8), (8, 8))])[0][
+        "certified-against-patch-k3"
+    ]
     assert [x for x, _ in shown(figure)["greedy-fine"]] == [3.125, 6.25]
     assert "area" in figure.axes[0].get_xlabel()
 
@@ -114,10 +139,16 @@ def test_names_say_what_differs():
 
     one = certified("greedy-fine", 5, 3, 100)
     assert names(one) == ["greedy-fine"]
-    assert names(one, certified("greedy-fine", 5, 3, 90, arch="vit")) == ["greedy-fine, small-cnn", "greedy-fine, vit"]
+    assert names(one, certified("greedy-fine", 5, 3, 90, arch="vit")) == [
+        "greedy-fine, small-cnn",
+        "greedy-fine, vit",
+    ]
     seed = certified("greedy-fine", 5, 3, 90, weights="abcdefgh", trained__seed=1)
     assert names(one, seed) == ["greedy-fine, seed 0", "greedy-fine, seed 1"]
-    assert names(one, certified("greedy-fine", 5, 3, 90, weights="abcdefgh")) == ["greedy-fine (greedy)", "greedy-fine (abcdef)"]
+    assert names(one, certified("greedy-fine", 5, 3, 90, weights="abcdefgh")) == [
+        "greedy-fine (greedy)",
+        "greedy-fine (abcdef)",
+    ]
     untrained = certified("", 5, 3, 90, trained=None)
     assert names(one, untrained) == ["greedy-fine, 3 epochs, seed 0", "not fine-tuned"]
     challenger = certified("greedy-fine", 5, 3, 90, inference="challenger")
@@ -135,8 +166,10 @@ def test_only_comparable_runs_are_drawn_and_the_rest_is_named():
         "left out: random-fine-5x5-k3 is not complete; continue it with certify --resume",
         "left out: random-both-5x5-k3 is of other images than greedy-fine-5x5-k3, or of another size",
         "left out: grid-fine-5x5-k3 is of other images than greedy-fine-5x5-k3, or of another size",
-        "skipped certified-against-patch: needs one model certified for two patch sizes with the same k (certify --patch 1%,2%,3%)",
-        "skipped certified-against-k: needs one model certified for two k against the same patch (certify --masks-per-axis 3,6)",
+        "skipped certified-against-patch: needs one model certified for two patch sizes with the same k "
+        "(certify --patch 1%,2%,3%)",
+        "skipped certified-against-k: needs one model certified for two k against the same patch (certify "
+        "--masks-per-axis 3,6)",
         "skipped strategies: needs two models certified against the same patch with the same k",
     ]
     # Another shape besides, or two patches, is another threat and not another size.
@@ -155,9 +188,16 @@ def test_files(tmp_path: Path):
         for i, patch, k in [*product(range(8), (3, 5), (2,)), (0, 3, 3)]
     ]
     figures, _ = draw_comparisons(summaries)
-    assert set(figures) == {"certified-against-patch-k2", "certified-against-k-3x3", "strategies-3x3-k2", "strategies-5x5-k2"}
+    assert set(figures) == {
+        "certified-against-patch-k2",
+        "certified-against-k-3x3",
+        "strategies-3x3-k2",
+        "strategies-5x5-k2",
+    }
     paths = save(figures, tmp_path / "new" / "folder")
-    assert paths == [tmp_path / "new" / "folder" / f"{name}.{ending}" for name in figures for ending in ("svg", "png")]
+    assert paths == [
+        tmp_path / "new" / "folder" / f"{name}.{ending}" for name in figures for ending in ("svg", "png")
+    ]
     for svg, png in zip(paths[::2], paths[1::2], strict=True):
         root = ElementTree.parse(svg).getroot()
         assert float(root.attrib["width"].removesuffix("pt")) == pytest.approx(3.3 * 72)
@@ -184,9 +224,15 @@ def rectangles(axes: Any) -> list[tuple[float, float, float, float]]:
 
 def test_geometry_of_masks():
     masks = MaskSet.covering(image_size=(32, 40), patch_size=(5, 7), masks_per_axis=3)
-    fine, coarse = ({(w.top, w.left, w.height, w.width) for (w,) in each.windows} for each in (masks, masks.coarsen()[0]))
+    fine, coarse = (
+        {(w.top, w.left, w.height, w.width) for (w,) in each.windows} for each in (masks, masks.coarsen()[0])
+    )
     figure = draw_panels(None, masks.image_size, geometry(masks), "a caption")
-    panels = {axes.get_title().split("\n")[0] + axes.get_title().split("\n")[1][:6]: axes for axes in figure.axes if axes.get_title()}
+    panels = {
+        axes.get_title().split("\n")[0] + axes.get_title().split("\n")[1][:6]: axes
+        for axes in figure.axes
+        if axes.get_title()
+    }
     for title, axes in panels.items():
         assert axes.get_xlim() == (0, 40), title
         assert axes.get_ylim() == (32, 0), title
@@ -200,7 +246,10 @@ def test_geometry_of_masks():
 
 
 def test_what_each_strategy_hides():
-    copies = {"vanilla": [[]], "random-both": [[Window(0, 1, 2, 3)], [Window(4, 5, 6, 7), Window(-2, 0, 4, 4)]]}
+    copies = {
+        "vanilla": [[]],
+        "random-both": [[Window(0, 1, 2, 3)], [Window(4, 5, 6, 7), Window(-2, 0, 4, 4)]],
+    }
     figure = draw_panels(None, SIZE, panels_of(copies))
     drawn = {axes.get_title(): rectangles(axes)[:-1] for axes in figure.axes if axes.get_title()}
     assert drawn == {
@@ -230,14 +279,23 @@ def certificates(tmp_path_factory: pytest.TempPathFactory, trained: Path, photos
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What :func:`strategies.draw` was given."""
     given, draw = [], draw_panels
-    monkeypatch.setattr("certipatch.report.figures.write.draw_panels", lambda *arguments: given.append(arguments) or draw(*arguments))
+    monkeypatch.setattr(
+        "certipatch.report.figures.write.draw_panels",
+        lambda *arguments: given.append(arguments) or draw(*arguments),
+    )
     return given
 
 
 def test_report_writes_figures(cli, certificates: Path, tmp_path: Path, drawn: list[tuple[Any, ...]]):
     done = cli("report", certificates, "--figures", tmp_path / "f")
     assert done.code == 0, done.err
-    names = ["certified-against-patch-k2", "certified-against-patch-k3", "certified-against-k-16x16", "certified-against-k-5x5", "masks"]
+    names = [
+        "certified-against-patch-k2",
+        "certified-against-patch-k3",
+        "certified-against-k-16x16",
+        "certified-against-k-5x5",
+        "masks",
+    ]
     assert [line for line in done.out.splitlines() if line.startswith("figure: ")] == [
         f"figure: {tmp_path}/f/{name}.{ending}" for name in names for ending in ("svg", "png")
     ]
@@ -266,7 +324,9 @@ def test_masks_are_drawn_on_an_image_as_the_model_saw_it(
     assert "blank" not in caption
 
 
-def test_masks_that_the_searches_find(cli, certificates: Path, trained: Path, tmp_path: Path, drawn: list[tuple[Any, ...]]):
+def test_masks_that_the_searches_find(
+    cli, certificates: Path, trained: Path, tmp_path: Path, drawn: list[tuple[Any, ...]]
+):
     import torch
 
     from certipatch.training.strategies import STRATEGIES
@@ -283,11 +343,18 @@ def test_masks_that_the_searches_find(cli, certificates: Path, trained: Path, tm
     assert network(x).argmax() == 0
     for name in ("greedy-coarse", "grid-fine"):
         (windows,) = STRATEGIES[name](network, x, y, masks, fill=torch.tensor([0.5] * 3))[0].tolist()
-        assert [(w.top, w.left, w.top + w.height, w.left + w.width) for w in found[name]] == [tuple(window) for window in windows]
+        assert [(w.top, w.left, w.top + w.height, w.left + w.width) for w in found[name]] == [
+            tuple(window) for window in windows
+        ]
 
 
 def test_without_the_strategies_that_cannot_look_at_the_model(
-    cli, certificates: Path, trained: Path, tmp_path: Path, drawn: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+    cli,
+    certificates: Path,
+    trained: Path,
+    tmp_path: Path,
+    drawn: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     from certipatch.errors import ConfigError
 
@@ -297,7 +364,10 @@ def test_without_the_strategies_that_cannot_look_at_the_model(
     monkeypatch.setattr("certipatch.training.strategies.saliency", no_map)
     done = cli("report", certificates / "5x5-k3", "--figures", tmp_path / "f", "--model", trained)
     assert done.code == 0, done.err
-    assert "masks: without gutout-coarse, gutout-fine, gutout-both, which find no feature map of the model to look at" in done.err
+    assert (
+        "masks: without gutout-coarse, gutout-fine, gutout-both, which find no feature map of the model to "
+        "look at" in done.err
+    )
     titles = {panel.title.split("\n")[0] for panel in drawn[0][2]}
     assert titles == {name for name in STRATEGIES if not name.startswith("gutout")}
 
@@ -308,7 +378,21 @@ def test_figures_that_cannot_be_drawn(cli, certificates: Path, trained: Path, ph
     folder = certificates / "5x5-k2"
     (tmp_path / "file").write_text("")
     others = write_photos(tmp_path / "others", each=2)
-    run = ["train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "vanilla", "--patch", 5, "--epochs", 1]
+    run = [
+        "train",
+        "--model",
+        "small-cnn",
+        "--data",
+        photos,
+        "--val-data",
+        photos,
+        "--strategy",
+        "vanilla",
+        "--patch",
+        5,
+        "--epochs",
+        1,
+    ]
     assert cli(*run, "--out", tmp_path / "run").code == 0
     for options, words in [
         (("--figures", tmp_path / "file"), "expected a folder to write, found a file"),
@@ -316,7 +400,10 @@ def test_figures_that_cannot_be_drawn(cli, certificates: Path, trained: Path, ph
         (("--model", trained), "expected --figures with it"),
         (("--figures", tmp_path / "f", "--model", tmp_path / "run"), "is of another model"),
         (("--figures", tmp_path / "f", "--model", folder), "expected a training run"),
-        (("--figures", tmp_path / "f", "--data", others), "expected the images that were certified, found others"),
+        (
+            ("--figures", tmp_path / "f", "--data", others),
+            "expected the images that were certified, found others",
+        ),
     ]:
         done = cli("report", folder, *options)
         assert (done.code, done.out) == (2, ""), options
@@ -325,5 +412,22 @@ def test_figures_that_cannot_be_drawn(cli, certificates: Path, trained: Path, ph
     assert not (tmp_path / "f").exists()
 
     detected = tmp_path / "detected"
-    cli("detect", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 2, "--limit", 3, "--out", detected)
-    assert "expected a folder that certify wrote, found none" in cli("report", detected, "--figures", tmp_path / "f").err
+    cli(
+        "detect",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        5,
+        "--masks-per-axis",
+        2,
+        "--limit",
+        3,
+        "--out",
+        detected,
+    )
+    assert (
+        "expected a folder that certify wrote, found none"
+        in cli("report", detected, "--figures", tmp_path / "f").err
+    )

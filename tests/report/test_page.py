@@ -1,4 +1,5 @@
-"""The report page: its numbers are those of the records, it is complete in itself, and nothing in it is obeyed. In a browser: test_page_in_browser.py."""
+"""The report page: its numbers are those of the records, it is complete in itself, and nothing in it is
+obeyed. In a browser: test_page_in_browser.py."""
 
 from __future__ import annotations
 
@@ -54,14 +55,21 @@ def certification(
         "trained": trained or None,
         "masks": masks.to_json(),
         "fill": [0.5, 0.5, 0.5],
-        "data": {"images": images_of or images, "fingerprint": f"{images}", "classes": list(classes), "sample": "00"},
+        "data": {
+            "images": images_of or images,
+            "fingerprint": f"{images}",
+            "classes": list(classes),
+            "sample": "00",
+        },
         "device": "cpu",
         "precision": "32-true",
         "exhaustive": False,
         "block": 32,
     }
     with Store(folder, {**manifest("certify", experiment), "data": f"photos/{HOSTILE[0]}"}, RECORDS) as store:
-        store.append(invented(index, len(masks), classes, rng).model_dump(mode="json") for index in range(images))
+        store.append(
+            invented(index, len(masks), classes, rng).model_dump(mode="json") for index in range(images)
+        )
         store.finish()
     return folder
 
@@ -142,9 +150,16 @@ def test_numbers_are_those_of_the_records(page: Page, folder: Path):
     records = read_records(folder)
     certified = sum(record.certified for record in records)
     assert f"No, proven, for {certified} of 60 images" in page.text
-    for count in (sum(r.vanilla_label == r.label for r in records), sum(r.defended_label == r.label for r in records), certified):
+    for count in (
+        sum(r.vanilla_label == r.label for r in records),
+        sum(r.defended_label == r.label for r in records),
+        certified,
+    ):
         assert f"{100 * count / 60:.1f} % {count}/60" in page.text.replace("\xa0", " ")
-    assert f"{sum(record.error is not None for record in records)} unreadable images count as not certified" in page.text
+    assert (
+        f"{sum(record.error is not None for record in records)} unreadable images count as not certified"
+        in page.text
+    )
     assert hashlib.sha256((folder / RECORDS).read_bytes()).hexdigest() in page.text
 
 
@@ -152,7 +167,9 @@ def test_data_block_is_the_records(page: Page, folder: Path):
     records, (run,) = read_records(folder), json.loads(page.inside["script"][0])["runs"]
     assert run["images"]["name"] == [record.name for record in records]
     assert run["images"]["label"] == [record.label for record in records]
-    assert [pair and tuple(pair) for pair in run["images"]["pair"]] == [record.failing_pair for record in records]
+    assert [pair and tuple(pair) for pair in run["images"]["pair"]] == [
+        record.failing_pair for record in records
+    ]
     assert run["images"]["fails"] == [record.failing_label for record in records]
     assert run["classes"] == list(HOSTILE)
 
@@ -160,7 +177,10 @@ def test_data_block_is_the_records(page: Page, folder: Path):
 def test_nothing_hostile_is_markup(page: Page):
     assert [tag for tag, _ in page.elements].count("script") == 2
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
-    assert not any(tag in ("img", "iframe", "object", "link") and "x" in (a.get("src"), a.get("href")) for tag, a in page.elements)
+    assert not any(
+        tag in ("img", "iframe", "object", "link") and "x" in (a.get("src"), a.get("href"))
+        for tag, a in page.elements
+    )
     assert "49" not in page.text or "{{ 7*7 }}" in page.inside["script"][0], "a template was obeyed"
 
 
@@ -177,7 +197,8 @@ def test_page_is_complete_in_itself_and_says_so_to_the_browser(page: Page):
 
 
 def test_cost_of_ten_thousand_images(tmp_path: Path):
-    """A page that stays small: a bounded number of elements and pictures, and about a hundred bytes an image."""
+    """A page that stays small: a bounded number of elements and pictures, and about a hundred bytes an
+    image."""
     many = tuple(f"class {n}" for n in range(1000))
     write_page(tmp_path / "a.html", [summarize(certification(tmp_path / "run", images=10_000, classes=many))])
     text = (tmp_path / "a.html").read_text()
@@ -185,7 +206,8 @@ def test_cost_of_ten_thousand_images(tmp_path: Path):
     assert len(Page(text).elements) < 500
 
 
-# --- Findings, against naive restatements ----------------------------------------------------------------------------
+# --- Findings, against naive restatements
+# ----------------------------------------------------------------------------
 
 
 def test_outcomes(folder: Path):
@@ -223,8 +245,12 @@ def test_heat_counts_pixels(folder: Path):
 def test_pairs_and_classes_are_counted(folder: Path):
     records = read_records(folder)
     pairs = failing_pairs(records)
-    assert dict(pairs) == Counter(r.failing_pair for r in records if r.failing_pair and r.vanilla_label == r.label)
-    assert any(r.failing_pair and r.vanilla_label != r.label for r in records), "wrong without a mask: no mask is to blame"
+    assert dict(pairs) == Counter(
+        r.failing_pair for r in records if r.failing_pair and r.vanilla_label == r.label
+    )
+    assert any(r.failing_pair and r.vanilla_label != r.label for r in records), (
+        "wrong without a mask: no mask is to blame"
+    )
     assert [n for _, n in pairs] == sorted((n for _, n in pairs), reverse=True)
     classes = of_classes(records)
     assert {one.label for one in classes} == {record.label for record in records}
@@ -268,13 +294,26 @@ def test_curves_join_only_what_belongs_together(tmp_path: Path):
     assert against_k(summaries[:1]) is None
 
 
-# --- On the command line ---------------------------------------------------------------------------------------------
+# --- On the command line
+# ---------------------------------------------------------------------------------------------
 
 
 def test_pictures_are_those_that_were_certified(cli, trained: Path, photos: Path, tmp_path: Path):
     given = ["--model", trained, "--data", photos, "--patch", 8, "--masks-per-axis", "2,3", "--limit", 12]
     assert cli("certify", *given, "--out", tmp_path / "c").code == 0
-    attack = ["attack", "--model", trained, "--data", photos, "--records", tmp_path / "c" / "8x8-k3", "--steps", 2, "--restarts", 2]
+    attack = [
+        "attack",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--records",
+        tmp_path / "c" / "8x8-k3",
+        "--steps",
+        2,
+        "--restarts",
+        2,
+    ]
     assert cli(*attack, "--out", tmp_path / "a").code == 0
     done = cli("report", tmp_path / "c", tmp_path / "a", "--html", tmp_path / "page.html")
     assert (done.code, done.err) == (0, ""), done.err
@@ -307,7 +346,21 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
 
     certified = tmp_path / "c"
     assert (
-        cli("certify", "--model", trained, "--data", photos, "--patch", 8, "--masks-per-axis", 2, "--limit", 6, "--out", certified).code
+        cli(
+            "certify",
+            "--model",
+            trained,
+            "--data",
+            photos,
+            "--patch",
+            8,
+            "--masks-per-axis",
+            2,
+            "--limit",
+            6,
+            "--out",
+            certified,
+        ).code
         == 0
     )
     others = write_photos(tmp_path / "others", each=1, size=40)
@@ -333,17 +386,25 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
     [
         (32, {"patch_size": (2, 2)}, "Can a sticker of at most 2x2 pixels, anywhere"),
         (64, {"patch_size": (23, 23)}, "Can a sticker of at most 23x23 pixels, anywhere"),
-        (32, {"patch_size": (3, 2), "other_patch_sizes": [(2, 3)]}, "Can a sticker of at most 3x2 or 2x3 pixels, anywhere"),
+        (
+            32,
+            {"patch_size": (3, 2), "other_patch_sizes": [(2, 3)]},
+            "Can a sticker of at most 3x2 or 2x3 pixels, anywhere",
+        ),
         (32, {"patch_size": (3, 3), "patches": 2}, "Can two stickers of at most 3x3 pixels each, anywhere"),
     ],
 )
-def test_the_question_is_about_what_was_certified(tmp_path: Path, size: int, threat: dict[str, Any], question: str):
+def test_the_question_is_about_what_was_certified(
+    tmp_path: Path, size: int, threat: dict[str, Any], question: str
+):
     """And about no more: not two patches where it was one."""
     from inputs import write_manifest
 
     run = certification(tmp_path / "run", images=3)
     whole = json.loads((run / "manifest.json").read_text())
-    whole["experiment"]["masks"] = MaskSet.covering(image_size=(size, size), masks_per_axis=3, **threat).to_json()
+    whole["experiment"]["masks"] = MaskSet.covering(
+        image_size=(size, size), masks_per_axis=3, **threat
+    ).to_json()
     write_manifest(run / "manifest.json", whole)
     write_page(tmp_path / "a.html", [summarize(run)])
     text = Page((tmp_path / "a.html").read_text()).text.replace("\u00d7", "x")

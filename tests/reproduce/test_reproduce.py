@@ -60,10 +60,13 @@ def place(tmp_path_factory):
 def reproduce(cli, place, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE)
-    return lambda out, *options: cli("reproduce", path, "--data", f"photos={place}", "--out", out, "--device", "cpu", *options)
+    return lambda out, *options: cli(
+        "reproduce", path, "--data", f"photos={place}", "--out", out, "--device", "cpu", *options
+    )
 
 
-# --- Recipes ---------------------------------------------------------------------------------------------------------
+# --- Recipes
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_papers_tables_are_there():
@@ -74,20 +77,35 @@ def test_the_papers_tables_are_there():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_published_value_has_its_cell(name):
-    """A value that no run matches would silently be missing from the table; each must be found exactly once."""
+    """A value that no run matches would silently be missing from the table; each must be found exactly
+    once."""
     recipe = read_recipe(name)
-    found = [published(recipe, run, patch, k) for run in plan(recipe) for patch, k in run.certifications if run.seed == 0]
-    assert sorted(v for v in found if v is not None) == sorted(p.certified_robust_accuracy for p in recipe.paper)
+    found = [
+        published(recipe, run, patch, k)
+        for run in plan(recipe)
+        for patch, k in run.certifications
+        if run.seed == 0
+    ]
+    assert sorted(v for v in found if v is not None) == sorted(
+        p.certified_robust_accuracy for p in recipe.paper
+    )
 
 
 def test_recipes_hold_the_papers_patches():
-    """DESIGN.md: 1, 2 and 3 % are 23, 32 and 39 pixels of 224; CIFAR's and SVHN's 2x2 and 5x5 of 32 become 14 and 35."""
+    """DESIGN.md: 1, 2 and 3 % are 23, 32 and 39 pixels of 224; CIFAR's and SVHN's 2x2 and 5x5 of 32 become 14
+    and 35."""
     found = {}
     for run in (run for name in NAMES for run in plan(read_recipe(name)) if run.setup.image_size == 224):
         sizes = {run.masks(patch, 3).patch_size for patch in run.setup.patches}
         found.setdefault(run.setup.data, set()).update(sizes)
     large, small = {(23, 23), (32, 32), (39, 39)}, {(14, 14), (35, 35)}
-    assert found == {"imagenet": large, "imagenette": large, "cifar10": small, "cifar100": small, "svhn": small}
+    assert found == {
+        "imagenet": large,
+        "imagenette": large,
+        "cifar10": small,
+        "cifar100": small,
+        "svhn": small,
+    }
 
 
 def test_imagenette_carries_the_leakage_note():
@@ -116,7 +134,9 @@ def test_cost_is_what_the_paper_counts():
 
 def test_only_and_scale():
     recipe = read_recipe("table1")
-    assert [run.epochs for run in plan(recipe, only="random-cutout-compute-of-greedy-multisize,vit*,imagenet")] == [107]
+    assert [
+        run.epochs for run in plan(recipe, only="random-cutout-compute-of-greedy-multisize,vit*,imagenet")
+    ] == [107]
     runs = plan(recipe, only="imagenette,resnet*,!*compute*", scale=0.1)
     assert [run.row for run in runs] == ["random-cutout", "greedy-multisize"]
     assert {(run.train_images, run.test_images) for run in runs} == {(947, 393)}
@@ -137,7 +157,10 @@ def test_only_and_scale():
         (('models = ["small-cnn"]', 'models = ["small-cnn", "small-cnn"]'), "models: the same value twice"),
         (("seeds = [0]", "seeds = [0, 0]"), "seeds: the same value twice"),
         (("masks_per_axis = [2, 3]", "masks_per_axis = []"), "setup.0.masks_per_axis"),
-        (("epochs = 1\nbatch", "epochs = 0\nbatch"), "epochs: Input should be greater than or equal to 1, found 0"),
+        (
+            ("epochs = 1\nbatch", "epochs = 0\nbatch"),
+            "epochs: Input should be greater than or equal to 1, found 0",
+        ),
         (("[[setup]]", "[[setup]]\nweights = 'file'"), "base and weights: only one of them"),
         (('models = ["small-cnn"]', 'models = ["no-such-net"]'), "unknown model 'no-such-net'"),
         (('["random-cutout", "greedy-coarse"]]', '["random-cutout", "greedy"]]'), "strategy 'greedy'"),
@@ -154,11 +177,13 @@ def test_a_wrong_recipe_is_one_line(cli, tmp_path, change, complaint):
     assert not (tmp_path / "out").exists()
 
 
-# --- Reproduce -------------------------------------------------------------------------------------------------------
+# --- Reproduce
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_from_an_empty_folder_to_a_table_interrupted_and_continued(reproduce, tmp_path, monkeypatch):
-    """Stopped in the middle it shows what is there; continued, it ends with the table of an undisturbed run."""
+    """Stopped in the middle it shows what is there; continued, it ends with the table of an undisturbed
+    run."""
     certify, calls = certify_source, []
 
     def third_time_interrupted(*args, **kwargs):
@@ -200,7 +225,9 @@ def test_from_an_empty_folder_to_a_table_interrupted_and_continued(reproduce, tm
     assert "12.5" in text
     assert "batches of 8, 32-true. A test only." in text
     rows = list(csv.DictReader((out / "mine.csv").read_text().splitlines()))
-    assert [row["certified_robust_accuracy_count"] for row in rows] == [str(c["certified_robust_accuracy"]["count"]) for c in whole]
+    assert [row["certified_robust_accuracy_count"] for row in rows] == [
+        str(c["certified_robust_accuracy"]["count"]) for c in whole
+    ]
     assert [row["paper_certified_robust_accuracy_percent"] for row in rows].count("12.5") == 1
     assert (out / "mine.png").stat().st_size > 10_000
     assert (out / "mine.svg").read_text().lstrip().startswith("<?xml")
@@ -213,18 +240,32 @@ def test_a_dry_run_plans_and_writes_nothing(reproduce, tmp_path):
     assert len(tasks) == 1 + 3 * 3
     greedy = tasks["photos-small-cnn/greedy-coarse-seed0"]
     assert greedy["passes"] == 18 * 20
-    macs = 16 * 3 * 9 * 16**2 + 32 * 16 * 9 * 8**2 + 64 * 32 * 9 * 8**2 + 64 * 64 * 9 * 4**2 + 1024 * 1000  # a head of 1000 classes
+    macs = (
+        16 * 3 * 9 * 16**2 + 32 * 16 * 9 * 8**2 + 64 * 32 * 9 * 8**2 + 64 * 64 * 9 * 4**2 + 1024 * 1000
+    )  # a head of 1000 classes
     assert greedy["flops"] == 2 * macs * greedy["passes"]
     assert greedy["seconds"] == pytest.approx(greedy["flops"] / 1e9)
     assert not (tmp_path / "out").exists()
 
 
 def test_one_run_that_fails_does_not_stop_the_others(cli, place, tmp_path):
-    """A second setup of data that is not there: its runs fail, the first one's are done, the exit code tells."""
+    """A second setup of data that is not there: its runs fail, the first one's are done, the exit code
+    tells."""
     path = tmp_path / "two.toml"
     setup = RECIPE[RECIPE.index("[[setup]]") :]
     path.write_text(RECIPE + setup.replace('data = "photos"', 'data = "lost"'))
-    outcome = cli("reproduce", path, "--data", f"photos={place}", "--out", tmp_path / "out", "--only", "random-cutout", "--device", "cpu")
+    outcome = cli(
+        "reproduce",
+        path,
+        "--data",
+        f"photos={place}",
+        "--out",
+        tmp_path / "out",
+        "--only",
+        "random-cutout",
+        "--device",
+        "cpu",
+    )
     assert outcome.code == 2
     assert "1 of 2 runs failed; the first: lost-small-cnn/random-cutout-seed0" in outcome.err
     assert "--data lost=PLACE says where it is" in outcome.err
@@ -250,7 +291,10 @@ def shown(out):
         (("batch_size = 8", "batch_size = 9"), "train.batch_size: 8 there, 9 here"),
         (("train_images = 18\ntest", "train_images = 17\ntest"), "data.images: 18 there, 17 here"),
         (("test_images = 9", "test_images = 8"), "data.images: 9 there, 8 here"),
-        (('location = "nowhere"', 'location = "nowhere"\nprecision = "bf16-mixed"'), "precision: '32-true' there, 'bf16-mixed' here"),
+        (
+            ('location = "nowhere"', 'location = "nowhere"\nprecision = "bf16-mixed"'),
+            "precision: '32-true' there, 'bf16-mixed' here",
+        ),
         (('train_patch = "2.4%"', 'train_patch = "3%"'), "train.patch_size"),
     ],
 )
@@ -264,13 +308,18 @@ def test_what_another_recipe_left_is_not_shown_as_this_ones(reproduce, done, tmp
 
 
 def test_certificates_of_other_weights_are_not_shown(reproduce, done):
-    """The training was thrown away and done again from another base: its certificates are of weights that are gone."""
+    """The training was thrown away and done again from another base: its certificates are of weights that are
+    gone."""
     shutil.rmtree(done / "photos-small-cnn" / "random-cutout-seed0")
     (base,) = done.glob("*/base/manifest.json")
     weights = done / "photos-small-cnn" / "base" / "model.safetensors"
-    state = {key: value + 0.01 if value.is_floating_point() else value for key, value in load_file(weights).items()}
+    state = {
+        key: value + 0.01 if value.is_floating_point() else value for key, value in load_file(weights).items()
+    }
     save_file(state, weights)
-    network = build(describe("small-cnn", classes=("blue", "green", "red"), num_classes=3), weights=str(weights))
+    network = build(
+        describe("small-cnn", classes=("blue", "green", "red"), num_classes=3), weights=str(weights)
+    )
     manifest = json.loads(base.read_text())
     manifest["finished"]["weights_sha256"] = weights_sha256(network)
     write_manifest(base, manifest)

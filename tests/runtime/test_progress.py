@@ -1,4 +1,5 @@
-"""What is seen of a run under way: rate, ETA and shares that are true, resumed or not, and curves that are those of the records."""
+"""What is seen of a run under way: rate, ETA and shares that are true, resumed or not, and curves that are
+those of the records."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def shown_on(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.StringIO:
     out = io.StringIO()
-    monkeypatch.setattr("certipatch.runtime.progress.stderr", Console(file=out, force_terminal=terminal, width=80, highlight=False))
+    monkeypatch.setattr(
+        "certipatch.runtime.progress.stderr",
+        Console(file=out, force_terminal=terminal, width=80, highlight=False),
+    )
     return out
 
 
@@ -82,12 +86,26 @@ def test_bar_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch):
     assert note == "5.0 images/s, ETA 0:01:20, certified 50.0 % (300/600)"
 
 
-def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(
+    cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from certipatch.report.certification import summarize
     from inputs import write_photos
 
     data, out = write_photos(tmp_path / "data", each=16), tmp_path / "out"  # two blocks
-    options = ["certify", "--model", trained, "--data", data, "--patch", 26, "--masks-per-axis", 2, "--out", out]
+    options = [
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        data,
+        "--patch",
+        26,
+        "--masks-per-axis",
+        2,
+        "--out",
+        out,
+    ]
     look, blocks = _look, []
 
     def dies(*arguments: object) -> object:
@@ -118,15 +136,23 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
 
     found = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     found.Reload()
-    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]
+    }
 
 
 def without_time(run: Path) -> list[dict[str, object]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(run / "epochs.jsonl")]
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in read_lines(run / "epochs.jsonl")
+    ]
 
 
-def test_curves_are_those_of_the_records_and_change_nothing(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of a run that dies in its second epoch, after a checkpoint and one more step, and is resumed: no step missing, none twice."""
+def test_curves_are_those_of_the_records_and_change_nothing(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of a run that dies in its second epoch, after a checkpoint and one more step, and is resumed: no step
+    missing, none twice."""
 
     plain, drawn = tmp_path / "plain", tmp_path / "drawn"
     assert cli(*TRAIN, "--out", plain).code == 0
@@ -155,20 +181,38 @@ def test_curves_are_those_of_the_records_and_change_nothing(cli, tmp_path: Path,
     last = read_lines(drawn / "epochs.jsonl")[-1]["validation_vanilla"]
     assert f"validation vanilla accuracy {100 * last['correct'] / last['images']:.1f} % " in done.out
 
-    assert read_manifest(drawn)["finished"]["weights_sha256"] == read_manifest(plain)["finished"]["weights_sha256"]
+    assert (
+        read_manifest(drawn)["finished"]["weights_sha256"]
+        == read_manifest(plain)["finished"]["weights_sha256"]
+    )
     assert without_time(drawn) == without_time(plain)
     assert read_manifest(drawn)["experiment"] == read_manifest(plain)["experiment"]
 
     curves, epochs = read_curves(drawn), read_lines(drawn / "epochs.jsonl")
     assert set(curves) == {f"step/{name}" for name in ("loss", "lr", "images_per_second")} | {
-        f"epoch/{name}" for name in ("loss", "lr", "right_under_the_masks", "validation_vanilla_accuracy", "images_per_second")
+        f"epoch/{name}"
+        for name in (
+            "loss",
+            "lr",
+            "right_under_the_masks",
+            "validation_vanilla_accuracy",
+            "images_per_second",
+        )
     }
-    assert [step for step, _ in before["step/loss"]] == list(range(1, 10)), "the step after the last checkpoint was drawn too"
+    assert [step for step, _ in before["step/loss"]] == list(range(1, 10)), (
+        "the step after the last checkpoint was drawn too"
+    )
     for tag, points in curves.items():
-        assert [step for step, _ in points] == (list(range(1, 19)) if tag.startswith("step/") else [6, 12, 18]), tag
+        assert [step for step, _ in points] == (
+            list(range(1, 19)) if tag.startswith("step/") else [6, 12, 18]
+        ), tag
         assert all(value > 0 for _, value in points), tag
     for i, line in enumerate(epochs):
-        found = {tag.removeprefix("epoch/"): points[i][1] for tag, points in curves.items() if tag.startswith("epoch/")}
+        found = {
+            tag.removeprefix("epoch/"): points[i][1]
+            for tag, points in curves.items()
+            if tag.startswith("epoch/")
+        }
         right = line["validation_vanilla"]
         assert found == pytest.approx({
             "loss": line["loss"], "lr": line["lr"], "right_under_the_masks": line["masked_correct"] / line["masked_views"],
@@ -198,7 +242,10 @@ def test_resumed_training_counts_the_epochs_before(cli, tmp_path: Path, monkeypa
     assert last.startswith("train 288/288, ")
     assert "epoch 3/3, loss " in last
     line = read_lines(tmp_path / "run" / "epochs.jsonl")[-1]
-    assert f"right under the masks {100 * line['masked_correct'] / 96:.1f} % ({line['masked_correct']}/96)" in last
+    assert (
+        f"right under the masks {100 * line['masked_correct'] / 96:.1f} % ({line['masked_correct']}/96)"
+        in last
+    )
 
 
 def test_tensorboard_without_its_package(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -25,7 +25,9 @@ SIZE, PATCH, K = (18, 18), (3, 3), 6  # 36 fine masks, 9 coarse
 MASKS = MaskSet.covering(image_size=SIZE, patch_size=PATCH, masks_per_axis=K)
 FILL = 0.5
 
-PASSES = {  # extra forward passes for each image: the papers' table, but that they count one of greedy-multisize that is known
+# extra forward passes for each image: the papers' table, but that they count one of greedy-multisize that is
+# known
+PASSES = {
     "vanilla": 0,
     "random-cutout": 0,
     "random-coarse": 0,
@@ -78,7 +80,9 @@ def batch(seed, n=4):
 
 def masked_copies(name, model, images, labels, seed=0, masks=MASKS, **options):
     """What each masked copy keeps, (N, H, W) bool."""
-    copies = STRATEGIES[name](model, images, labels, masks, fill=FILL, generator=torch.Generator().manual_seed(seed), **options)
+    copies = STRATEGIES[name](
+        model, images, labels, masks, fill=FILL, generator=torch.Generator().manual_seed(seed), **options
+    )
     return [visible(windows, images.shape[2:]) for windows in copies]
 
 
@@ -101,7 +105,8 @@ def expected(name, loss):
     return [search(loss, COARSE if name.endswith("coarse") else FINE)]
 
 
-# --- Cost and shape --------------------------------------------------------------------------------------------------
+# --- Cost and shape
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_sets_are_of_the_papers_size():
@@ -110,17 +115,23 @@ def test_the_sets_are_of_the_papers_size():
 
 
 def test_the_cost_model_is_what_is_counted():
-    """The same names; the same passes, but that Grad-CAM's backward passes count too, and what Multi-size knows."""
+    """The same names; the same passes, but that Grad-CAM's backward passes count too, and what Multi-size
+    knows."""
     assert tuple(STRATEGIES) == STRATEGY_NAMES
-    counted = {name: passes * (2 if name.startswith("gutout") else 1) for name, passes in PASSES.items() if passes}
+    counted = {
+        name: passes * (2 if name.startswith("gutout") else 1) for name, passes in PASSES.items() if passes
+    }
     assert search_passes(MASKS) == {**counted, "greedy-multisize": 26}
-    assert {name: copies_of(name) for name in STRATEGIES} == {name: COPIES.get(name, 1) for name in STRATEGIES}
+    assert {name: copies_of(name) for name in STRATEGIES} == {
+        name: COPIES.get(name, 1) for name in STRATEGIES
+    }
 
 
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("name", PASSES)
 def test_pass_counts_and_results(name, n):
-    """Passes counted on the model; each copy is (images, windows, 4) of int64, with something hidden and something kept."""
+    """Passes counted on the model; each copy is (images, windows, 4) of int64, with something hidden and
+    something kept."""
     model = network(0)
     seen = []
     model.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
@@ -134,7 +145,8 @@ def test_pass_counts_and_results(name, n):
         assert keep.all() == (name == "vanilla")
 
 
-# --- The masks chosen ------------------------------------------------------------------------------------------------
+# --- The masks chosen
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -169,7 +181,10 @@ def test_grid_finds_no_less_than_greedy(which):
     better = 0
     for seed in range(4):
         model, (images, labels) = network(seed), batch(seed)
-        greedy, grid = (masked_copies(f"{search}-{which}", model, images, labels)[0].numpy() for search in ("greedy", "grid"))
+        greedy, grid = (
+            masked_copies(f"{search}-{which}", model, images, labels)[0].numpy()
+            for search in ("greedy", "grid")
+        )
         for a, (image, label) in enumerate(zip(images, labels, strict=True)):
             loss = loss_of(model, image, label)
             assert loss(grid[a]) >= loss(greedy[a])
@@ -178,7 +193,8 @@ def test_grid_finds_no_less_than_greedy(which):
 
 
 def test_multisize_step_by_step():
-    """The definition once more, written out for one image: M11 is searched on the clean image, m3 and m6 on x.M11."""
+    """The definition once more, written out for one image: M11 is searched on the clean image, m3 and m6 on
+    x.M11."""
     different = 0
     for seed in range(6):
         model, (images, labels) = network(seed), batch(seed, 2)
@@ -207,7 +223,8 @@ class Rough(nn.Module):
 
 
 def test_the_known_loss_takes_its_place():
-    """M1's loss on x.M11 is not computed; where it ties in round 2, the lower index wins, be it M1's or another."""
+    """M1's loss on x.M11 is not computed; where it ties in round 2, the lower index wins, be it M1's or
+    another."""
     seen = set()
     for seed in range(3):
         model, (images, labels) = Rough(seed), batch(seed, 8)
@@ -243,7 +260,8 @@ def test_small_sets():
             assert np.array_equal(greedy[a].numpy(), oracle.greedy(loss, fine) if len(fine) > 1 else fine[0])
 
 
-# --- Gutout ----------------------------------------------------------------------------------------------------------
+# --- Gutout
+# ----------------------------------------------------------------------------------------------------------
 
 
 def cut(kind, seed=0):
@@ -255,9 +273,15 @@ def cut(kind, seed=0):
     normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.2)).double()
     if kind == "timm":
         net = timm.create_model("test_resnet", num_classes=4).double()
-        return nn.Sequential(normalize, net).eval(), (64, 96), lambda images: (net.forward_features(normalize(images)), net.forward_head)
+        return (
+            nn.Sequential(normalize, net).eval(),
+            (64, 96),
+            lambda images: (net.forward_features(normalize(images)), net.forward_head),
+        )
     size = (48, 64)  # 3 x 4 tokens
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=size, depth=2, embed_dim=24, num_heads=2, num_classes=4).double()
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=size, depth=2, embed_dim=24, num_heads=2, num_classes=4
+    ).double()
     last = vit.blocks[1]
 
     def tokens_and_rest(images):
@@ -266,7 +290,9 @@ def cut(kind, seed=0):
 
         def rest(maps):
             """The class token, and the sum that passes by the attention, stay what they are."""
-            after = before + last.attn(torch.cat([tokens[:, :1], maps.permute(0, 2, 3, 1).reshape(1, 12, 24)], dim=1))
+            after = before + last.attn(
+                torch.cat([tokens[:, :1], maps.permute(0, 2, 3, 1).reshape(1, 12, 24)], dim=1)
+            )
             return vit.head(vit.norm(after + last.mlp(last.norm2(after)))[:, 0])
 
         return tokens[:, 1:].reshape(1, 3, 4, 24).permute(0, 3, 1, 2), rest
@@ -282,7 +308,8 @@ def heat_of(parts, image, label):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", ["plain", "timm", "vit"])
 def test_gutout_equals_oracle(kind, seed):
-    """Heat and masks of captum and of plain autograd: the last ReLU of a plain CNN, timm's last feature, a ViT's tokens."""
+    """Heat and masks of captum and of plain autograd: the last ReLU of a plain CNN, timm's last feature, a
+    ViT's tokens."""
     model, size, parts = cut(kind, seed)
     masks = MaskSet.covering(image_size=size, patch_size=PATCH, masks_per_axis=K)
     windows, grid = oracle.covering_set(size, PATCH, K)
@@ -298,31 +325,43 @@ def test_gutout_equals_oracle(kind, seed):
     assert not heat.requires_grad
     assert (heat.amax((1, 2)) > 0).sum() >= 2, "there is something to find"
     for a, (image, label) in enumerate(zip(images, labels, strict=True)):
-        np.testing.assert_allclose(heat[a], heat_of(parts, image, label)(np.ones(size, dtype=bool)), rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(
+            heat[a], heat_of(parts, image, label)(np.ones(size, dtype=bool)), rtol=1e-6, atol=1e-12
+        )
 
     both = masked_copies("gutout-both", model, images, labels, masks=masks)
     for name, copy, keeps in zip(["gutout-coarse", "gutout-fine"], both, [coarse, fine], strict=True):
         assert torch.equal(copy, masked_copies(name, model, images, labels, masks=masks)[0])
         for a, (image, label) in enumerate(zip(images, labels, strict=True)):
-            assert np.array_equal(copy[a].numpy(), oracle.gutout(heat_of(parts, image, label), keeps)), f"image {a}"
+            assert np.array_equal(copy[a].numpy(), oracle.gutout(heat_of(parts, image, label), keeps)), (
+                f"image {a}"
+            )
 
 
 def test_gutout_counts_each_pixel_once():
     """Masks of several windows that overlap, and of none at all."""
     rng = np.random.default_rng(0)
-    rectangles = [[tuple(map(int, [*rng.integers(0, 10, 2), *rng.integers(3, 9, 2)])) for _ in range(n)] for n in (1, 2, 3, 4, 5, 0, 4, 5)]
-    masks = MaskSet(SIZE, PATCH, 0, tuple(tuple(Window(*rectangle) for rectangle in mask) for mask in rectangles))
+    rectangles = [
+        [tuple(map(int, [*rng.integers(0, 10, 2), *rng.integers(3, 9, 2)])) for _ in range(n)]
+        for n in (1, 2, 3, 4, 5, 0, 4, 5)
+    ]
+    masks = MaskSet(
+        SIZE, PATCH, 0, tuple(tuple(Window(*rectangle) for rectangle in mask) for mask in rectangles)
+    )
     keeps = [oracle.keep_of(SIZE, mask) for mask in rectangles]
     model, _, parts = cut("plain")
     images, labels = batch(3, n=8)
     copy = masked_copies("gutout-fine", model, images, labels, masks=masks)[0]
     for a, (image, label) in enumerate(zip(images, labels, strict=True)):
-        assert np.array_equal(copy[a].numpy(), oracle.gutout(heat_of(parts, image, label), keeps)), f"image {a}"
+        assert np.array_equal(copy[a].numpy(), oracle.gutout(heat_of(parts, image, label), keeps)), (
+            f"image {a}"
+        )
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1])
 def test_gutout_ties_go_to_the_lowest_index(weight):
-    """No heat anywhere, and the same heat everywhere, which no order of adding may tell apart: masks 0 and 1."""
+    """No heat anywhere, and the same heat everywhere, which no order of adding may tell apart: masks 0 and
+    1."""
     model = nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(SIZE[0] * SIZE[1], 2))
     for parameter in model.parameters():
         nn.init.constant_(parameter, weight)
@@ -337,7 +376,9 @@ def test_gutout_ties_go_to_the_lowest_index(weight):
 def test_gutout_with_a_single_mask():
     masks = MaskSet.covering(image_size=(6, 6), patch_size=(6, 6), masks_per_axis=1)
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 2))
-    assert not masked_copies("gutout-fine", model, torch.rand(2, 3, 6, 6), torch.tensor([0, 1]), masks=masks)[0].any()
+    assert not masked_copies("gutout-fine", model, torch.rand(2, 3, 6, 6), torch.tensor([0, 1]), masks=masks)[
+        0
+    ].any()
 
 
 def test_gutout_with_a_named_layer():
@@ -353,18 +394,31 @@ def test_gutout_with_a_named_layer():
     image, label = torch.rand(3, *size, dtype=torch.float64), torch.tensor(2)
     (keep,) = masked_copies("gutout-fine", model, image[None], label[None], masks=masks, layer="layer2")
     assert np.array_equal(keep[0].numpy(), oracle.gutout(heat_of(parts, image, label), keeps))
-    assert not torch.equal(saliency(model, image[None], label[None], "layer2"), saliency(model, image[None], label[None]))
+    assert not torch.equal(
+        saliency(model, image[None], label[None], "layer2"), saliency(model, image[None], label[None])
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "options", "before", "shape"),
     [
-        ("swin_tiny_patch4_window7_224", {"window_size": 2, "depths": (1, 1, 1, 1)}, "norm", lambda out: out.permute(0, 3, 1, 2)),
-        ("deit_tiny_distilled_patch16_224", {"depth": 2}, "blocks.1.norm1", lambda out: out[:, 2:].mT.reshape(2, 192, 4, 4)),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"window_size": 2, "depths": (1, 1, 1, 1)},
+            "norm",
+            lambda out: out.permute(0, 3, 1, 2),
+        ),
+        (
+            "deit_tiny_distilled_patch16_224",
+            {"depth": 2},
+            "blocks.1.norm1",
+            lambda out: out[:, 2:].mT.reshape(2, 192, 4, 4),
+        ),
     ],
 )
 def test_gutout_reads_other_maps(name, options, before, shape):
-    """Maps with the channels last, and two tokens in front of the patches: what captum would see is the layer's output as a map."""
+    """Maps with the channels last, and two tokens in front of the patches: what captum would see is the
+    layer's output as a map."""
     torch.manual_seed(0)
     model = timm.create_model(name, img_size=64, num_classes=4, **options).eval()
     images, labels, kept = torch.rand(2, 3, 64, 64), torch.tensor([0, 1]), []
@@ -387,7 +441,11 @@ def test_gutout_reads_other_maps(name, options, before, shape):
         (timm.create_model("test_resnet", num_classes=4), "", ["''", "layer4"]),
         (timm.create_model("test_resnet", num_classes=4), "fc", ["(1, 4)", "--gradcam-layer"]),
         (timm.create_model("test_resnet", num_classes=4), "global_pool.pool", ["--gradcam-layer"]),
-        (timm.create_model("coat_tiny", img_size=64, num_classes=4), None, ["did not obtain", "--gradcam-layer"]),
+        (
+            timm.create_model("coat_tiny", img_size=64, num_classes=4),
+            None,
+            ["did not obtain", "--gradcam-layer"],
+        ),
         (timm.create_model("mvitv2_tiny", img_size=64, num_classes=4), None, ["not known", "stages"]),
     ],
 )
@@ -431,14 +489,18 @@ def test_gutout_in_half_precision():
 
 
 def test_gutout_leaves_wrapped_models_ready_for_training():
-    """DistributedDataParallel counts backward passes down to the weights, which Grad-CAM does not make; Fabric too."""
+    """DistributedDataParallel counts backward passes down to the weights, which Grad-CAM does not make;
+    Fabric too."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         images, labels = batch(0)
         found = masked_copies("gutout-both", network(0), images, labels)
         ddp = nn.parallel.DistributedDataParallel(network(0))
         for _ in range(2):
-            assert all(torch.equal(a, b) for a, b in zip(found, masked_copies("gutout-both", ddp, images, labels), strict=True))
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(found, masked_copies("gutout-both", ddp, images, labels), strict=True)
+            )
             F.cross_entropy(ddp(images), labels).backward()
         assert ddp.module[0].weight.grad is not None
     finally:
@@ -447,11 +509,13 @@ def test_gutout_leaves_wrapped_models_ready_for_training():
     assert len(masked_copies("gutout-both", wrapped, images, labels)) == 2
 
 
-# --- No trace --------------------------------------------------------------------------------------------------------
+# --- No trace
+# --------------------------------------------------------------------------------------------------------
 
 
 class Noisy(nn.Module):
-    """Draws from the global random state in every mode, and notes whether it was called in training or for a gradient."""
+    """Draws from the global random state in every mode, and notes whether it was called in training or for a
+    gradient."""
 
     def __init__(self):
         super().__init__()
@@ -466,7 +530,14 @@ def mixed_model(noise=True):
     """In training mode, but for a frozen BatchNorm and a Dropout in evaluation mode, as in fine-tuning."""
     torch.manual_seed(0)
     front = [Noisy()] if noise else []
-    layers = [nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.BatchNorm2d(4), nn.Dropout(0.1)]
+    layers = [
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.1),
+    ]
     model = nn.Sequential(*front, *layers, nn.Flatten(), nn.Linear(4 * 8 * 8, 4)).train()
     for module in list(model)[-4:-2]:
         module.eval()
@@ -486,7 +557,10 @@ def test_search_leaves_no_trace(name):
             {key: value.clone() for key, value in model.state_dict().items()},
             [module.training for module in model.modules()],
             [parameter.requires_grad for parameter in model.parameters()],
-            [len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks) for module in model.modules()],
+            [
+                len(module._forward_hooks) + len(module._forward_pre_hooks) + len(module._backward_hooks)
+                for module in model.modules()
+            ],
             torch.get_rng_state(),
         )
 
@@ -506,13 +580,16 @@ def test_search_leaves_no_trace(name):
     assert not images.requires_grad
     assert images.grad is None
     assert not any(training for training, _ in model[0].modes), "a search runs in evaluation mode"
-    assert any(gradient for _, gradient in model[0].modes) == (name in GUTOUTS), "Grad-CAM alone needs a gradient"
+    assert any(gradient for _, gradient in model[0].modes) == (name in GUTOUTS), (
+        "Grad-CAM alone needs a gradient"
+    )
     assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("name", [*SEARCHES, *GUTOUTS])
 def test_search_in_any_mode_finds_the_same(name):
-    """BatchNorm and Dropout in training mode would make the loss of one image depend on others and on chance."""
+    """BatchNorm and Dropout in training mode would make the loss of one image depend on others and on
+    chance."""
     images, labels = batch(0, 3)
     training, evaluation = mixed_model(noise=False).double(), mixed_model(noise=False).double().eval()
     found = masked_copies(name, training, images, labels)
@@ -538,7 +615,8 @@ def test_a_failed_search_leaves_no_trace(name):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# --- Random masks ----------------------------------------------------------------------------------------------------
+# --- Random masks
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in PASSES if name.startswith("random")])
@@ -551,9 +629,12 @@ def test_random_masks_come_from_the_generator(name):
     assert not torch.equal(first[0][0], first[0][1]), "each image has masks of its own"
 
 
-@pytest.mark.parametrize(("name", "sets"), [("random-coarse", [COARSE]), ("random-fine", [FINE]), ("random-both", [COARSE, FINE])])
+@pytest.mark.parametrize(
+    ("name", "sets"), [("random-coarse", [COARSE]), ("random-fine", [FINE]), ("random-both", [COARSE, FINE])]
+)
 def test_random_masks_are_pairs_of_the_set(name, sets):
-    """Every copy hides two masks of the set; over many images all pairs of the coarse set occur, and many of the fine."""
+    """Every copy hides two masks of the set; over many images all pairs of the coarse set occur, and many of
+    the fine."""
     images = torch.zeros(3000, 1, *SIZE)
     copies = masked_copies(name, Constant(), images, torch.zeros(3000))
     for copy, keeps in zip(copies, sets, strict=True):
@@ -565,12 +646,14 @@ def test_random_masks_are_pairs_of_the_set(name, sets):
 
 @pytest.mark.parametrize(("size", "square"), [((12, 12), (7, 7)), ((8, 14), (5, 8))])
 def test_cutout_squares(size, square):
-    """Two squares of 128/224 of the side, centres uniform over the pixels, cut off where they leave the image."""
+    """Two squares of 128/224 of the side, centres uniform over the pixels, cut off where they leave the
+    image."""
     n = 4000
     keep = masked_copies("random-cutout", Constant(), torch.zeros(n, 3, *size), torch.zeros(n))[0].numpy()
 
     squares = [
-        oracle.keep_of(size, [(y - square[0] // 2, x - square[1] // 2, *square)]) for y, x in product(range(size[0]), range(size[1]))
+        oracle.keep_of(size, [(y - square[0] // 2, x - square[1] // 2, *square)])
+        for y, x in product(range(size[0]), range(size[1]))
     ]
     pairs = {(a & b).tobytes() for a, b in combinations_with_replacement(squares, 2)}
     assert {view.tobytes() for view in keep} <= pairs

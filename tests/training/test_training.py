@@ -25,7 +25,9 @@ ITEMS = [Item(i, str(i), i % 3, torch.randint(0, 100, (3, *SIZE), dtype=torch.ui
 
 def masking(**options: object) -> _Masking:
     config = TrainConfig(strategy="greedy-multisize", patch_size=(3, 3), masks_per_axis=6, **options)  # type: ignore[arg-type]
-    model = torch.nn.Sequential(Normalize((0.9,) * 3, (1.0,) * 3), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(972, 3)))
+    model = torch.nn.Sequential(
+        Normalize((0.9,) * 3, (1.0,) * 3), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(972, 3))
+    )
     return _Masking(model, MASKS, config, make_fabric(device="cpu"), len(ITEMS))
 
 
@@ -36,9 +38,15 @@ def hidden(made: tuple[torch.Tensor, ...], items: list[Item]) -> dict[int, bytes
 
 
 def test_masks_are_used_again_between_searches():
-    """In every second epoch what was found in the one before; an image that had no search yet is searched at once."""
+    """In every second epoch what was found in the one before; an image that had no search yet is searched at
+    once."""
     used, fresh = masking(search_every=2), masking()
-    batches = [ITEMS[:6], [ITEMS[i] for i in (4, 7, 1, 0)], [ITEMS[i] for i in (7, 0, 5, 6)], [ITEMS[i] for i in (5, 1, 0, 7)]]
+    batches = [
+        ITEMS[:6],
+        [ITEMS[i] for i in (4, 7, 1, 0)],
+        [ITEMS[i] for i in (7, 0, 5, 6)],
+        [ITEMS[i] for i in (5, 1, 0, 7)],
+    ]
     found, new = [], []
     for epoch, (items, passes) in enumerate(zip(batches, [6, 1, 4, 0], strict=True)):
         for parameter in fresh.model.parameters():
@@ -67,7 +75,9 @@ def test_processes_tell_each_other_what_they_found(monkeypatch: pytest.MonkeyPat
         process.model.load_state_dict(whole.model.state_dict())
         assert process(items, 0, seed=0)[2] == 4 * 25
     told: list[torch.Tensor] = []
-    monkeypatch.setattr("certipatch.training.masking.of_all", lambda _, rows: told.append(rows) or torch.cat(told))
+    monkeypatch.setattr(
+        "certipatch.training.masking.of_all", lambda _, rows: told.append(rows) or torch.cat(told)
+    )
     other.share(theirs)
     part.share(mine)
     again = part(ITEMS, 1, seed=0)
@@ -76,7 +86,8 @@ def test_processes_tell_each_other_what_they_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_train_with_a_cheaper_search(cli, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Searched in the first of two epochs, and in its own precision, while the gradient step keeps its own; recorded is what was done."""
+    """Searched in the first of two epochs, and in its own precision, while the gradient step keeps its own;
+    recorded is what was done."""
     seen, forward = [], torch.nn.Linear.forward
 
     def watched(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
@@ -88,14 +99,21 @@ def test_train_with_a_cheaper_search(cli, photos: Path, tmp_path: Path, monkeypa
     dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
     for precision, search in (("32-true", "bf16-mixed"), ("bf16-mixed", "32-true"), ("bf16-mixed", None)):
         run = tmp_path / f"{precision}-{search}"
-        monkeypatch.setattr("certipatch.training.loop.vanilla_accuracy", lambda *_: {"correct": 0, "images": 1})
+        monkeypatch.setattr(
+            "certipatch.training.loop.vanilla_accuracy", lambda *_: {"correct": 0, "images": 1}
+        )
         seen.clear()
         done = cli("train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "greedy-multisize", "--patch", 5,
                    "--epochs", 2, "--batch-size", 8, "--search-every", 2, "--precision", precision,
                    *(("--search-precision", search) if search else ()), "--out", run)  # fmt: skip
         assert done.code == 0, done.err
         assert set(seen) == {(True, dtype[precision]), (False, dtype[search or precision])}
-        assert [line["forward_equivalents"] / line["images"] for line in read_lines(run / "epochs.jsonl")] == [25 + 6, 6]
+        assert [
+            line["forward_equivalents"] / line["images"] for line in read_lines(run / "epochs.jsonl")
+        ] == [25 + 6, 6]
         asked = read_manifest(run)["experiment"]["train"]
         assert (asked["search_every"], asked["search_precision"]) == (2, search)
-        assert strategy({"experiment": {"trained": asked}}) == "greedy-multisize, 2 epochs (searched in every 2.)"
+        assert (
+            strategy({"experiment": {"trained": asked}})
+            == "greedy-multisize, 2 epochs (searched in every 2.)"
+        )

@@ -1,4 +1,5 @@
-"""``verify`` finds nothing in an untouched folder and names whatever was tampered with, even where the hashes were mended."""
+"""``verify`` finds nothing in an untouched folder and names whatever was tampered with, even where the hashes
+were mended."""
 
 from __future__ import annotations
 
@@ -40,7 +41,15 @@ def given(trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory)
     source = load_source(str(photos))
     folder = tmp_path_factory.mktemp("verify") / "c"
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=(12, 12), masks_per_axis=2)
-    certify(network, spec, source.first(9), masks, folder, fabric=make_fabric(device="cpu"), trained=manifest["experiment"]["train"])
+    certify(
+        network,
+        spec,
+        source.first(9),
+        masks,
+        folder,
+        fabric=make_fabric(device="cpu"),
+        trained=manifest["experiment"]["train"],
+    )
     certified = [line["certified"] for line in lines_of(folder)]
     assert True in certified
     assert False in certified
@@ -51,7 +60,9 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
 
-def write(folder: Path, lines: list[dict[str, Any]], manifest: Manifest | None = None, *, reseal: bool = True) -> None:
+def write(
+    folder: Path, lines: list[dict[str, Any]], manifest: Manifest | None = None, *, reseal: bool = True
+) -> None:
     """Write a folder as a forger would: with the number of lines and the hash mended."""
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
     (folder / "records.jsonl").write_bytes(data)
@@ -86,7 +97,10 @@ def certified(lines: list[dict[str, Any]], wanted: bool) -> dict[str, Any]:
 def make_certified(lines: list[dict[str, Any]]) -> None:
     """A whole false certificate, consistent in itself."""
     certified(lines, False).update(
-        {key: certified(lines, True)[key] for key in ("certified", "case", "failing_pair", "failing_label", "passes", "margin")}
+        {
+            key: certified(lines, True)[key]
+            for key in ("certified", "case", "failing_pair", "failing_label", "passes", "margin")
+        }
     )
     for line in lines:
         if line["certified"]:
@@ -100,7 +114,8 @@ def swap(lines: list[dict[str, Any]]) -> None:
 
 RECORDS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "flag raised": (lambda lines: certified(lines, False).update(certified=True), "certified"),
-    "flag lowered": (lambda lines: certified(lines, True).update(certified=False), "not certified, but failing_pair"),
+    "flag lowered": (lambda lines: certified(lines, True).update(certified=False), "not certified, but "
+                                                                                   "failing_pair"),
     "false certificate": (make_certified, "is not certified: masks"),
     "true certificate hidden": (
         lambda lines: certified(lines, True).update(certified=False, failing_pair=[0, 1], failing_label=(certified(lines, True)["label"] + 1) % 3),
@@ -121,7 +136,8 @@ RECORDS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "margin missing": (lambda lines: lines[0].update(margin=None), "not a finite number"),
     "margin negative": (lambda lines: lines[0].update(margin=-1.0), "not a finite number"),
     "case changed": (lambda lines: certified(lines, True).update(case="majority"), "other fields say it is not"),
-    "defended label changed": (lambda lines: certified(lines, False).update(defended_label=(certified(lines, False)["defended_label"] + 1) % 3), "one mask alone does not answer"),
+    "defended label changed": (lambda lines: certified(lines, False).update(defended_label=(certified(lines, False)["defended_label"] + 1) % 3), "one mask alone does not "
+                                                                                                                                                 "answer"),
     "vanilla label changed": (lambda lines: lines[0].update(vanilla_label=(lines[0]["vanilla_label"] + 1) % 3), "vanilla_label"),
     "label of no class": (lambda lines: lines[0].update(vanilla_label=3), "not classes below 3"),
     "failing pair changed": (lambda lines: certified(lines, False).update(failing_pair=[3, 9]), "failing_pair [3, 9]"),
@@ -130,7 +146,8 @@ RECORDS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
         "the record says",
     ),
     "passes lowered": (lambda lines: certified(lines, True).update(passes=5), "passes 5"),
-    "pixels of another": (lambda lines: lines[0].update(pixels=lines[1]["pixels"]), "its pixels are not those"),
+    "pixels of another": (lambda lines: lines[0].update(pixels=lines[1]["pixels"]), "its pixels are not "
+                                                                                    "those"),
     "pixels no hash": (lambda lines: lines[0].update(pixels="x"), "pixels is not a sha256"),
     "said to be unreadable": (
         lambda lines: lines[0].update(error="cannot be read", passes=0, certified=False, **dict.fromkeys(
@@ -143,7 +160,9 @@ RECORDS: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
 
 
 @pytest.mark.parametrize(("change", "words"), RECORDS.values(), ids=RECORDS)
-def test_tampered_records(given, tmp_path: Path, change: Callable[[list[dict[str, Any]]], object], words: str):
+def test_tampered_records(
+    given, tmp_path: Path, change: Callable[[list[dict[str, Any]]], object], words: str
+):
     """Found although the forger has mended the hash; and the hash says it too if he has not."""
     shutil.copytree(given[0], tmp_path / "c")
     lines = lines_of(given[0])
@@ -176,7 +195,10 @@ MANIFESTS: dict[str, tuple[Callable[[Manifest], object], str]] = {
     "mask dropped": (lambda m: m["experiment"]["masks"]["windows"].pop(1), "is covered by no mask"),
     "mask moved": (lambda m: experiment("masks", "windows", 0)(m, [[1, 0, 22, 22]]), "is covered by no mask"),
     "mask enlarged": (lambda m: experiment("masks", "windows", 0)(m, [[0, 0, 24, 24]]), "are not those that"),
-    "mask outside": (lambda m: experiment("masks", "windows", 0)(m, [[-4, 0, 26, 22]]), "is not a window within"),
+    "mask outside": (
+        lambda m: experiment("masks", "windows", 0)(m, [[-4, 0, 26, 22]]),
+        "is not a window within",
+    ),
     "other size": (lambda m: experiment("masks", "image_size")(m, [40, 40]), "is not the model's"),
     "fill": (lambda m: experiment("fill")(m, [0.4, 0.5, 0.5]), "fill"),
     "fill of one colour": (lambda m: experiment("fill")(m, m["experiment"]["fill"][:1]), "fill"),
@@ -212,11 +234,19 @@ def test_tampered_manifest(given, tmp_path: Path, change: Callable[[Manifest], o
 
 
 @pytest.fixture(scope="module")
-def given_two(given: tuple[Path, Given, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Given, Any]:
+def given_two(
+    given: tuple[Path, Given, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Given, Any]:
     """A certification against two patches of two shapes."""
     _, (spec, network, trained), source = given
     folder = tmp_path_factory.mktemp("verify-two") / "c"
-    masks = MaskSet.covering(image_size=spec.image_size, patch_size=(12, 1), other_patch_sizes=[(1, 12)], masks_per_axis=2, patches=2)
+    masks = MaskSet.covering(
+        image_size=spec.image_size,
+        patch_size=(12, 1),
+        other_patch_sizes=[(1, 12)],
+        masks_per_axis=2,
+        patches=2,
+    )
     certify(network, spec, source.first(6), masks, folder, fabric=make_fabric(device="cpu"), trained=trained)
     assert True in [line["certified"] for line in lines_of(folder)]
     return folder, (spec, network, trained), source
@@ -240,12 +270,17 @@ SHAPES_AND_PATCHES: dict[str, tuple[Callable[[Manifest], object], str]] = {
     "patches as a number with a point": (of_masks(patches=2.0), "masks.patches is 2.0"),
     "mask dropped": (lambda m: m["experiment"]["masks"]["windows"].pop(0), "are covered by no mask"),
     "window dropped": (lambda m: m["experiment"]["masks"]["windows"][0].pop(1), "are covered by no mask"),
-    "mask added": (lambda m: m["experiment"]["masks"]["windows"].append([[0, 0, 32, 32]]), "are not those that"),
+    "mask added": (
+        lambda m: m["experiment"]["masks"]["windows"].append([[0, 0, 32, 32]]),
+        "are not those that",
+    ),
 }
 
 
 @pytest.mark.parametrize(("change", "words"), SHAPES_AND_PATCHES.values(), ids=SHAPES_AND_PATCHES)
-def test_tampered_shapes_and_patches(given_two, tmp_path: Path, change: Callable[[Manifest], object], words: str):
+def test_tampered_shapes_and_patches(
+    given_two, tmp_path: Path, change: Callable[[Manifest], object], words: str
+):
     shutil.copytree(given_two[0], tmp_path / "c")
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     change(manifest)
@@ -259,7 +294,10 @@ def test_several_shapes_and_two_patches(given, given_two, tmp_path: Path):
     folder, model, source = given_two
     found = verify(folder, model=model, source=source, sample=None, device="cpu")
     assert (found.findings, found.images, found.recomputed) == ([], 6, 6)
-    for claim, words in (({"patches": 2}, "are covered by no mask"), ({"other_patch_sizes": [[2, 30]]}, "is covered by no mask")):
+    for claim, words in (
+        ({"patches": 2}, "are covered by no mask"),
+        ({"other_patch_sizes": [[2, 30]]}, "is covered by no mask"),
+    ):
         shutil.copytree(given[0], tmp_path / words)
         manifest = json.loads((given[0] / "manifest.json").read_text())
         of_masks(**claim)(manifest)
@@ -269,7 +307,8 @@ def test_several_shapes_and_two_patches(given, given_two, tmp_path: Path):
 
 UNREADABLE: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]] = {
     "said to be certified": (lambda bad, good: bad.update({key: good[key] for key in good if key not in ("index", "name")}), "cannot be read"),
-    "with the labels of another": (lambda bad, good: bad.update({key: good[key] for key in good if key not in ("index", "name", "label", "error")}), "no labels and no certificate"),
+    "with the labels of another": (lambda bad, good: bad.update({key: good[key] for key in good if key not in ("index", "name", "label", "error")}), "no labels and no "
+                                                                                                                                                     "certificate"),
     "with a certificate": (lambda bad, good: bad.update(certified=True), "no labels and no certificate"),
     "with passes": (lambda bad, good: bad.update(passes=11), "no labels and no certificate"),
     "with no passes as a flag": (lambda bad, good: bad.update(passes=False), "no labels and no certificate"),
@@ -298,15 +337,20 @@ def with_unreadable(given, photos: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize(("change", "words"), UNREADABLE.values(), ids=UNREADABLE)
-def test_unreadable_images(with_unreadable, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object], words: str):
-    """Found although the hash of the records and the fingerprint of names and labels are mended; the others are looked at all the same."""
+def test_unreadable_images(
+    with_unreadable, tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Any]], object], words: str
+):
+    """Found although the hash of the records and the fingerprint of names and labels are mended; the others
+    are looked at all the same."""
     assert findings(with_unreadable[0], with_unreadable) == []
     shutil.copytree(with_unreadable[0], tmp_path / "c")
     lines = lines_of(tmp_path / "c")
     assert [line["index"] for line in lines if line["error"]] == [3]
     change(lines[3], certified(lines, True))
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
-    names = "".join(f"{line['name']}\0{line['label']}\n" for line in sorted(lines, key=lambda line: line["index"]))
+    names = "".join(
+        f"{line['name']}\0{line['label']}\n" for line in sorted(lines, key=lambda line: line["index"])
+    )
     manifest["experiment"]["data"]["fingerprint"] = hashlib.sha256(names.encode()).hexdigest()
     write(tmp_path / "c", lines, manifest)
     found = findings(tmp_path / "c", with_unreadable)
@@ -326,7 +370,11 @@ def test_an_image_that_became_unreadable(given):
         return source.open(i)
 
     found = findings(folder, (folder, model, replace(source, open=vanished)))
-    assert any("image 4" in line and "cannot be read (FileNotFoundError: gone), and the record does not say so" in line for line in found)
+    assert any(
+        "image 4" in line
+        and "cannot be read (FileNotFoundError: gone), and the record does not say so" in line
+        for line in found
+    )
     assert not any("image 5" in line for line in found)
 
 
@@ -391,7 +439,9 @@ def test_the_restatements_agree_with_the_oracle():
         if k > max(n - p + 1 for n, p in zip(size, patch, strict=True)):
             continue
         windows, _ = (
-            oracle.covering_set(size, patch, min(k, size[0] - patch[0] + 1)) if size[0] - patch[0] == size[1] - patch[1] else (None, None)
+            oracle.covering_set(size, patch, min(k, size[0] - patch[0] + 1))
+            if size[0] - patch[0] == size[1] - patch[1]
+            else (None, None)
         )
         mine = [(*corner, height, width) for corner, height, width in _covering(size, patch, k)]
         if windows is not None:
@@ -403,25 +453,32 @@ def test_the_restatements_agree_with_the_oracle():
     for _ in range(60):
         size = rng.integers(2, 5, 2).tolist()
         shapes = [[int(rng.integers(1, n + 1)) for n in size] for _ in range(rng.integers(1, 3))]
-        k = min(int(rng.integers(1, 4)), *(n - p + 1 for shape in shapes for n, p in zip(size, shape, strict=True)))
+        k = min(
+            int(rng.integers(1, 4)),
+            *(n - p + 1 for shape in shapes for n, p in zip(size, shape, strict=True)),
+        )
         for patches in (1, 2):
             demanded = oracle.covering_several(size, shapes, k, patches)
             mine = list(verify_geometry_demanded(size, shapes, k, patches, len(demanded)))
             assert [[tuple(window) for window in mask] for mask in mine] == demanded
-            assert len(list(verify_geometry_demanded(size, shapes, k, patches, len(demanded) - 1))) >= len(demanded)
+            assert len(list(verify_geometry_demanded(size, shapes, k, patches, len(demanded) - 1))) >= len(
+                demanded
+            )
         keeps = np.stack([oracle.keep_of(size, mask) for mask in demanded])
         assert uncovered_pair(keeps, shapes) is None
         if len(keeps) > 1:
             holes = oracle.uncovered_together(size, shapes, keeps[1:], 2)
             pair = uncovered_pair(keeps[1:], shapes)
             assert (pair is None) == (holes == [])
-            assert pair is None or tuple(sorted((*at, *shape) for shape, at in pair)) in [tuple(sorted(hole)) for hole in holes]
+            assert pair is None or tuple(sorted((*at, *shape) for shape, at in pair)) in [
+                tuple(sorted(hole)) for hole in holes
+            ]
     for _ in range(500):
         table = rng.integers(0, 3, (5, 5))
         table = np.triu(table) + np.triu(table, 1).T
-        assert double_masking_restated(table.diagonal().tolist(), lambda i, table=table: table[i].tolist()) == oracle.double_masking(
-            table.tolist()
-        )
+        assert double_masking_restated(
+            table.diagonal().tolist(), lambda i, table=table: table[i].tolist()
+        ) == oracle.double_masking(table.tolist())
 
 
 def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):

@@ -36,9 +36,16 @@ MASKS = MaskSet.covering(image_size=(24, 24), patch_size=(3, 3), masks_per_axis=
 
 
 def cnn(*, late: nn.Module | None = None) -> nn.Sequential:
-    """A local stem whose maps are as large as the image, then a global head; double precision, so equal means equal."""
+    """A local stem whose maps are as large as the image, then a global head; double precision, so equal means
+    equal."""
     torch.manual_seed(1)
-    stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU())
+    stem = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+    )
     rest = nn.Sequential(late or nn.Identity(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(8 * 9, 4))
     model = nn.Sequential(Normalize((0.5,) * 3, (0.25,) * 3), stem, rest)
     for module in model.modules():
@@ -64,7 +71,8 @@ def settled(verdicts):
     return [(v.vanilla_label, v.defended_label, v.case, v.certified) for v in verdicts]
 
 
-# --- The shared prefix -----------------------------------------------------------------------------------------------
+# --- The shared prefix
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("batch_size", "exhaustive"), [(7, False), (64, False), (64, True)])
@@ -92,9 +100,14 @@ def test_pasting_with_room_for_few_images():
     labels = labels_of(model, images)
     fast = PatchCleanser(model, MASKS, batch_size=64, shared_prefix=True)
     fast.network.images_at_once = 2
-    found, expected = fast.certify(images, labels), PatchCleanser(model, MASKS, batch_size=64).certify(images, labels)
+    found, expected = (
+        fast.certify(images, labels),
+        PatchCleanser(model, MASKS, batch_size=64).certify(images, labels),
+    )
     assert settled(found) == settled(expected)
-    margins = [(one.margin, other.margin) for one, other in zip(found, expected, strict=True) if one.certified]
+    margins = [
+        (one.margin, other.margin) for one, other in zip(found, expected, strict=True) if one.certified
+    ]
     assert len(margins) >= 2
     assert all(one == pytest.approx(other, rel=1e-6) for one, other in margins)
 
@@ -103,8 +116,12 @@ def test_the_head_runs_for_fewer_views():
     model, images = cnn(), pictures(2)
     fast = PatchCleanser(model, MASKS, shared_prefix=True, exhaustive=True, batch_size=32)
     seen = {"head": 0, "tail": 0}
-    fast.network.prefix.head.register_forward_hook(lambda _m, x, _y: seen.__setitem__("head", seen["head"] + len(x[0])))
-    fast.network.prefix.tail.register_forward_hook(lambda _m, x, _y: seen.__setitem__("tail", seen["tail"] + len(x[0])))
+    fast.network.prefix.head.register_forward_hook(
+        lambda _m, x, _y: seen.__setitem__("head", seen["head"] + len(x[0]))
+    )
+    fast.network.prefix.tail.register_forward_hook(
+        lambda _m, x, _y: seen.__setitem__("tail", seen["tail"] + len(x[0]))
+    )
     fast.predict(images)
     k, apart = len(MASKS), int(fast.network.apart.sum()) // 2
     assert apart > 0.3 * k * (k - 1) / 2
@@ -127,7 +144,9 @@ def test_reach_is_what_a_mask_changes(late):
     with torch.no_grad():
         shape = found.head(image).shape
     for i in (0, 8, 21, 35):
-        keep = torch.from_numpy(oracle.keep_of((24, 24), [(w.top, w.left, w.height, w.width) for w in MASKS.windows[i]]))
+        keep = torch.from_numpy(
+            oracle.keep_of((24, 24), [(w.top, w.left, w.height, w.width) for w in MASKS.windows[i]])
+        )
         outside = ~found.reach[i].permute(2, 0, 1).expand(shape[1:])
         gradient = torch.autograd.grad(found.head(image)[0][outside].pow(2).sum(), image)[0]
         assert (gradient[0].abs().sum(0)[~keep] == 0).all()
@@ -144,11 +163,14 @@ class Forgetful(nn.Module):
     """A blur over the whole map that hides NaN from whoever measures with it."""
 
     def forward(self, x):
-        return torch.nan_to_num(x, nan=0.0).mean(dim=(2, 3), keepdim=True) + torch.where(x.isnan(), x, 0.0) + x
+        return (
+            torch.nan_to_num(x, nan=0.0).mean(dim=(2, 3), keepdim=True) + torch.where(x.isnan(), x, 0.0) + x
+        )
 
 
 class Glare(nn.Module):
-    """Turns a bright picture's map down. Local for all others, and for NaN, which is not greater than anything."""
+    """Turns a bright picture's map down. Local for all others, and for NaN, which is not greater than
+    anything."""
 
     def forward(self, x):
         return torch.where(x.sum(dim=(1, 2, 3), keepdim=True) > 127, -x, x)
@@ -180,7 +202,8 @@ def test_global_layers_are_not_in_the_prefix(late):
 
 
 def test_what_may_depend_on_the_picture_is_not_in_the_prefix():
-    """No measurement on some pictures shows what a comparison does to another; here the false certificate that followed."""
+    """No measurement on some pictures shows what a comparison does to another; here the false certificate
+    that followed."""
     model, picture = cnn(late=Glare()), torch.full((1, 3, 24, 24), 0.5, dtype=torch.float64)
     picture[..., :3, :3] = picture[..., -3:, -3:] = 1  # dark under the two masks in the corners only
     labels, plain = labels_of(model, picture), PatchCleanser(model, MASKS, fill=0.5)
@@ -215,13 +238,49 @@ def test_the_head_ends_where_nan_may(swallow):
 
 
 CARRY = [
-    *(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, groups=4), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(12)),
-    *(nn.InstanceNorm2d(4), nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(), nn.PReLU(), nn.ELU(), nn.GELU(), nn.SiLU(), nn.Mish(), nn.Softplus()),
-    *(nn.Sigmoid(), nn.Tanh(), nn.Hardsigmoid(), nn.Hardswish(), nn.MaxPool2d(3, 2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(5)),
-    *(nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=1.5, mode="bilinear"), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1)),
+    *(
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3, stride=2, groups=4),
+        nn.BatchNorm2d(4),
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm(12),
+    ),
+    *(
+        nn.InstanceNorm2d(4),
+        nn.ReLU(),
+        nn.ReLU6(),
+        nn.LeakyReLU(),
+        nn.PReLU(),
+        nn.ELU(),
+        nn.GELU(),
+        nn.SiLU(),
+        nn.Mish(),
+        nn.Softplus(),
+    ),
+    *(
+        nn.Sigmoid(),
+        nn.Tanh(),
+        nn.Hardsigmoid(),
+        nn.Hardswish(),
+        nn.MaxPool2d(3, 2),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(5),
+    ),
+    *(
+        nn.Upsample(scale_factor=2),
+        nn.Upsample(scale_factor=1.5, mode="bilinear"),
+        nn.ReflectionPad2d(1),
+        nn.ReplicationPad2d(1),
+    ),
     *(nn.ZeroPad2d(1), nn.PixelShuffle(2), nn.PixelUnshuffle(2), nn.Linear(12, 3), nn.Dropout()),
-    *(lambda x: x + x.mean(1, keepdim=True), lambda x: x * x.sum((2, 3), keepdim=True), lambda x: torch.cat([-x, x - 1, x / 0.1], 1)),
-    lambda x: torch.stack(x.chunk(2, 1), 4).flatten(3).permute(0, 2, 3, 1)[:, ::2].unsqueeze(0).squeeze(0).clone(),
+    *(
+        lambda x: x + x.mean(1, keepdim=True),
+        lambda x: x * x.sum((2, 3), keepdim=True),
+        lambda x: torch.cat([-x, x - 1, x / 0.1], 1),
+    ),
+    lambda x: (
+        torch.stack(x.chunk(2, 1), 4).flatten(3).permute(0, 2, 3, 1)[:, ::2].unsqueeze(0).squeeze(0).clone()
+    ),
 ]
 
 
@@ -231,7 +290,9 @@ CARRY = [
 def test_operations_that_are_said_to_carry_nan_do(operation, layout):
     """What changes with a pixel, to whatever value, is NaN where that is NaN."""
     operation = operation.eval() if isinstance(operation, nn.Module) else operation
-    images = torch.randn(6, 4, 12, 12, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    images = torch.randn(6, 4, 12, 12, generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=layout
+    )
     reached = False
     for at in (0, 5, 11):  # some layers leave pixels out
         hurt = images.clone()
@@ -306,8 +367,12 @@ def test_a_network_that_is_changed_in_place_can_be_cut_before_it():
     assert find(model, MASKS, layer="_1_1").layer == "_1_1"
     images = pictures()
     options = {"batch_size": 7, "exhaustive": True}
-    found = PatchCleanser(model, MASKS, **options, shared_prefix="_1_1").certify(images, labels_of(model, images))
-    assert settled(found) == settled(PatchCleanser(model, MASKS, **options).certify(images, labels_of(model, images)))
+    found = PatchCleanser(model, MASKS, **options, shared_prefix="_1_1").certify(
+        images, labels_of(model, images)
+    )
+    assert settled(found) == settled(
+        PatchCleanser(model, MASKS, **options).certify(images, labels_of(model, images))
+    )
 
 
 @pytest.mark.parametrize("start", [Strict(), Folded()])
@@ -354,7 +419,8 @@ def test_a_model_that_cannot_be_traced_has_none():
     PatchCleanser(model, MASKS, shared_prefix=True).predict(pictures(1))
 
 
-# --- Compilation -----------------------------------------------------------------------------------------------------
+# --- Compilation
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["raises", "lies"])
@@ -395,19 +461,26 @@ def test_compiled_batches_have_one_shape(monkeypatch):
         shapes.clear()
         defense = PatchCleanser(model, MASKS, compile=True, shared_prefix=shared_prefix, batch_size=10)
         assert defense.network.compiled
-        assert settled(defense.certify(images, labels)) == settled(PatchCleanser(model, MASKS).certify(images, labels))
+        assert settled(defense.certify(images, labels)) == settled(
+            PatchCleanser(model, MASKS).certify(images, labels)
+        )
         assert shapes == ({(10, 10), (10,)} if shared_prefix else {(10, 10)})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_compiled_answers(precision):
-    """With the real compiler and prefix: labels as computed one view at a time, wherever the margin is above rounding."""
+    """With the real compiler and prefix: labels as computed one view at a time, wherever the margin is above
+    rounding."""
     torch.manual_seed(0)
-    model = nn.Sequential(Normalize((0.5,) * 3, (0.25,) * 3), timm.create_model("test_resnet", num_classes=5)).eval()
+    model = nn.Sequential(
+        Normalize((0.5,) * 3, (0.25,) * 3), timm.create_model("test_resnet", num_classes=5)
+    ).eval()
     size = (48, 48)
     masks = MaskSet.covering(image_size=size, patch_size=(8, 8), masks_per_axis=6)
-    images = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(1)) * torch.tensor([0.2, 0.4, 0.7, 1]).view(-1, 1, 1, 1)
+    images = torch.rand(4, 3, *size, generator=torch.Generator().manual_seed(1)) * torch.tensor(
+        [0.2, 0.4, 0.7, 1]
+    ).view(-1, 1, 1, 1)
     fast = PatchCleanser(model, masks, precision=precision, compile=True, shared_prefix=True, exhaustive=True)
     assert fast.network.compiled
     assert fast.network.prefix is not None
@@ -424,7 +497,8 @@ def test_compiled_answers(precision):
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_compiled_weights_are_todays(frozen):
-    """Of a model that was compiled before: with other weights, if by so little that a comparison with the model would let it pass."""
+    """Of a model that was compiled before: with other weights, if by so little that a comparison with the
+    model would let it pass."""
     model, images = cnn().float(), pictures(2).float()
     windows, fill = window_tensor(MASKS, torch.device("cpu"))[:2], torch.full((3,), 0.5)
     make = partial(Network, model, MASKS, fill=fill, batch_size=4, precision="32-true", compile=True)
@@ -437,12 +511,25 @@ def test_compiled_weights_are_todays(frozen):
 
 
 def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, photos, tmp_path):
-    """Compiled, with a batch size of its own, by default; the manifest says so, --resume and predict do the same again."""
+    """Compiled, with a batch size of its own, by default; the manifest says so, --resume and predict do the
+    same again."""
     asked = []
     monkeypatch.setattr(torch, "compile", lambda module, **_options: (asked.append(module), module)[1])
     monkeypatch.setattr("certipatch.certification.certify.LARGE", 0)
     monkeypatch.setattr("certipatch.certification.certify.fastest_batch_size", lambda *_: 11)
-    certify = ["certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 3, "--out", tmp_path]
+    certify = [
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        5,
+        "--masks-per-axis",
+        3,
+        "--out",
+        tmp_path,
+    ]
     assert cli(*certify).code == 0
     way = read_manifest(tmp_path)["environment"]["network"]
     assert way["compiled"]
@@ -453,28 +540,48 @@ def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, phot
 
     made = []
     init = PatchCleanser.__init__
-    monkeypatch.setattr(PatchCleanser, "__init__", lambda self, *a, **k: (made.append(k), init(self, *a, **k))[1])
+    monkeypatch.setattr(
+        PatchCleanser, "__init__", lambda self, *a, **k: (made.append(k), init(self, *a, **k))[1]
+    )
     monkeypatch.setattr("certipatch.certification.certify.LARGE", float("inf"))
     assert cli(*certify, "--resume").code == 0
     assert (tmp_path / "records.jsonl").read_bytes() == before
     assert cli("predict", "--model", trained, "--certified", tmp_path, photos / "red" / "0.png").code == 0
     for options in made:
-        assert (options["compile"], options["batch_size"], options["shared_prefix"]) == (True, 11, way["shared_prefix"])
+        assert (options["compile"], options["batch_size"], options["shared_prefix"]) == (
+            True,
+            11,
+            way["shared_prefix"],
+        )
 
     out = tmp_path / "plain"
     assert cli(*certify[:-1], out, "--no-compile", "--no-shared-prefix", "--batch-size", 5).code == 0
-    assert read_manifest(out)["environment"]["network"] == {"batch_size": 5, "compiled": False, "shared_prefix": None, "pairs_pasted": 0}
+    assert read_manifest(out)["environment"]["network"] == {
+        "batch_size": 5,
+        "compiled": False,
+        "shared_prefix": None,
+        "pairs_pasted": 0,
+    }
     for one, other in zip(read_records(tmp_path), read_records(out), strict=True):
-        assert (one.certified, one.defended_label, one.case) == (other.certified, other.defended_label, other.case)
+        assert (one.certified, one.defended_label, one.case) == (
+            other.certified,
+            other.defended_label,
+            other.case,
+        )
 
 
 @pytest.mark.slow
 def test_compiled_search(monkeypatch, photos, tmp_path):
-    """With the real compiler: training goes the same way at the same count of passes, and the weights that it sees are today's."""
+    """With the real compiler: training goes the same way at the same count of passes, and the weights that it
+    sees are today's."""
     source = load_source(str(photos))
     spec = describe("test_resnet", classes=source.classes, num_classes=3, image_size=(32, 32))
-    config = TrainConfig(strategy="greedy-multisize", patch_size=(5, 5), masks_per_axis=6, epochs=3, batch_size=8, lr=0.01)
-    monkeypatch.setattr("certipatch.training.masking.default_batch_size", lambda _size: 16)  # batches that are full, and some that are not
+    config = TrainConfig(
+        strategy="greedy-multisize", patch_size=(5, 5), masks_per_axis=6, epochs=3, batch_size=8, lr=0.01
+    )
+    monkeypatch.setattr(
+        "certipatch.training.masking.default_batch_size", lambda _size: 16
+    )  # batches that are full, and some that are not
     last = {}
     for compile in (False, True):
         fabric = make_fabric(device="cpu")
@@ -488,21 +595,40 @@ def test_compiled_search(monkeypatch, photos, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_search_finds_the_same_masks():
-    """In float32, with BatchNorm folded into weights and statistics that move on between the searches, as in training."""
+    """In float32, with BatchNorm folded into weights and statistics that move on between the searches, as in
+    training."""
     size = (48, 48)
     torch.manual_seed(0)
-    model = nn.Sequential(Normalize((0.5,) * 3, (0.25,) * 3), timm.create_model("test_resnet", num_classes=5)).eval()
-    masks, fill = MaskSet.covering(image_size=size, patch_size=(8, 8), masks_per_axis=6), torch.full((3,), 0.5)
-    images, labels = torch.rand(12, 3, *size) * torch.linspace(0.1, 1, 12).view(-1, 1, 1, 1), torch.arange(12) % 5
+    model = nn.Sequential(
+        Normalize((0.5,) * 3, (0.25,) * 3), timm.create_model("test_resnet", num_classes=5)
+    ).eval()
+    masks, fill = (
+        MaskSet.covering(image_size=size, patch_size=(8, 8), masks_per_axis=6),
+        torch.full((3,), 0.5),
+    )
+    images, labels = (
+        torch.rand(12, 3, *size) * torch.linspace(0.1, 1, 12).view(-1, 1, 1, 1),
+        torch.arange(12) % 5,
+    )
     torch._dynamo.utils.counters.clear()
-    no_cache = torch._inductor.config.patch(fx_graph_cache=False), torch._functorch.config.patch(enable_autograd_cache=False)
+    no_cache = (
+        torch._inductor.config.patch(fx_graph_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+    )
     with frozen(model), no_cache[0], no_cache[1]:  # what a cache holds is not counted
-        look = Network(model, masks, fill=fill, batch_size=16, precision="32-true", compile=True, frozen=False)
+        look = Network(
+            model, masks, fill=fill, batch_size=16, precision="32-true", compile=True, frozen=False
+        )
     assert look.compiled
-    assert torch._dynamo.utils.counters["inductor"]["efficient_conv_bn_eval"] == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert torch._dynamo.utils.counters["inductor"]["efficient_conv_bn_eval"] == sum(
+        isinstance(m, nn.BatchNorm2d) for m in model.modules()
+    )
     optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.1), []
     for _ in range(3):
-        plain, fast = (torch.stack(greedy_multisize(model, images, labels, masks, fill=fill, look=each)) for each in (None, look))
+        plain, fast = (
+            torch.stack(greedy_multisize(model, images, labels, masks, fill=fill, look=each))
+            for each in (None, look)
+        )
         assert torch.equal(plain, fast)
         seen.append(plain)
         torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
@@ -512,12 +638,16 @@ def test_compiled_search_finds_the_same_masks():
     assert not torch.equal(seen[1], seen[2])
 
 
-# --- Precision and batches -------------------------------------------------------------------------------------------
+# --- Precision and batches
+# -------------------------------------------------------------------------------------------
 
 
 def test_precision():
     model, images = cnn().float(), pictures(1).float()
-    seen, defenses = [], [PatchCleanser(model, MASKS, precision=precision) for precision in ("bf16-mixed", "32-true")]
+    seen, defenses = (
+        [],
+        [PatchCleanser(model, MASKS, precision=precision) for precision in ("bf16-mixed", "32-true")],
+    )
     model[2][-1].register_forward_hook(lambda _m, _x, y: seen.append(y.dtype))
     for defense in defenses:
         defense.predict(images)
@@ -537,14 +667,28 @@ def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, ph
         yield
 
     monkeypatch.setattr("certipatch.views.network.autocast", no_bf16)
-    certify = ["certify", "--model", trained, "--data", photos, "--patch", 5, "--masks-per-axis", 3, "--limit", 3]
+    certify = [
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        5,
+        "--masks-per-axis",
+        3,
+        "--limit",
+        3,
+    ]
     done = cli(*certify, "--precision", "bf16-mixed", "--out", tmp_path / "bf16")
     assert done.code == 0
     said = [line for line in done.err.splitlines() if "bf16" in line]
     assert said == ["not in bf16-mixed but in float32: NotImplementedError: no kernel for BFloat16"]
     assert read_manifest(tmp_path / "bf16")["experiment"]["precision"] == "32-true"
     assert cli(*certify, "--out", tmp_path / "float32").code == 0
-    assert (tmp_path / "bf16" / "records.jsonl").read_bytes() == (tmp_path / "float32" / "records.jsonl").read_bytes()
+    assert (tmp_path / "bf16" / "records.jsonl").read_bytes() == (
+        tmp_path / "float32" / "records.jsonl"
+    ).read_bytes()
     answered = cli("predict", "--model", trained, "--certified", tmp_path / "bf16", photos / "red" / "0.png")
     assert answered.code == 0
     assert json.loads(answered.out)["precision"] == "32-true"
@@ -553,8 +697,21 @@ def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, ph
     assert cli(*certify, "--precision", "bf16-mixed", "--out", tmp_path / "elsewhere").code == 0
     assert read_manifest(tmp_path / "elsewhere")["experiment"]["precision"] == "bf16-mixed"
     monkeypatch.setattr("certipatch.views.network.autocast", no_bf16)
-    attack = ["attack", "--model", trained, "--data", photos, "--records", tmp_path / "elsewhere", "--out", tmp_path / "attack"]
-    for line in (["predict", "--model", trained, "--certified", tmp_path / "elsewhere", photos / "red" / "0.png"], attack):
+    attack = [
+        "attack",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--records",
+        tmp_path / "elsewhere",
+        "--out",
+        tmp_path / "attack",
+    ]
+    for line in (
+        ["predict", "--model", trained, "--certified", tmp_path / "elsewhere", photos / "red" / "0.png"],
+        attack,
+    ):
         refused = cli(*line)
         assert refused.code == 2
         assert "precision: expected bf16-mixed, in which it was certified, found 32-true" in refused.err
@@ -562,7 +719,9 @@ def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, ph
 
 CHANGES = {
     "one weight": lambda model: model[1][3].weight.data[0, 0, 0, 0].add_(1e-9),
-    "other weights": lambda model: model.load_state_dict({key: value * 2 for key, value in model.state_dict().items()}),
+    "other weights": lambda model: model.load_state_dict(
+        {key: value * 2 for key, value in model.state_dict().items()}
+    ),
     "statistics": lambda model: model[1][1].running_mean.neg_(),
     "weights elsewhere": lambda model: model[2][3].weight.__setattr__("data", -model[2][3].weight),
     "part": lambda model: model[1].__setitem__(2, nn.Sigmoid().eval()),
@@ -583,7 +742,10 @@ def test_a_model_that_changes_after_it_was_compiled_or_cut_is_refused(monkeypatc
         with pytest.raises(SoundnessError, match="make a new PatchCleanser"):
             call(images)
     images = images.to(model[1][0].weight)
-    assert PatchCleanser(model, MASKS, **{option: True}).predict(images).tolist() == plain.predict(images).tolist()
+    assert (
+        PatchCleanser(model, MASKS, **{option: True}).predict(images).tolist()
+        == plain.predict(images).tolist()
+    )
     with pytest.raises(AttributeError):
         plain.model = cnn()
 
@@ -595,7 +757,8 @@ def test_training_mode_is_refused_before_the_model_is_cut_or_compiled():
 
 
 def test_fastest_batch_size(monkeypatch):
-    """As good as the best within 5 %, on a CPU the largest; what no longer fits into memory ends the trial."""
+    """As good as the best within 5 %, on a CPU the largest; what no longer fits into memory ends the
+    trial."""
 
     cost = {4: 1.0, 8: 0.8, 16: 0.82, 32: 0.9}
 

@@ -20,7 +20,8 @@ from ..views.network import fastest_batch_size
 
 @dataclass(frozen=True)
 class Settings:
-    """How the defense runs its network: arguments of :class:`PatchCleanser`, as ``certify`` chooses them in a large run."""
+    """How the defense runs its network: arguments of :class:`PatchCleanser`, as ``certify`` chooses them in a
+    large run."""
 
     batch_size: int | None = None
     exhaustive: bool = False
@@ -30,7 +31,8 @@ class Settings:
 
 
 def build_defense(network: nn.Module, masks: MaskSet, settings: Settings) -> PatchCleanser:
-    """The defense as ``certify`` builds it, on the device of the network: the one place here that knows how."""
+    """The defense as ``certify`` builds it, on the device of the network: the one place here that knows
+    how."""
     size = settings.batch_size or fastest_batch_size(network, masks, settings.precision)
     return PatchCleanser(network, masks, **{**asdict(settings), "batch_size": size})
 
@@ -40,11 +42,12 @@ class Case:
     """What is measured, on what, and how thoroughly.
 
     Attributes:
-        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; moved to the device.
+        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; moved to the
+            device.
         options: those of ``certipatch certify`` that say the same, for what is measured in a fresh process.
         repeats: rounds. full: compare all images with the published loop, and time it over all pairs.
-        strategies, train_batch_size, search: of training steps; ``search`` are ``search_every`` and ``search_precision`` of
-            :class:`TrainConfig`, for those that search by loss.
+        strategies, train_batch_size, search: of training steps; ``search`` are ``search_every`` and
+            ``search_precision`` of :class:`TrainConfig`, for those that search by loss.
     """
 
     network: nn.Sequential

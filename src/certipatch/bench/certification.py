@@ -20,14 +20,18 @@ from .case import Case
 from .published import published_answer, published_loop
 from .rounds import _outcome, _quotients, _shown, interleaved, row
 
-CHECKED, TIMED_PAIRS = 4, 40  # without ``full``: images compared over all pairs, and pairs that the loop is timed on
+CHECKED, TIMED_PAIRS = (
+    4,
+    40,
+)  # without ``full``: images compared over all pairs, and pairs that the loop is timed on
 
 
 BLOCK = 16  # images, in the search for certified ones
 
 
 def certification(case: Case) -> dict[str, Any]:
-    """``certify`` against the published loop in float32, on images in memory. Equal answers first, then time."""
+    """``certify`` against the published loop in float32, on images in memory. Equal answers first, then
+    time."""
     (images, labels), names, k = case.data, case.source.names, len(case.masks)
     pairs = [(i, j) for i in range(k) for j in range(i, k)]
     # The published code normalises before it masks, and leaves the memory layout as torch has it.
@@ -39,7 +43,11 @@ def certification(case: Case) -> dict[str, Any]:
     defense = case.defense()
     verdicts = defense.certify(images, labels)
     first = time.perf_counter() - began
-    exact = verdicts if case.settings.precision == "32-true" else case.defense(precision="32-true").certify(images, labels)
+    exact = (
+        verdicts
+        if case.settings.precision == "32-true"
+        else case.defense(precision="32-true").certify(images, labels)
+    )
     checked = len(images) if case.full else min(CHECKED, len(images))
     check_equal(names[:checked], exact[:checked], published_loop(plain, normalised[:checked], keep, pairs))
     differences = [
@@ -55,12 +63,23 @@ def certification(case: Case) -> dict[str, Any]:
     loop = [seconds * len(pairs) / len(timed) for seconds in loop]
     passes = sum(verdict.passes for verdict in verdicts) / len(images)
     certified = sum(bool(verdict.certified) for verdict in verdicts)
-    notes = [f"{checked} of {len(images)} images compared with the full loop: equal certificates and defended labels in float32"]
+    notes = [
+        f"{checked} of {len(images)} images compared with the full loop: equal certificates and defended "
+        "labels in float32"
+    ]
     if not case.full:
-        notes.append(f"the loop was timed on {len(timed)} of its {len(pairs)} pairs, its seconds are extrapolated from these")
-    notes += [f"{len(differences)} images differ in {case.settings.precision}"] if exact is not verdicts else []
+        notes.append(
+            f"the loop was timed on {len(timed)} of its {len(pairs)} pairs, its seconds are extrapolated "
+            "from these"
+        )
+    notes += (
+        [f"{len(differences)} images differ in {case.settings.precision}"] if exact is not verdicts else []
+    )
     notes += [" ".join(f"{key} {value}" for key, value in found.items()) for found in differences]
-    notes += [f"{certified} of {len(images)} images certified; {first:.0f} s to build the defense and use it for the first time"]
+    notes += [
+        f"{certified} of {len(images)} images certified; {first:.0f} s to build the defense and use it for "
+        "the first time"
+    ]
     return {
         "rows": [
             row("published loop, float32", "s/image", [s / len(images) for s in loop], len(pairs)),
@@ -74,16 +93,22 @@ def certification(case: Case) -> dict[str, Any]:
 def check_equal(names: Sequence[str], verdicts: Sequence[Verdict], tables: np.ndarray) -> None:
     """Raises SoundnessError for the first image whose verdict is not what the published loop's table says."""
     for name, verdict, table in zip(names, verdicts, tables, strict=True):
-        expected, found = published_answer(table, verdict.label or 0), (verdict.certified, verdict.defended_label)
+        expected, found = (
+            published_answer(table, verdict.label or 0),
+            (verdict.certified, verdict.defended_label),
+        )
         if found != expected:
             raise SoundnessError(
-                f"image {name}: expected (certified, defended label) {expected} as in the published loop, found {found} with a smallest "
-                f"margin of {verdict.margin:.2g}; nothing is timed. Unless the margin is a matter of rounding, report it"
+                f"image {name}: expected (certified, defended label) {expected} as in the published loop, "
+                f"found {found} with a smallest "
+                f"margin of {verdict.margin:.2g}; nothing is timed. Unless the margin is a matter of "
+                "rounding, report it"
             )
 
 
 def only_certified(case: Case, limit: int) -> Source:
-    """The first ``limit`` images, in a random order (seed 0), that are certified in float32: there no schedule can stop early.
+    """The first ``limit`` images, in a random order (seed 0), that are certified in float32: there no
+    schedule can stop early.
 
     Raises DataError if there is none.
     """
@@ -92,20 +117,29 @@ def only_certified(case: Case, limit: int) -> Source:
     found: list[int] = []
     for start in range(0, len(order), BLOCK):
         some = order[start : start + BLOCK]
-        found += [index for index, verdict in zip(some, defense.certify(*case.load(some)), strict=True) if verdict.certified]
+        found += [
+            index
+            for index, verdict in zip(some, defense.certify(*case.load(some)), strict=True)
+            if verdict.certified
+        ]
         if len(found) >= limit:
             break
     if not found:
         raise DataError(
-            f"only certified: expected a certified image among {len(case.source)}, found none; train the model on masked images"
+            f"only certified: expected a certified image among {len(case.source)}, found none; train the "
+            "model on masked images"
         )
     return case.source.take(found[:limit])
 
 
 def certified_in(folder: Path, source: Source) -> Source:
-    """The images of the source that were certified in a folder that ``certify`` wrote. Raises DataError if there is none."""
+    """The images of the source that were certified in a folder that ``certify`` wrote. Raises DataError if
+    there is none."""
     names = {record.name for record in read_records(folder) if record.certified}
     found = [index for index, name in enumerate(source.names) if name in names]
     if not found:
-        raise DataError(f"certified {folder}: expected certified images of this data, found none among {len(names)}; give the same --data")
+        raise DataError(
+            f"certified {folder}: expected certified images of this data, found none among {len(names)}; "
+            "give the same --data"
+        )
     return source.take(found)

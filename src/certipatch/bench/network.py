@@ -15,7 +15,8 @@ from .rounds import _pace, _quotients, _shown, interleaved, row
 
 
 def network_share(case: Case) -> dict[str, Any]:
-    """``certify`` against its passes at the pace of the network alone (with its masking), compiled or not, in the same precision."""
+    """``certify`` against its passes at the pace of the network alone (with its masking), compiled or not, in
+    the same precision."""
     (images, labels), defense = case.data, case.defense()
     passes = sum(verdict.passes for verdict in defense.certify(images, labels))  # and compiles, and warms up
     windows = window_tensor(case.masks, images.device)
@@ -24,7 +25,10 @@ def network_share(case: Case) -> dict[str, Any]:
     alone: dict[int, list[float]] = {size: [] for size in sizes}
     whole: list[float] = []
     with torch.inference_mode():
-        views = {size: (images[:1].repeat(size, 1, 1, 1), windows[torch.arange(size) % len(windows)]) for size in sizes}
+        views = {
+            size: (images[:1].repeat(size, 1, 1, 1), windows[torch.arange(size) % len(windows)])
+            for size in sizes
+        }
         for _ in range(case.repeats):
             whole += interleaved(1, lambda: defense.certify(images, labels))[0]
             for size in sizes:
@@ -43,7 +47,8 @@ def network_share(case: Case) -> dict[str, Any]:
         ],
         "network": defense.network.describe(), "best_batch_size": best, "images_per_second": n / median(whole), "tflops": rate / 1e12, "peak_tflops": peak / 1e12,
         "notes": [
-            f"best batch size {best}; {n / median(whole):.3g} images a second; passes x operations of one: {rate / 1e12:.3g} TFLOP/s, "
+            f"best batch size {best}; {n / median(whole):.3g} images a second; passes x operations of one: "
+            f"{rate / 1e12:.3g} TFLOP/s, "
             f"{100 * rate / peak:.0f} % of the {peak / 1e12:.3g} that a product of large matrices reaches here"
         ],
     }  # fmt: skip

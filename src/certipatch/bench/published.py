@@ -1,7 +1,9 @@
-"""PatchCleanser's published loop, restated plainly: what certification is compared with, in its answers and its time.
+"""PatchCleanser's published loop, restated plainly: what certification is compared with, in its answers and
+its time.
 
-Source: pc_certification.py and utils/defense.py of github.com/inspire-group/PatchCleanser: all pairs of masks, one at a time, over
-batches of 16 images, with masks as large as an image, in float32, with autograd on, and no early stop.
+Source: pc_certification.py and utils/defense.py of github.com/inspire-group/PatchCleanser: all pairs of
+masks, one at a time, over batches of 16 images, with masks as large as an image, in float32, with autograd
+on, and no early stop.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from torch import Tensor, nn
 BATCH = 16
 
 
-def published_loop(network: nn.Module, images: Tensor, masks: Sequence[Tensor], pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+def published_loop(
+    network: nn.Module, images: Tensor, masks: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
+) -> np.ndarray:
     """The label of each image under each of ``pairs`` (i <= j) of masks, -1 for other pairs.
 
     Args:
@@ -31,14 +35,19 @@ def published_loop(network: nn.Module, images: Tensor, masks: Sequence[Tensor], 
         for start in range(0, len(images), BATCH):
             batch = slice(start, start + BATCH)
             for i, j in pairs:
-                views = torch.where(torch.logical_and(masks[i], masks[j]), images[batch], torch.tensor(0.0, device=images.device))
+                views = torch.where(
+                    torch.logical_and(masks[i], masks[j]),
+                    images[batch],
+                    torch.tensor(0.0, device=images.device),
+                )
                 labels = network(views).argmax(dim=1).cpu().numpy()
                 table[batch, i, j] = table[batch, j, i] = labels
     return table
 
 
 def published_answer(table: np.ndarray, label: int) -> tuple[bool, int]:
-    """Whether an image of this label is certified (Algorithm 2), and its defended label (Algorithm 1; ties: the smallest).
+    """Whether an image of this label is certified (Algorithm 2), and its defended label (Algorithm 1; ties:
+    the smallest).
 
     ``table`` is its (masks, masks) array of labels, all of them known.
     """

@@ -1,8 +1,10 @@
-"""Benchmarks on a model and data of one's own: certification against the published code, training, memory, processes.
+"""Benchmarks on a model and data of one's own: certification against the published code, training, memory,
+processes.
 
-Each theme is one function, in the order of :data:`THEMES`; it returns rows with the value of every round, and what else to know.
-The rounds of what is compared are interleaved (A B A B ...), so that what slows the machine down for a while slows both, and
-a ratio is taken within a round. No certification is timed before its answers have been compared.
+Each theme is one function, in the order of :data:`THEMES`; it returns rows with the value of every round, and
+what else to know. The rounds of what is compared are interleaved (A B A B ...), so that what slows the
+machine down for a while slows both, and a ratio is taken within a round. No certification is timed before its
+answers have been compared.
 """
 
 from __future__ import annotations
@@ -51,13 +53,22 @@ def interleaved(repeats: int, *actions: Callable[[], object]) -> list[list[float
     return seconds
 
 
-def row(what: str, unit: str, rounds: Sequence[float], passes: float | None = None, ratios: Sequence[float] = ()) -> dict[str, Any]:
-    """One thing measured, once a round; ``passes``: forward passes' worth of an image; ``ratios``: see :data:`THEMES`."""
+def row(
+    what: str, unit: str, rounds: Sequence[float], passes: float | None = None, ratios: Sequence[float] = ()
+) -> dict[str, Any]:
+    """One thing measured, once a round; ``passes``: forward passes' worth of an image; ``ratios``: see
+    :data:`THEMES`."""
 
     def spread(values: Sequence[float]) -> dict[str, Any]:
         return {"median": median(values), "min": min(values), "max": max(values), "rounds": list(values)}
 
-    return {"what": what, "unit": unit, **spread(rounds), "passes_per_image": passes, "ratio": spread(ratios) if ratios else None}
+    return {
+        "what": what,
+        "unit": unit,
+        **spread(rounds),
+        "passes_per_image": passes,
+        "ratio": spread(ratios) if ratios else None,
+    }
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -71,9 +82,16 @@ def table(found: dict[str, Any]) -> Table:
         out.add_row(f"[bold]{theme}[/bold]")
         for one in result["rows"]:
             ratio, passes = one["ratio"], one["passes_per_image"]
-            shown = [one["unit"], f"{one['median']:.3g}", f"{one['min']:.3g}-{one['max']:.3g}", f"{passes:.0f}" if passes else ""]
+            shown = [
+                one["unit"],
+                f"{one['median']:.3g}",
+                f"{one['min']:.3g}-{one['max']:.3g}",
+                f"{passes:.0f}" if passes else "",
+            ]
             out.add_row(
-                escape(one["what"]), *shown, *([f"{ratio['median']:.3g}", f"{ratio['min']:.3g}-{ratio['max']:.3g}"] if ratio else [])
+                escape(one["what"]),
+                *shown,
+                *([f"{ratio['median']:.3g}", f"{ratio['min']:.3g}-{ratio['max']:.3g}"] if ratio else []),
             )
         notes += [f"{theme}: ratio = {result['ratio']}", *(f"{theme}: {note}" for note in result["notes"])]
     out.caption = escape("\n".join(notes))
@@ -87,7 +105,11 @@ def _quotients(one: Sequence[float], other: Sequence[float]) -> list[float]:
 def _shown(defense: PatchCleanser) -> str:
     """What of the settings is in effect: not every network can be compiled, or has a shared prefix."""
     network = defense.network
-    on = [network.compiled and "compiled", network.prefix and "shared prefix", defense.exhaustive and "exhaustive"]
+    on = [
+        network.compiled and "compiled",
+        network.prefix and "shared prefix",
+        defense.exhaustive and "exhaustive",
+    ]
     return ", ".join([network.precision, f"batch {network.batch_size}", *(word for word in on if word)])
 
 

@@ -31,7 +31,12 @@ def run(case: Case, themes: Sequence[str]) -> dict[str, Any]:
         "repeats": case.repeats, "full": case.full,
     }  # fmt: skip
     load = os.getloadavg()[0]  # of others: a number from a busy machine is worth little
-    where = {**environment(case.fabric), "cores": os.cpu_count(), "processor": _processor(), "load_before": load}
+    where = {
+        **environment(case.fabric),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "load_before": load,
+    }
     found, results = manifest("bench", about, **where), {}
     for theme in themes:
         stderr.print(f"bench {theme}")

@@ -30,7 +30,9 @@ def blocks_of(images: int, shard: tuple[int, int]) -> list[range]:
     number, shards = shard
     if not 1 <= number <= shards:
         raise ConfigError(f"shard {number}/{shards}: expected i/n with 1 <= i <= n")
-    return [range(start, min(start + BLOCK, images)) for start in range(0, images, BLOCK)][number - 1 :: shards]
+    return [range(start, min(start + BLOCK, images)) for start in range(0, images, BLOCK)][
+        number - 1 :: shards
+    ]
 
 
 def _examine_blocks(
@@ -78,7 +80,10 @@ def _read_ahead(images: Images, blocks: list[range]) -> Iterator[list[Item]]:
 
 
 def _look(
-    certify: Callable[[Tensor, Tensor], list[V]], record: Callable[[Item, V | None], R], device: torch.device, items: list[Item]
+    certify: Callable[[Tensor, Tensor], list[V]],
+    record: Callable[[Item, V | None], R],
+    device: torch.device,
+    items: list[Item],
 ) -> list[R]:
     """The records of some images, of which those that can be read are certified together."""
     readable = [item for item in items if item.pixels is not None]
@@ -87,7 +92,9 @@ def _look(
         pixels = torch.stack([item.pixels for item in readable if item.pixels is not None])
         pixels = (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
         labels = torch.tensor([item.label for item in readable])
-        found = {item.index: one for item, one in zip(readable, certify(as_float(pixels), labels), strict=True)}
+        found = {
+            item.index: one for item, one in zip(readable, certify(as_float(pixels), labels), strict=True)
+        }
     return [record(item, found.get(item.index)) for item in items]
 
 

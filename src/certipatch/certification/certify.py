@@ -46,14 +46,17 @@ def certify(
     """Certify ``source`` into the folder ``out``: ``manifest.json`` and a line of ``records.jsonl`` an image.
 
     Args:
-        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; moved to the device.
+        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; moved to the
+            device.
         data: how the data set is called in tables; trained: the configuration of the training run, if any.
-        batch_size, compile, shared_prefix: as of :class:`PatchCleanser`. None: as the run that is resumed, or else
-            what is fastest: in a large run both, with the batch size that a quick trial finds best, in a small one neither. They
-            change rounding only; the manifest states them.
+        batch_size, compile, shared_prefix: as of :class:`PatchCleanser`. None: as the run that is resumed, or
+            else
+            what is fastest: in a large run both, with the batch size that a quick trial finds best, in a
+            small one neither. They change rounding only; the manifest states them.
         inference: as of :class:`PatchCleanser`; part of the experiment.
-        shard: (i, n): only the i-th of n parts, 1 <= i <= n, with files of its own. Parts need no communication,
-            may run in any order and anywhere, and have the records that one process would write.
+        shard: (i, n): only the i-th of n parts, 1 <= i <= n, with files of its own. Parts need no
+            communication, may run in any order and anywhere, and have the records that one process would
+            write.
 
     Raises:
         SoundnessError: a premise of the certificate fails. RecordsError: ``out`` cannot be used.
@@ -61,31 +64,51 @@ def certify(
     model = network.to(fabric.device).eval()
     name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
     precision = usable_precision(model, masks, precision_of(fabric))
-    large = len(source) * len(masks) * (len(masks) + 1) / 2 * masks.image_size[0] * masks.image_size[1] >= LARGE
+    large = (
+        len(source) * len(masks) * (len(masks) + 1) / 2 * masks.image_size[0] * masks.image_size[1] >= LARGE
+    )
     earlier = _network_of(out, name)
     defense = PatchCleanser(
         model,
         masks,
-        batch_size=batch_size or earlier.get("batch_size") or (fastest_batch_size(model, masks, precision) if large else None),
+        batch_size=batch_size
+        or earlier.get("batch_size")
+        or (fastest_batch_size(model, masks, precision) if large else None),
         exhaustive=exhaustive,
         inference=inference,
         precision=precision,
         compile=earlier.get("compiled", large) if compile is None else compile,
-        shared_prefix=earlier.get("shared_prefix", large) or False if shared_prefix is None else shared_prefix,
+        shared_prefix=earlier.get("shared_prefix", large) or False
+        if shared_prefix is None
+        else shared_prefix,
     )
     experiment = {
         **_experiment(network, spec, source, defense, trained, fabric),
         "exhaustive": exhaustive,
-        **({"inference": inference} if inference != "double-masking" else {}),  # as runs from before there was a choice
+        **(
+            {"inference": inference} if inference != "double-masking" else {}
+        ),  # as runs from before there was a choice
     }
-    about = {**manifest("certify", experiment, network=defense.network.describe(), **environment(fabric)), "data": data}
+    about = {
+        **manifest("certify", experiment, network=defense.network.describe(), **environment(fabric)),
+        "data": data,
+    }
     blocks = blocks_of(len(source), shard)
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
         progress_bar(sum(map(len, blocks)), f"certify {masks.name} {name}".strip()) as progress,
     ):
         examine = partial(_look, defense.certify, _record, fabric.device)
-        _examine_blocks(examine, Record, Images(source, spec), blocks, store, progress, "certified", lambda record: record.certified)
+        _examine_blocks(
+            examine,
+            Record,
+            Images(source, spec),
+            blocks,
+            store,
+            progress,
+            "certified",
+            lambda record: record.certified,
+        )
         store.finish()
 
 

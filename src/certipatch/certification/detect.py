@@ -50,12 +50,17 @@ def detect(
         model,
         masks,
         threshold=0,  # the records have what is needed for any
-        batch_size=batch_size or earlier.get("batch_size") or (fastest_batch_size(model, masks, precision) if large else None),
+        batch_size=batch_size
+        or earlier.get("batch_size")
+        or (fastest_batch_size(model, masks, precision) if large else None),
         precision=precision,
         compile=earlier.get("compiled", large) if compile is None else compile,
     )
     experiment = _experiment(network, spec, source, detector, trained, fabric)
-    about = {**manifest("detect", experiment, network=detector.network.describe(), **environment(fabric)), "data": data}
+    about = {
+        **manifest("detect", experiment, network=detector.network.describe(), **environment(fabric)),
+        "data": data,
+    }
     with (
         Store(out, about, RECORDS, resume=resume) as store,
         progress_bar(len(source), f"detect {masks.name}") as progress,

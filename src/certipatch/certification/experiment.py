@@ -17,7 +17,12 @@ from .blocks import BLOCK
 
 
 def _experiment(
-    network: nn.Module, spec: ModelSpec, source: Source, defense: MaskedClassifier, trained: dict[str, Any] | None, fabric: Fabric
+    network: nn.Module,
+    spec: ModelSpec,
+    source: Source,
+    defense: MaskedClassifier,
+    trained: dict[str, Any] | None,
+    fabric: Fabric,
 ) -> dict[str, Any]:
     """What can change a result, and is common to all that is certified."""
     return {

@@ -31,7 +31,8 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
         masks, weights = there["masks"], there["weights_sha256"]
         if tuple(masks["image_size"]) != spec.image_size:
             raise SoundnessError(
-                f"certified {folder}: is of images of {masks['image_size']} pixels, the model's are {spec.image_size}; certify this one"
+                f"certified {folder}: is of images of {masks['image_size']} pixels, the model's are "
+                f"{spec.image_size}; certify this one"
             )
         way = network_of(manifest, folder)
         options = {
@@ -41,24 +42,32 @@ def as_certified(folder: Path, spec: ModelSpec, network: nn.Sequential) -> tuple
             "shared_prefix": way.get("shared_prefix") or False,
             "inference": there.get("inference", "double-masking"),
         }
-        fine = MaskSet.covering(**threat_of(masks), image_size=tuple(masks["image_size"]), masks_per_axis=masks["masks_per_axis"])
+        fine = MaskSet.covering(
+            **threat_of(masks), image_size=tuple(masks["image_size"]), masks_per_axis=masks["masks_per_axis"]
+        )
         same = {"model": spec.model_dump(mode="json"), "masks": json.loads(json.dumps(fine.to_json()))}
         differing = differences({key: there[key] for key in same}, same)
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordsError(f"{folder}: its manifest lacks {error}; restore it or certify again") from error
     if differing or weights != weights_sha256(network):
-        what = "; ".join(differing[:3]) or f"weights of sha256 {str(weights)[:12]}... there, {weights_sha256(network)[:12]}... here"
+        what = (
+            "; ".join(differing[:3])
+            or f"weights of sha256 {str(weights)[:12]}... there, {weights_sha256(network)[:12]}... here"
+        )
         raise SoundnessError(f"certified {folder}: is of another model ({what}); certify this one")
     return fine, options
 
 
 def _certification(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of ``certify``, which is checked as such. Raises ConfigError if it is of another kind."""
+    """The manifest of a folder of ``certify``, which is checked as such. Raises ConfigError if it is of
+    another kind."""
     from ..records.manifest import read_manifest
 
     manifest = read_manifest(folder)
     if manifest["kind"] != "certify":
-        raise ConfigError(f"certified {folder}: expected records of certify, found those of {manifest['kind']}")
+        raise ConfigError(
+            f"certified {folder}: expected records of certify, found those of {manifest['kind']}"
+        )
     return manifest
 
 
@@ -69,6 +78,7 @@ def images_as_certified(folder: Path, source: Source) -> Source:
     differing = differences(there, source.describe())
     if differing:
         raise DataError(
-            f"data: expected the images of {folder}, found others ({'; '.join(differing[:3])}); give its --data, --split and --class-map"
+            f"data: expected the images of {folder}, found others ({'; '.join(differing[:3])}); give its "
+            "--data, --split and --class-map"
         )
     return source

@@ -43,17 +43,29 @@ def bench(
     model: Model,
     data: Data,
     patch: Annotated[str | None, typer.Option(help="as in certify; without --certified")] = None,
-    masks_per_axis: Annotated[int | None, typer.Option(help="as in certify; without --certified; default 6")] = None,
-    patches: Annotated[int | None, typer.Option(min=1, max=2, help="as in certify; without --certified; default 1")] = None,
-    what: Annotated[str, typer.Option(help="some of certify,network,train,memory,scaling")] = "certify,network",
+    masks_per_axis: Annotated[
+        int | None, typer.Option(help="as in certify; without --certified; default 6")
+    ] = None,
+    patches: Annotated[
+        int | None, typer.Option(min=1, max=2, help="as in certify; without --certified; default 1")
+    ] = None,
+    what: Annotated[
+        str, typer.Option(help="some of certify,network,train,memory,scaling")
+    ] = "certify,network",
     repeats: Annotated[int, typer.Option(min=1, help="interleaved rounds of what is compared")] = 3,
     full: Annotated[
-        bool, typer.Option("--full", help="time the published loop over all pairs of masks, and compare all images with it")
+        bool,
+        typer.Option(
+            "--full", help="time the published loop over all pairs of masks, and compare all images with it"
+        ),
     ] = False,
     certified: Annotated[
-        Path | None, typer.Option(help="folder that certify wrote: its masks, and of the data the images certified there")
+        Path | None,
+        typer.Option(help="folder that certify wrote: its masks, and of the data the images certified there"),
     ] = None,
-    only_certified: Annotated[bool, typer.Option("--only-certified", help="find images that are certified: nothing stops early")] = False,
+    only_certified: Annotated[
+        bool, typer.Option("--only-certified", help="find images that are certified: nothing stops early")
+    ] = False,
     strategies: Annotated[
         str, typer.Option(help="train: which to compare with vanilla; several: a,b; or all")
     ] = "random-both,greedy-multisize",
@@ -76,12 +88,16 @@ def bench(
     shared_prefix: Annotated[bool, typer.Option(help="share a CNN's local layers")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Measure certification (against the published code), training steps, memory and processes on a model and data of your own."""
+    """Measure certification (against the published code), training steps, memory and processes on a model and
+    data of your own."""
     from dataclasses import replace
 
     from ..geometry.patch import by
 
-    themes, chosen = parse_themes(what), list(STRATEGY_NAMES) if strategies == "all" else strategies.split(",")
+    themes, chosen = (
+        parse_themes(what),
+        list(STRATEGY_NAMES) if strategies == "all" else strategies.split(","),
+    )
     if unknown := [name for name in chosen if name not in STRATEGY_NAMES]:
         raise ConfigError(f"unknown strategy {unknown[0]!r}: expected some of {', '.join(STRATEGY_NAMES)}")
     if out is not None:
@@ -91,7 +107,8 @@ def bench(
     if certified is not None:
         if patch or masks_per_axis or patches or only_certified:
             raise ConfigError(
-                f"certified {certified}: has its own patch, k and images; drop --patch, --patches, --masks-per-axis and --only-certified"
+                f"certified {certified}: has its own patch, k and images; drop --patch, --patches, "
+                "--masks-per-axis and --only-certified"
             )
         fine, _ = as_certified(certified, spec, network)
         source = certified_in(certified, source)
@@ -110,7 +127,20 @@ def bench(
     }  # fmt: skip
     options = {name: value for name, value in same.items() if value not in (None, False)}
     search = {"search_every": search_every, "search_precision": search_precision}
-    case = Case(network, spec, source, fine, settings, device, options, repeats, full, chosen, train_batch_size, search)
+    case = Case(
+        network,
+        spec,
+        source,
+        fine,
+        settings,
+        device,
+        options,
+        repeats,
+        full,
+        chosen,
+        train_batch_size,
+        search,
+    )
     images = find_certified(case, limit) if only_certified else source.first(limit)
     found = run(replace(case, source=images), themes)
     if out is not None:

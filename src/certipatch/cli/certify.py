@@ -54,11 +54,14 @@ def certify(
     patch: Annotated[
         str,
         typer.Option(
-            help="the largest patch: 3% of the area, 39 or 39x20 pixels; any of several shapes: 39x20+20x39; one by one: 1%,2%,3%"
+            help="the largest patch: 3% of the area, 39 or 39x20 pixels; any of several shapes: "
+            "39x20+20x39; one by one: 1%,2%,3%"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder to write; of several patches or k a sub-folder each")],
-    masks_per_axis: Annotated[str, typer.Option(help="k: more masks, more certified images, more passes; several: 3,6")] = "6",
+    masks_per_axis: Annotated[
+        str, typer.Option(help="k: more masks, more certified images, more passes; several: 3,6")
+    ] = "6",
     patches: Patches = 1,
     weights: Weights = None,
     pretrained: Pretrained = False,
@@ -72,13 +75,20 @@ def certify(
     precision: Precision = "32-true",
     devices: Devices = "1",
     nodes: Nodes = 1,
-    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")] = False,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="compute every pair, also where settled")
+    ] = False,
     inference: Inference = None,
     compile: Compile = None,
     shared_prefix: Annotated[
-        bool | None, typer.Option("--shared-prefix/--no-shared-prefix", help="share a CNN's local layers; default: in large runs")
+        bool | None,
+        typer.Option(
+            "--shared-prefix/--no-shared-prefix", help="share a CNN's local layers; default: in large runs"
+        ),
     ] = None,
-    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, into files of its own in the same folder")] = "1/1",
+    shard: Annotated[
+        str, typer.Option(help="i/n: only the i-th of n parts, into files of its own in the same folder")
+    ] = "1/1",
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +103,13 @@ def certify(
         return source, *open_model(model, source, weights, pretrained, image_size, crop_pct)
 
     # Processes that certify meet at the end only: who is first must not give up on the others.
-    fab = make_fabric(device=device, precision=precision, devices=parse_devices(devices), nodes=nodes, patience=timedelta(days=30))
+    fab = make_fabric(
+        device=device,
+        precision=precision,
+        devices=parse_devices(devices),
+        nodes=nodes,
+        patience=timedelta(days=30),
+    )
     with _resumable(out), launched(fab):
         source, spec, network, trained = in_turn(fab, prepare)
         folders = geometries(patch, masks_per_axis, spec.image_size, out, patches)
@@ -108,7 +124,9 @@ def certify(
                 )  # fmt: skip
     if not fab.is_global_zero:
         return
-    begun = [folder for folder in folders if any(path.stat().st_size for path in folder.glob("records*.jsonl"))]
+    begun = [
+        folder for folder in folders if any(path.stat().st_size for path in folder.glob("records*.jsonl"))
+    ]
     summaries = [summarize(folder) for folder in begun]  # a shard may have no image
     if as_json:
         found = [summary.to_json() for summary in summaries]
@@ -119,9 +137,15 @@ def certify(
     if mine[1] > 1 and not blocks_of(len(source), mine):
         stdout.print(f"shard {mine[0]}/{mine[1]} holds no images: they are dealt in blocks of {BLOCK}")
     if summaries and summaries[0].unreadable:
-        stdout.print(f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the records", markup=False)
+        stdout.print(
+            f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the "
+            "records",
+            markup=False,
+        )
     for folder in folders:
-        stdout.print(f"records: {folder}/records{'*' if mine[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True)
+        stdout.print(
+            f"records: {folder}/records{'*' if mine[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True
+        )
     if len(summaries) == len(folders) and all(summary.complete for summary in summaries):
         following = ["certipatch", "report", str(out), "--html", f"{out}.html"]
         stdout.print(f"next: {shlex.join(following)}", markup=False, soft_wrap=True)

@@ -39,7 +39,9 @@ from .parse import check_out, geometries
 def detect(
     model: Model,
     data: Data,
-    patch: Annotated[str, typer.Option(help="the largest patch: 3% of the area, 39 or 39x20 pixels; several: 1%,2%,3%")],
+    patch: Annotated[
+        str, typer.Option(help="the largest patch: 3% of the area, 39 or 39x20 pixels; several: 1%,2%,3%")
+    ],
     out: Annotated[Path, typer.Option(help="folder to write; of several patches or k a sub-folder each")],
     masks_per_axis: Annotated[str, typer.Option(help="k; several: 3,6")] = "6",
     patches: Patches = 1,
@@ -58,7 +60,8 @@ def detect(
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Certify detection: under every patch the undefended model is right, or an alarm is raised. One record an image."""
+    """Certify detection: under every patch the undefended model is right, or an alarm is raised. One record
+    an image."""
     from ..report.detection import detection_table as table
     from ..report.detection import parse_thresholds
     from ..report.detection import summarize_detection as summarize
@@ -82,6 +85,9 @@ def detect(
         return
     stdout.print(table(summaries))
     if summaries[0].unreadable:
-        stdout.print(f"{summaries[0].unreadable} unreadable images count as wrong; they are named in the records", markup=False)
+        stdout.print(
+            f"{summaries[0].unreadable} unreadable images count as wrong; they are named in the records",
+            markup=False,
+        )
     for folder in folders:
         stdout.print(f"records: {folder}/records.jsonl", markup=False, soft_wrap=True)

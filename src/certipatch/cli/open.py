@@ -34,7 +34,8 @@ def source_for(model: str, data: str, split: str | None, class_map: str | None) 
     source = load_source(data, split=split, class_map=class_map, classes=classes)
     if classes is not None and source.classes != classes:
         raise DataError(
-            f"data {data}: expected the classes of {model} ({', '.join(classes[:5])} ...), found {', '.join(source.classes[:5])} ..."
+            f"data {data}: expected the classes of {model} ({', '.join(classes[:5])} ...), found "
+            f"{', '.join(source.classes[:5])} ..."
         )
     return source
 
@@ -49,22 +50,29 @@ def open_model(
     if is_run(model):
         if weights or pretrained or image_size or crop_pct:
             raise ConfigError(
-                f"model {model}: a training run has its own weights and size; drop --weights, --pretrained, --image-size and --crop-pct"
+                f"model {model}: a training run has its own weights and size; drop --weights, --pretrained, "
+                "--image-size and --crop-pct"
             )
         spec, network, manifest = load_run(Path(model), classes=source.classes)
         return spec, network, manifest["experiment"]["train"]
     if not training and not weights and not pretrained:
         raise ConfigError(
-            f"model {model}: expected a training run, or --weights or --pretrained with a timm name; random weights certify nothing"
+            f"model {model}: expected a training run, or --weights or --pretrained with a timm name; random "
+            "weights certify nothing"
         )
     size = parse_size(image_size) if image_size else None
-    spec = describe(model, classes=source.classes, num_classes=len(source.classes), image_size=size, crop_pct=crop_pct)
+    spec = describe(
+        model, classes=source.classes, num_classes=len(source.classes), image_size=size, crop_pct=crop_pct
+    )
     if _smaller(source, spec.image_size):
         enlarged = spec.model_copy(update={"interpolation": "bicubic", "crop_pct": crop_pct or 1.0})
         if enlarged != spec:
             spec = enlarged
             crop = "without a crop" if spec.crop_pct == 1 else f"with crop_pct {spec.crop_pct:g}"
-            stderr.print(f"images are smaller than the model's input: resized bicubic {crop} (--crop-pct sets it)", markup=False)
+            stderr.print(
+                f"images are smaller than the model's input: resized bicubic {crop} (--crop-pct sets it)",
+                markup=False,
+            )
     return spec, build(spec, pretrained=pretrained, weights=weights, replace_head=training, seed=seed), None
 
 

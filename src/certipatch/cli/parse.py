@@ -1,6 +1,7 @@
 """From what is typed to what is meant: the command line's options as sizes, masks, images and models.
 
-Bad input is refused here, in one line. What needs torch is imported where it is used, so that ``--help`` is quick.
+Bad input is refused here, in one line. What needs torch is imported where it is used, so that ``--help`` is
+quick.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def check_out(out: Path, *data: str | None) -> None:
         raise ConfigError("out '': expected a folder to write, found no name")
     for place in data:
         if place and os.path.isdir(place) and out.resolve().is_relative_to(Path(place).resolve()):
-            raise ConfigError(f"out {out}: expected a folder outside of the data {place}; choose another --out")
+            raise ConfigError(
+                f"out {out}: expected a folder outside of the data {place}; choose another --out"
+            )
 
 
 def check_out_file(out: Path) -> None:
@@ -71,16 +74,32 @@ def check_out_file(out: Path) -> None:
 
 
 def mask_set(patch: str, masks_per_axis: int, size: Size, patches: int = 1) -> MaskSet:
-    """The masks for ``--patch`` (one shape, or several as in 39x20+20x39), ``--masks-per-axis`` and ``--patches``."""
+    """The masks for ``--patch`` (one shape, or several as in 39x20+20x39), ``--masks-per-axis`` and
+    ``--patches``."""
     first, *others = parse_patches(patch, size)
-    return MaskSet.covering(image_size=size, patch_size=first, other_patch_sizes=others, masks_per_axis=masks_per_axis, patches=patches)
+    return MaskSet.covering(
+        image_size=size,
+        patch_size=first,
+        other_patch_sizes=others,
+        masks_per_axis=masks_per_axis,
+        patches=patches,
+    )
 
 
-def geometries(patch: str, masks_per_axis: str, size: Size, out: Path, patches: int = 1) -> dict[Path, MaskSet]:
+def geometries(
+    patch: str, masks_per_axis: str, size: Size, out: Path, patches: int = 1
+) -> dict[Path, MaskSet]:
     """The mask set for each patch and k, by the folder its records go to."""
     try:
         ks = [int(k) for k in masks_per_axis.split(",")]
     except ValueError:
-        raise ConfigError(f"masks per axis {masks_per_axis!r}: expected a whole number, or several like 3,6") from None
-    sets = {fine.name: fine for each in patch.split(",") for k in ks for fine in [mask_set(each, k, size, patches)]}
+        raise ConfigError(
+            f"masks per axis {masks_per_axis!r}: expected a whole number, or several like 3,6"
+        ) from None
+    sets = {
+        fine.name: fine
+        for each in patch.split(",")
+        for k in ks
+        for fine in [mask_set(each, k, size, patches)]
+    }
     return {out / name if len(sets) > 1 else out: fine for name, fine in sets.items()}

@@ -21,13 +21,20 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="image files")],
     model: Annotated[str, typer.Option(help="a training run (folder)")],
     certified: Annotated[
-        Path | None, typer.Option(help="folder that certify wrote: its patch, k and precision, for its weights only")
+        Path | None,
+        typer.Option(help="folder that certify wrote: its patch, k and precision, for its weights only"),
     ] = None,
     patch: Annotated[str | None, typer.Option(help="without --certified: as in certify")] = None,
-    masks_per_axis: Annotated[int | None, typer.Option(help="without --certified: as in certify; default 6")] = None,
-    patches: Annotated[int | None, typer.Option(min=1, max=2, help="without --certified: as in certify; default 1")] = None,
+    masks_per_axis: Annotated[
+        int | None, typer.Option(help="without --certified: as in certify; default 6")
+    ] = None,
+    patches: Annotated[
+        int | None, typer.Option(min=1, max=2, help="without --certified: as in certify; default 1")
+    ] = None,
     device: Device = "auto",
-    precision: Annotated[str | None, typer.Option(help="without --certified: as in certify; default 32-true")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="without --certified: as in certify; default 32-true")
+    ] = None,
     inference: Inference = None,
 ) -> None:
     """Classify images with the defended model: one JSON line an image."""
@@ -42,7 +49,8 @@ def predict(
     if certified is not None:
         if patch or masks_per_axis or patches or precision:
             raise ConfigError(
-                f"certified {certified}: has its own patch, k and precision; drop --patch, --patches, --masks-per-axis and --precision"
+                f"certified {certified}: has its own patch, k and precision; drop --patch, --patches, "
+                "--masks-per-axis and --precision"
             )
         if inference:
             raise ConfigError(f"certified {certified}: has its own inference; drop --inference")
@@ -51,7 +59,10 @@ def predict(
         fine = mask_set(patch, masks_per_axis or 6, spec.image_size, patches or 1)
         options = {"precision": precision or "32-true", "inference": parse_inference(inference)}
     else:
-        raise ConfigError("patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of certify")
+        raise ConfigError(
+            "patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of "
+            "certify"
+        )
     fab = make_fabric(device=device, precision=options["precision"])
     defense = PatchCleanser(network.to(fab.device).eval(), fine, **options)
     if certified is not None:

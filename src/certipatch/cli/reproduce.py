@@ -23,23 +23,36 @@ from .parse import parse_locations
 
 @app.command()
 def reproduce(
-    recipe: Annotated[str, typer.Argument(help="table1, table2, table3, tableA1, figure5, lite0, or a .toml file like those")],
-    out: Annotated[Path, typer.Option(help="folder to write; tables share the runs in it")] = Path("reproduced"),
+    recipe: Annotated[
+        str,
+        typer.Argument(help="table1, table2, table3, tableA1, figure5, lite0, or a .toml file like those"),
+    ],
+    out: Annotated[Path, typer.Option(help="folder to write; tables share the runs in it")] = Path(
+        "reproduced"
+    ),
     only: Annotated[
         str | None,
-        typer.Option(help="run only what matches each of 'cifar10,resnet*,!grid-fine,seed0' (data, model, strategy, seed; ! none)"),
+        typer.Option(
+            help="run only what matches each of 'cifar10,resnet*,!grid-fine,seed0' (data, model, strategy, "
+            "seed; ! none)"
+        ),
     ] = None,
     scale: Annotated[float, typer.Option(help="share of the images, for a quick look")] = 1.0,
-    data: Annotated[list[str] | None, typer.Option(help="NAME=PLACE: where a data set is (repeat for more)")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=PLACE: where a data set is (repeat for more)")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only plan: passes, FLOPs, time")] = False,
-    tflops: Annotated[float | None, typer.Option(min=0.001, help="plan for a device that sustains this rate")] = None,
+    tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="plan for a device that sustains this rate")
+    ] = None,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option(help="as in train; default: the recipe's")] = None,
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Reproduce a table or figure of the paper: plan, train, certify, and show it beside the paper's numbers."""
+    """Reproduce a table or figure of the paper: plan, train, certify, and show it beside the paper's
+    numbers."""
     from functools import cache
 
     from ..reproduce.figure5 import against_k
@@ -68,7 +81,9 @@ def reproduce(
     with _resumable(out, "run the same command again"):
         failures = run(runs, out, locations=locations, fabric=fab, workers=workers, after_each=render)
     cells = render()
-    written = [Path(f"{stem}.{ending}") for ending in ("md", "csv", "json")] + (against_k(cells, stem) if wanted.figure else [])
+    written = [Path(f"{stem}.{ending}") for ending in ("md", "csv", "json")] + (
+        against_k(cells, stem) if wanted.figure else []
+    )
     shown = Path(f"{stem}.{'json' if as_json else 'md'}").read_text()
     print(shown if as_json else shown.partition("<details>")[0])
     for cell in cells:

@@ -57,10 +57,14 @@ if TYPE_CHECKING:
 def train(
     model: Model,
     data: Data,
-    strategy: Annotated[str, typer.Option(help=f"which pixels to hide in training: {', '.join(STRATEGY_NAMES)}")],
+    strategy: Annotated[
+        str, typer.Option(help=f"which pixels to hide in training: {', '.join(STRATEGY_NAMES)}")
+    ],
     patch: Patch,
     out: Annotated[Path, typer.Option(help="folder to write")],
-    val_data: Annotated[str | None, typer.Option(help="like --data; default: --data with --val-split")] = None,
+    val_data: Annotated[
+        str | None, typer.Option(help="like --data; default: --data with --val-split")
+    ] = None,
     masks_per_axis: MasksPerAxis = 6,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
     batch_size: BatchSize = None,
@@ -72,8 +76,12 @@ def train(
     class_map: ClassMap = None,
     image_size: ImageSize = None,
     crop_pct: CropPct = None,
-    clean_fraction: Annotated[float, typer.Option(min=0, max=1, help="share of each batch left unmasked")] = 0.0,
-    gradcam_layer: Annotated[str | None, typer.Option(help="module that gutout looks at; default: the last feature map")] = None,
+    clean_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="share of each batch left unmasked")
+    ] = 0.0,
+    gradcam_layer: Annotated[
+        str | None, typer.Option(help="module that gutout looks at; default: the last feature map")
+    ] = None,
     search_every: SearchEvery = 1,
     search_precision: SearchPrecision = None,
     compile: Compile = None,
@@ -84,7 +92,9 @@ def train(
     devices: Devices = "1",
     nodes: Nodes = 1,
     workers: Workers = 0,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write curves into OUT/tensorboard too")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="write curves into OUT/tensorboard too")
+    ] = False,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
@@ -93,16 +103,30 @@ def train(
 
     check_out(out, data, val_data)
     if "+" in patch:
-        raise ConfigError(f"patch {patch!r}: expected one shape to train with, found several; certify takes them all")
+        raise ConfigError(
+            f"patch {patch!r}: expected one shape to train with, found several; certify takes them all"
+        )
     if strategy not in STRATEGY_NAMES:
         raise ConfigError(f"unknown strategy {strategy!r}: expected one of {', '.join(STRATEGY_NAMES)}")
     if val_data is None and val_split is None and data != "digits":
-        raise ConfigError("validation data: expected --val-data, or --val-split of the same data, found neither")
+        raise ConfigError(
+            "validation data: expected --val-data, or --val-split of the same data, found neither"
+        )
 
     def prepare() -> tuple[Source, Source, ModelSpec, nn.Sequential]:
         source = load_source(data, split=split, class_map=class_map).first(limit)
-        validation = load_source(val_data or data, split=val_split or ("test" if data == "digits" else split), classes=source.classes)
-        return source, validation, *open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)[:2]
+        validation = load_source(
+            val_data or data,
+            split=val_split or ("test" if data == "digits" else split),
+            classes=source.classes,
+        )
+        return (
+            source,
+            validation,
+            *open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)[
+                :2
+            ],
+        )
 
     fab = make_fabric(device=device, precision=precision, devices=parse_devices(devices), nodes=nodes)
     with _resumable(out), launched(fab):
@@ -123,12 +147,26 @@ def train(
         return
     right = last["validation_vanilla"]
     following = ["certipatch", "certify", "--model", str(out), "--data", val_data or data, "--patch", patch]
-    following += ["--masks-per-axis", str(masks_per_axis), *(["--split", val_split] if val_split else []), "--out", f"{out}-certified"]
-    start = "" if is_run(model) or weights or pretrained else " from random weights (--pretrained takes trained ones)"
+    following += [
+        "--masks-per-axis",
+        str(masks_per_axis),
+        *(["--split", val_split] if val_split else []),
+        "--out",
+        f"{out}-certified",
+    ]
+    start = (
+        ""
+        if is_run(model) or weights or pretrained
+        else " from random weights (--pretrained takes trained ones)"
+    )
     stdout.print(
         f"trained {spec.arch}{start} with {strategy} for {epochs} epochs; validation vanilla accuracy "
         f"{100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})\n"
-        + (f"curves: {shlex.join(['tensorboard', '--logdir', str(out / 'tensorboard')])}\n" if tensorboard else "")
+        + (
+            f"curves: {shlex.join(['tensorboard', '--logdir', str(out / 'tensorboard')])}\n"
+            if tensorboard
+            else ""
+        )
         + f"next: {shlex.join(following)}",
         soft_wrap=True,
         markup=False,

@@ -18,7 +18,9 @@ from .options import AsJson, ClassMap, CropPct, Device, ImageSize, Pretrained, S
 def verify(
     certified: Annotated[Path, typer.Argument(help="folder that certify or detect wrote")],
     model: Annotated[str | None, typer.Option(help="compare its weights; as in certify")] = None,
-    data: Annotated[str | None, typer.Option(help="compare its images; as in certify. With --model: look at some again")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="compare its images; as in certify. With --model: look at some again")
+    ] = None,
     weights: Weights = None,
     pretrained: Pretrained = False,
     split: Split = None,
@@ -31,7 +33,8 @@ def verify(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 2 if anything is wrong."""
+    """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 2 if
+    anything is wrong."""
     from ..models.runs import load_run
     from ..verify.check import verify as check
 
@@ -54,6 +57,8 @@ def verify(
         print(json.dumps([one.to_json() for one in found]))
     else:
         for one in found:
-            stdout.print(one.text(again=given is not None and source is not None), markup=False, soft_wrap=True)
+            stdout.print(
+                one.text(again=given is not None and source is not None), markup=False, soft_wrap=True
+            )
     if any(one.findings for one in found):
         raise typer.Exit(2)

@@ -19,12 +19,17 @@ def why_unreadable(problem: Exception) -> str:
     """The reason in one line, the same in every run (Pillow's text may hold a memory address)."""
     if isinstance(problem, IsADirectoryError):
         return "a folder, not an image"
-    text = "not an image of a known format" if isinstance(problem, UnidentifiedImageError) else " ".join(str(problem).split())
+    text = (
+        "not an image of a known format"
+        if isinstance(problem, UnidentifiedImageError)
+        else " ".join(str(problem).split())
+    )
     return f"{type(problem).__name__}: {text}"[:200]
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """Any readable image as 8-bit RGB: grey is repeated, alpha is dropped, palettes resolved, 16 bits scaled to 8."""
+    """Any readable image as 8-bit RGB: grey is repeated, alpha is dropped, palettes resolved, 16 bits scaled
+    to 8."""
     with _by_pillow():
         image.load()
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip at 255
@@ -51,7 +56,8 @@ def _from_bytes(data: bytes) -> Image.Image:
 
 @contextmanager
 def _by_pillow() -> Iterator[None]:
-    """Damaged bytes make Pillow stumble in any way (TypeError, struct.error ...); each is an image that cannot be read."""
+    """Damaged bytes make Pillow stumble in any way (TypeError, struct.error ...); each is an image that
+    cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

@@ -30,7 +30,8 @@ STREAM_LIMIT = 100_000  # images of a stream that are held in memory
 
 
 def _digits(split: str) -> Source:
-    """scikit-learn's 1,797 handwritten digits (8x8, from UCI): a fixed 1,297 to train on and 500 to test on."""
+    """scikit-learn's 1,797 handwritten digits (8x8, from UCI): a fixed 1,297 to train on and 500 to test
+    on."""
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
@@ -57,9 +58,13 @@ def _timm_named(data: str, split: str) -> Source:
         else:
             found = timm.data.create_dataset(data, root=root, split=split, download=True)
     except (AssertionError, ValueError, RuntimeError, OSError, ImportError, TypeError, LookupError) as error:
-        raise ConfigError(f"data {data}, split {split!r}: cannot be had ({' '.join(str(error).split())[:160]})") from error
+        raise ConfigError(
+            f"data {data}, split {split!r}: cannot be had ({' '.join(str(error).split())[:160]})"
+        ) from error
     if getattr(found, "train", None) is False and split not in NOT_TRAIN:
-        raise ConfigError(f"data {data}, split {split!r}: expected train or test")  # timm takes any other word for test
+        raise ConfigError(
+            f"data {data}, split {split!r}: expected train or test"
+        )  # timm takes any other word for test
     if isinstance(found, IterableDataset):
         return _held_in_memory(data, split, found)
     reader = getattr(found, "reader", None)
@@ -100,7 +105,10 @@ def _held_in_memory(data: str, split: str, stream: Any) -> Source:
             images.append(image)
             labels.append(int(label))
             if len(images) > STREAM_LIMIT:
-                raise DataError(f"data {data}: a stream of more than {STREAM_LIMIT} images cannot be indexed; use hfds/ or a folder")
+                raise DataError(
+                    f"data {data}: a stream of more than {STREAM_LIMIT} images cannot be indexed; use hfds/ "
+                    "or a folder"
+                )
     finally:
         logger.removeHandler(dropped)
     if dropped.messages:

@@ -45,8 +45,14 @@ class Source:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest says about the data: enough to refuse another, or the same at another resolution."""
-        return {"images": len(self), "classes": list(self.classes), "fingerprint": self.fingerprint(), "sample": self.sample()}
+        """What a manifest says about the data: enough to refuse another, or the same at another
+        resolution."""
+        return {
+            "images": len(self),
+            "classes": list(self.classes),
+            "fingerprint": self.fingerprint(),
+            "sample": self.sample(),
+        }
 
     def sample(self) -> str:
         """sha256 over the pixels of eight images, spread over the set."""
@@ -70,7 +76,12 @@ class Source:
 
     def take(self, chosen: Sequence[int]) -> Source:
         """Only the images at these positions, in this order."""
-        return Source(self.classes, [self.names[i] for i in chosen], [self.labels[i] for i in chosen], lambda i: self.open(chosen[i]))
+        return Source(
+            self.classes,
+            [self.names[i] for i in chosen],
+            [self.labels[i] for i in chosen],
+            lambda i: self.open(chosen[i]),
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,8 @@ def as_float(pixels: Tensor) -> Tensor:
 
 
 def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
-    """timm's evaluation transform to (3, H, W) uint8: resize, crop, no normalisation (that is in the model)."""
+    """timm's evaluation transform to (3, H, W) uint8: resize, crop, no normalisation (that is in the
+    model)."""
     return timm.data.create_transform(
         (3, *spec.image_size),
         is_training=False,
@@ -120,13 +132,19 @@ def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
 
 
 def check_training_classes(train: Source, validation: Source) -> None:
-    """Refuse what cannot be trained or judged: other classes in validation, or classes without an image on either side."""
+    """Refuse what cannot be trained or judged: other classes in validation, or classes without an image on
+    either side."""
     if validation.classes != train.classes:
-        raise DataError(f"validation data: expected the classes {', '.join(train.classes[:5])}, found {', '.join(validation.classes[:5])}")
+        raise DataError(
+            f"validation data: expected the classes {', '.join(train.classes[:5])}, found "
+            f"{', '.join(validation.classes[:5])}"
+        )
     for what, source in (("training", train), ("validation", validation)):
         empty = [name for label, name in enumerate(train.classes) if label not in set(source.labels)]
         if empty:
-            raise DataError(f"{what} data: expected images of every class, found none of {', '.join(empty[:5])}")
+            raise DataError(
+                f"{what} data: expected images of every class, found none of {', '.join(empty[:5])}"
+            )
 
 
 def collate(items: list[Item]) -> tuple[Tensor, Tensor]:
@@ -137,4 +155,6 @@ def collate(items: list[Item]) -> tuple[Tensor, Tensor]:
     for item in items:
         if item.pixels is None:
             raise DataError(f"image {item.name} cannot be read ({item.error}); remove or replace it")
-    return torch.stack([item.pixels for item in items if item.pixels is not None]), torch.tensor([item.label for item in items])
+    return torch.stack([item.pixels for item in items if item.pixels is not None]), torch.tensor(
+        [item.label for item in items]
+    )

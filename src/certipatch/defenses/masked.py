@@ -32,7 +32,8 @@ class MaskedClassifier:
         hole = masks.uncovered_patches()
         if hole is not None:
             raise SoundnessError(
-                f"masks: expected every patch to be covered, found {' with '.join(map(str, hole))} that no mask covers; use MaskSet.covering"
+                f"masks: expected every patch to be covered, found {' with '.join(map(str, hole))} that no "
+                "mask covers; use MaskSet.covering"
             )
         self.masks = masks
         colour = torch.as_tensor(find_mean(model) if fill is None else fill, dtype=torch.float32).reshape(-1)
@@ -49,7 +50,13 @@ class MaskedClassifier:
         if compile or shared_prefix:  # both run the model as it is now
             _check_model(model)
         self.network = Network(
-            model, masks, fill=self.fill, batch_size=self.batch_size, precision=precision, compile=compile, shared_prefix=shared_prefix
+            model,
+            masks,
+            fill=self.fill,
+            batch_size=self.batch_size,
+            precision=precision,
+            compile=compile,
+            shared_prefix=shared_prefix,
         )
 
     @property
@@ -66,12 +73,27 @@ class MaskedClassifier:
         expected = (3, *self.masks.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise SoundnessError(
-                f"images: expected (N, {', '.join(map(str, expected))}), found {tuple(images.shape)}; resize them or build masks of that size"
+                f"images: expected (N, {', '.join(map(str, expected))}), found {tuple(images.shape)}; "
+                "resize them or build masks of that size"
             )
         if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-            raise SoundnessError("images: expected float values in [0, 1], found others; normalisation belongs inside the model")
+            raise SoundnessError(
+                "images: expected float values in [0, 1], found others; normalisation belongs inside the "
+                "model"
+            )
         if labels is None:
             return
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (labels < 0).any():
-            found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-            raise SoundnessError(f"labels: expected an int64 tensor ({len(images)},) of classes from 0 up, found {found}")
+        if (
+            not isinstance(labels, Tensor)
+            or labels.dtype != torch.int64
+            or labels.shape != images.shape[:1]
+            or (labels < 0).any()
+        ):
+            found = (
+                f"{labels.dtype} {tuple(labels.shape)}"
+                if isinstance(labels, Tensor)
+                else type(labels).__name__
+            )
+            raise SoundnessError(
+                f"labels: expected an int64 tensor ({len(images)},) of classes from 0 up, found {found}"
+            )

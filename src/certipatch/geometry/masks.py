@@ -1,7 +1,8 @@
 """Mask sets that cover every position of an adversarial patch.
 
-Source: PatchCleanser (Xiang, Mahloujifar, Mittal; USENIX Security 2022), section 3.2 "R-covering mask set", and its code for
-several shapes and two patches (misc/pc_multiple.py); the coarse set of Multi-size Greedy Cutout: Greedy Cutout, section 3.
+Source: PatchCleanser (Xiang, Mahloujifar, Mittal; USENIX Security 2022), section 3.2 "R-covering mask set",
+and its code for several shapes and two patches (misc/pc_multiple.py); the coarse set of Multi-size Greedy
+Cutout: Greedy Cutout, section 3.
 
 Here is geometry on integers only. A *patch* is the attacker's region, a *mask* the defender's.
 """
@@ -27,7 +28,8 @@ def axis_starts(n: int, p: int, k: int) -> tuple[int, list[int]]:
     """Mask side and mask starts on one axis of ``n`` pixels, patch side ``p``, at most ``k`` masks.
 
     Stride ``s = ceil((n-p+1)/k)``, side ``m = min(p+s-1, n)``, starts ``0, s, 2s, ...`` and ``n-m`` itself.
-    Two neighbouring starts differ by at most ``s``, so each of the ``n-p+1`` patch positions lies within a mask.
+    Two neighbouring starts differ by at most ``s``, so each of the ``n-p+1`` patch positions lies within a
+    mask.
 
     >>> axis_starts(224, 39, 3)
     (100, [0, 62, 124])
@@ -41,14 +43,15 @@ def axis_starts(n: int, p: int, k: int) -> tuple[int, list[int]]:
 class MaskSet:
     """Masks such that whatever the attacker places is covered by at least one of them.
 
-    He has one patch of ``patch_size``, or of one of the ``other_patch_sizes``; or ``patches`` of them at once, which one mask
-    has to cover together.
+    He has one patch of ``patch_size``, or of one of the ``other_patch_sizes``; or ``patches`` of them at
+    once, which one mask has to cover together.
 
     Attributes:
         image_size, patch_size: (height, width) in pixels.
         masks_per_axis: k as asked for, an upper bound; 0 where none was.
         windows: for each mask the tuple of rectangles that it hides.
-        grid: of a set for one patch of one shape, the number of mask rows and columns (row-major order), else None.
+        grid: of a set for one patch of one shape, the number of mask rows and columns (row-major order), else
+            None.
         other_patch_sizes: further shapes, (height, width) each.
         patches: 1, or 2 for two patches, of any of the shapes each; they may overlap.
     """
@@ -62,7 +65,8 @@ class MaskSet:
     patches: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what would make "every patch is covered" hold of nothing, or mean other pixels than it says."""
+        """Refuse what would make "every patch is covered" hold of nothing, or mean other pixels than it
+        says."""
         if min(self.image_size) < 1:
             raise ConfigError(f"image size {by(self.image_size)}: expected at least 1x1 pixels")
         for size in self.patch_sizes:
@@ -75,29 +79,48 @@ class MaskSet:
 
     @classmethod
     def covering(
-        cls, *, image_size: Size, patch_size: Size, masks_per_axis: int, other_patch_sizes: Iterable[Size] = (), patches: int = 1
+        cls,
+        *,
+        image_size: Size,
+        patch_size: Size,
+        masks_per_axis: int,
+        other_patch_sizes: Iterable[Size] = (),
+        patches: int = 1,
     ) -> MaskSet:
         """The R-covering set of PatchCleanser: the product of :func:`axis_starts` of both axes, row by row.
 
-        Of several shapes it is the union of each one's set, the tallest shape first. For two patches a mask is the union of two
-        different masks of the set for one. (PatchCleanser's code has each mask united with itself as well. Those hide nothing that
-        is not hidden by another, so without them the set covers as much, costs less and demands less of a certificate.)
+        Of several shapes it is the union of each one's set, the tallest shape first. For two patches a mask
+        is the union of two different masks of the set for one. (PatchCleanser's code has each mask united
+        with itself as well. Those hide nothing that is not hidden by another, so without them the set covers
+        as much, costs less and demands less of a certificate.)
 
-        Raises ConfigError for sizes that are not positive, a patch larger than the image, a ``masks_per_axis`` below 1 or above
-        the number of patch positions on an axis, a shape that fits into another, or other than 1 or 2 patches.
+        Raises ConfigError for sizes that are not positive, a patch larger than the image, a
+        ``masks_per_axis`` below 1 or above the number of patch positions on an axis, a shape that fits into
+        another, or other than 1 or 2 patches.
         """
         sizes = sorted({patch_size, *other_patch_sizes}, reverse=True)
         for small, large in permutations(sizes, 2):
             if small[0] <= large[0] and small[1] <= large[1]:
                 raise ConfigError(
-                    f"patch {by(small)}: fits into {by(large)}, whose masks cover it; drop it, or certify for each (with a comma)"
+                    f"patch {by(small)}: fits into {by(large)}, whose masks cover it; drop it, or certify "
+                    "for each (with a comma)"
                 )
         grids = [_grid(image_size, size, masks_per_axis) for size in sizes]
-        masks: tuple[tuple[Window, ...], ...] = tuple(dict.fromkeys((window,) for windows, _ in grids for window in windows))
+        masks: tuple[tuple[Window, ...], ...] = tuple(
+            dict.fromkeys((window,) for windows, _ in grids for window in windows)
+        )
         if patches == 2:
             masks = tuple(one + other for one, other in combinations(masks, 2)) or masks
         grid = grids[0][1] if len(sizes) == patches == 1 else None
-        return cls(image_size, sizes[0], masks_per_axis, masks, grid, other_patch_sizes=tuple(sizes[1:]), patches=patches)
+        return cls(
+            image_size,
+            sizes[0],
+            masks_per_axis,
+            masks,
+            grid,
+            other_patch_sizes=tuple(sizes[1:]),
+            patches=patches,
+        )
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -120,18 +143,25 @@ class MaskSet:
 
     @property
     def threat(self) -> dict[str, Any]:
-        """What the set is against, as :meth:`covering` takes it: ``patch_size``, and of the rest what is not its default."""
+        """What the set is against, as :meth:`covering` takes it: ``patch_size``, and of the rest what is not
+        its default."""
         rest = {"other_patch_sizes": self.other_patch_sizes} if self.other_patch_sizes else {}
-        return {"patch_size": self.patch_size, **rest, **({"patches": self.patches} if self.patches != 1 else {})}
+        return {
+            "patch_size": self.patch_size,
+            **rest,
+            **({"patches": self.patches} if self.patches != 1 else {}),
+        }
 
     @property
     def name(self) -> str:
-        """``39x39-k6``, ``39x20+20x39-k6``, ``2-patches-20x20-k3``: the folder of its records where there are several."""
+        """``39x39-k6``, ``39x20+20x39-k6``, ``2-patches-20x20-k3``: the folder of its records where there are
+        several."""
         patches = f"{self.patches}-patches-" if self.patches != 1 else ""
         return f"{patches}{'+'.join(map(by, self.patch_sizes))}-k{self.masks_per_axis}"
 
     def to_json(self) -> dict[str, Any]:
-        """The set as a manifest states it: the threat, and each mask's windows as [top, left, height, width]."""
+        """The set as a manifest states it: the threat, and each mask's windows as [top, left, height,
+        width]."""
         return {
             **self.threat,
             "image_size": self.image_size,
@@ -142,14 +172,18 @@ class MaskSet:
     def coarsen(self) -> tuple[MaskSet, tuple[tuple[int, ...], ...]]:
         """The coarse set: each mask is the union of a 2x2 block of neighbouring masks of this grid.
 
-        Returns the coarse set and, for each coarse mask, the indices of its (4) children here. Where the number
-        of starts is odd, the last block overlaps its neighbour, so every fine mask lies in a coarse one and the
-        coarse set covers whatever this one does. Neighbours touch or overlap, so the union is a rectangle.
+        Returns the coarse set and, for each coarse mask, the indices of its (4) children here. Where the
+        number of starts is odd, the last block overlaps its neighbour, so every fine mask lies in a coarse
+        one and the coarse set covers whatever this one does. Neighbours touch or overlap, so the union is a
+        rectangle.
 
         Raises ConfigError for a set that is not a grid.
         """
         if self.grid is None:
-            raise ConfigError("only a grid of masks can be coarsened; build it with MaskSet.covering, for one patch of one shape")
+            raise ConfigError(
+                "only a grid of masks can be coarsened; build it with MaskSet.covering, for one patch of "
+                "one shape"
+            )
         rows, columns = self.grid
         windows, children = [], []
         for row_block, column_block in product(_pairs(rows), _pairs(columns)):
@@ -163,10 +197,11 @@ class MaskSet:
         return MaskSet(self.image_size, self.patch_size, 0, tuple(windows), grid=grid), tuple(children)
 
     def uncovered_patches(self) -> tuple[Window, ...] | None:
-        """Patches that the attacker may place and no mask covers, or None if the set covers: exact, everything is tried.
+        """Patches that the attacker may place and no mask covers, or None if the set covers: exact,
+        everything is tried.
 
-        Two patches are covered by a mask that hides both. That depends only on which masks hide each, so of all
-        places one is tried for each different answer to that, with every other.
+        Two patches are covered by a mask that hides both. That depends only on which masks hide each, so of
+        all places one is tried for each different answer to that, with every other.
         """
         if self.patches == 1:
             holes = (self.uncovered_patch(size) for size in self.patch_sizes)
@@ -183,7 +218,8 @@ class MaskSet:
         return next(((one, other) for (a, one), (b, other) in pairs if not a & b), None)
 
     def uncovered_patch(self, patch_size: Size) -> Window | None:
-        """A position of one patch that no mask covers, or None if the set covers: exact, every position is tried.
+        """A position of one patch that no mask covers, or None if the set covers: exact, every position is
+        tried.
 
         A mask covers a patch if it hides each of its pixels, be it with several windows.
         """
@@ -216,7 +252,8 @@ def _grid(image_size: Size, patch_size: Size, masks_per_axis: int) -> tuple[list
     most = max(n - p + 1 for n, p in zip(image_size, patch_size, strict=True))
     if not 1 <= masks_per_axis <= most:
         raise ConfigError(
-            f"masks per axis {masks_per_axis}: expected 1 to {most}, the positions on an axis of a patch of {by(patch_size)} in an image of "
+            f"masks per axis {masks_per_axis}: expected 1 to {most}, the positions on an axis of a patch of "
+            f"{by(patch_size)} in an image of "
             f"{by(image_size)}; choose a smaller patch or --masks-per-axis"
         )
     (height, tops), (width, lefts) = (

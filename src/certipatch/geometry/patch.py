@@ -33,7 +33,8 @@ def patch_side(percent: Fraction, image_size: Size) -> int:
 
 
 def parse_patch(text: str, image_size: Size) -> Size:
-    """``"3%"`` (share of the area, a square), ``"39"`` (square) or ``"39x20"`` (height x width) -> (height, width).
+    """``"3%"`` (share of the area, a square), ``"39"`` (square) or ``"39x20"`` (height x width) -> (height,
+    width).
 
     Raises ConfigError for anything else, and for a patch that is empty or larger than the image.
     """
@@ -49,7 +50,9 @@ def parse_patch(text: str, image_size: Size) -> Size:
             if len(sides) > 2:
                 raise ValueError
     except (ValueError, ZeroDivisionError):
-        raise ConfigError(f"patch {text!r}: expected '3%' of the area, '39' or '39x20' pixels (height x width)") from None
+        raise ConfigError(
+            f"patch {text!r}: expected '3%' of the area, '39' or '39x20' pixels (height x width)"
+        ) from None
     _check_patch(size, image_size, shown=text)
     return size
 
@@ -63,7 +66,10 @@ def _check_patch(patch_size: Size, image_size: Size, *, shown: str) -> None:
     if min(patch_size) < 1:
         raise ConfigError(f"patch {shown!r}: expected at least 1 pixel on each side, found {by(patch_size)}")
     if patch_size[0] > image_size[0] or patch_size[1] > image_size[1]:
-        raise ConfigError(f"patch {shown!r}: {by(patch_size)} pixels do not fit into an image of {by(image_size)}; choose a smaller patch")
+        raise ConfigError(
+            f"patch {shown!r}: {by(patch_size)} pixels do not fit into an image of {by(image_size)}; choose "
+            "a smaller patch"
+        )
 
 
 def by(size: Size) -> str:
@@ -86,4 +92,10 @@ def threat_text(patch_size: Size, other_patch_sizes: tuple[Size, ...] = (), patc
     ('39x20+20x39', '2 x 20x20', '2 x (39x20+20x39)')
     """
     shapes = "+".join(map(by, (patch_size, *other_patch_sizes)))
-    return shapes if patches == 1 else f"{patches} x ({shapes})" if other_patch_sizes else f"{patches} x {shapes}"
+    return (
+        shapes
+        if patches == 1
+        else f"{patches} x ({shapes})"
+        if other_patch_sizes
+        else f"{patches} x {shapes}"
+    )

@@ -16,7 +16,12 @@ from .weights import LITE0_PACKAGE, _line, _lite0_state, _some, load_state, read
 
 
 def describe(
-    name: str, *, classes: tuple[str, ...], num_classes: int, image_size: tuple[int, int] | None = None, crop_pct: float | None = None
+    name: str,
+    *,
+    classes: tuple[str, ...],
+    num_classes: int,
+    image_size: tuple[int, int] | None = None,
+    crop_pct: float | None = None,
 ) -> ModelSpec:
     """The spec of a timm model as timm would evaluate it, at another size or crop if asked for.
 
@@ -24,9 +29,14 @@ def describe(
     """
     if name == SMALL_CNN:
         if image_size not in (None, (32, 32)):
-            raise ConfigError(f"model {SMALL_CNN}: expected --image-size 32, found {image_size}; choose a timm model for other sizes")
+            raise ConfigError(
+                f"model {SMALL_CNN}: expected --image-size 32, found {image_size}; choose a timm model for "
+                "other sizes"
+            )
         half = (0.5, 0.5, 0.5)
-        return ModelSpec(arch=name, num_classes=num_classes, classes=classes, image_size=(32, 32), mean=half, std=half)
+        return ModelSpec(
+            arch=name, num_classes=num_classes, classes=classes, image_size=(32, 32), mean=half, std=half
+        )
     config = timm.data.resolve_data_config(pretrained_cfg=_pretrained_cfg(name).to_dict())
     return ModelSpec(
         arch=name,
@@ -46,14 +56,24 @@ def _pretrained_cfg(name: str) -> timm.models.PretrainedCfg:
         with suppress(RuntimeError):  # no such tag
             if (config := timm.models.get_pretrained_cfg(name)) is not None:
                 return config
-    renamed = timm.models.get_deprecated_models().get(name)  # the names of older timm, as papers' codes have them
-    near = [renamed] if renamed else difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()])
+    renamed = timm.models.get_deprecated_models().get(
+        name
+    )  # the names of older timm, as papers' codes have them
+    near = (
+        [renamed]
+        if renamed
+        else difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()])
+    )
     hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-    raise ConfigError(f"unknown model {name!r}: expected a training run (a folder with manifest.json) or a timm name; {hint}")
+    raise ConfigError(
+        f"unknown model {name!r}: expected a training run (a folder with manifest.json) or a timm name; "
+        f"{hint}"
+    )
 
 
 def default_num_classes(name: str, weights: str | None, pretrained: bool) -> int | None:
-    """How many classes a model with given weights tells apart, before it is built; None if it has no weights."""
+    """How many classes a model with given weights tells apart, before it is built; None if it has no
+    weights."""
     if weights is not None:
         if weights == LITE0_PACKAGE:
             return 1000
@@ -62,12 +82,20 @@ def default_num_classes(name: str, weights: str | None, pretrained: bool) -> int
         for key in (f"{head}.weight", f"{head}.fc.weight"):
             if key in state:
                 return int(state[key].shape[0])
-        raise ModelError(f"weights {weights}: expected an entry {head}.weight of {name}, found {_some(state)}; is it another architecture?")
+        raise ModelError(
+            f"weights {weights}: expected an entry {head}.weight of {name}, found {_some(state)}; is it "
+            "another architecture?"
+        )
     return int(_pretrained_cfg(name).num_classes) if pretrained and name != SMALL_CNN else None
 
 
 def build(
-    spec: ModelSpec, *, pretrained: bool = False, weights: str | None = None, replace_head: bool = False, seed: int = 0
+    spec: ModelSpec,
+    *,
+    pretrained: bool = False,
+    weights: str | None = None,
+    replace_head: bool = False,
+    seed: int = 0,
 ) -> nn.Sequential:
     """``Sequential(Normalize, network)`` in evaluation mode; what is not loaded is drawn with ``seed``.
 
@@ -83,7 +111,8 @@ def build(
     there = default_num_classes(spec.arch, weights, pretrained) or spec.num_classes
     if there != spec.num_classes and not replace_head:
         raise ModelError(
-            f"model {spec.arch}: its weights tell {there} classes apart, the data has {spec.num_classes}; give --class-map, or train a new head first"
+            f"model {spec.arch}: its weights tell {there} classes apart, the data has {spec.num_classes}; "
+            "give --class-map, or train a new head first"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -93,7 +122,10 @@ def build(
             load_state(network, state, source=weights, arch=spec.arch)
         if there != spec.num_classes:
             if not hasattr(network, "reset_classifier"):
-                raise ModelError(f"model {spec.arch}: weights of {there} classes cannot be fine-tuned to {spec.num_classes}")
+                raise ModelError(
+                    f"model {spec.arch}: weights of {there} classes cannot be fine-tuned to "
+                    f"{spec.num_classes}"
+                )
             network.reset_classifier(spec.num_classes)  # type: ignore[operator]
     return nn.Sequential(Normalize(spec.mean, spec.std), network.to(memory_format=torch.channels_last)).eval()  # type: ignore[call-overload]
 
@@ -115,5 +147,8 @@ def _network(spec: ModelSpec, pretrained: bool) -> nn.Module:
             if "img_size" not in str(error):
                 raise
         except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights registered
-            raise ModelError(f"model {spec.arch}: its pretrained weights cannot be loaded ({_line(error)}); give --weights FILE") from error
+            raise ModelError(
+                f"model {spec.arch}: its pretrained weights cannot be loaded ({_line(error)}); give "
+                "--weights FILE"
+            ) from error
     raise ModelError(f"model {spec.arch} cannot be built")

@@ -24,7 +24,8 @@ class Normalize(nn.Module):
 
 
 class SmallCNN(nn.Sequential):
-    """The demo's network for 32x32 images: four 3x3 convolutions with BatchNorm, about 0.1 million weights."""
+    """The demo's network for 32x32 images: four 3x3 convolutions with BatchNorm, about 0.1 million
+    weights."""
 
     HEAD = "13"  # the name of the last layer in the state dict
 

@@ -33,5 +33,6 @@ def _guard(folder: Path, action: Callable[[], T]) -> T:
         return action()
     except OSError as error:
         raise RecordsError(
-            f"{folder}: {error.strerror or error}; lines written before are kept, free some space and use --resume"
+            f"{folder}: {error.strerror or error}; lines written before are kept, free some space and use "
+            "--resume"
         ) from error

@@ -1,10 +1,11 @@
 """Records: what was found, one JSON line an image, beside a manifest of how.
 
-A folder holds ``manifest.json`` (written once at the start, once more when everything is there) and an append-only
-JSON Lines file, with the hash of each line in a file beside it (``records.sha256``). ``manifest["experiment"]`` is everything that can
-change a result; a folder is continued only by the very same experiment. Several processes that share the images have a pair of files each, named by their shard:
-``manifest-2-of-8.json`` and ``records-2-of-8.jsonl``; together they are the folder's records, whoever wrote them.
-Nothing here loads torch, so records can be read anywhere.
+A folder holds ``manifest.json`` (written once at the start, once more when everything is there) and an
+append-only JSON Lines file, with the hash of each line in a file beside it (``records.sha256``).
+``manifest["experiment"]`` is everything that can change a result; a folder is continued only by the very same
+experiment. Several processes that share the images have a pair of files each, named by their shard:
+``manifest-2-of-8.json`` and ``records-2-of-8.jsonl``; together they are the folder's records, whoever wrote
+them. Nothing here loads torch, so records can be read anywhere.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MANIFEST = "manifest.json"
 
 
 class Expected(BaseModel):
-    """What readers rely on in a manifest that anyone may have written; entries beyond it are not looked at."""
+    """What readers rely on in a manifest that anyone may have written; entries beyond it are not looked
+    at."""
 
     model_config = ConfigDict(strict=True)
 
@@ -45,7 +47,9 @@ Count = Annotated[int, Field(ge=0, le=10**12)]
 Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
 
 
-Rectangle = Annotated[list[Annotated[int, Field(ge=0, le=10_000)]], Field(min_length=4, max_length=4)]  # top, left, height, width
+Rectangle = Annotated[
+    list[Annotated[int, Field(ge=0, le=10_000)]], Field(min_length=4, max_length=4)
+]  # top, left, height, width
 
 
 class _Masks(Expected):
@@ -104,7 +108,12 @@ class Attack(Expected):
     images: Count
 
 
-EXPERIMENTS: dict[str, type[Expected]] = {"certify": Certification, "detect": Certification, "train": TrainingRun, "attack": Attack}
+EXPERIMENTS: dict[str, type[Expected]] = {
+    "certify": Certification,
+    "detect": Certification,
+    "train": TrainingRun,
+    "attack": Attack,
+}
 
 
 def manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[str, Any]:
@@ -143,7 +152,8 @@ def _division(path: Path) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder; of several shards the first, ``finished`` only if all that have begun are.
 
-    Raises RecordsError if there is none, one is damaged or of a newer format, or they are not of one experiment.
+    Raises RecordsError if there is none, one is damaged or of a newer format, or they are not of one
+    experiment.
     """
     found = list(read_manifests(folder).values())
     if not found:
@@ -151,13 +161,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for other in found[1:]:
         differing = differences(other["experiment"], found[0]["experiment"])
         if differing or other["kind"] != found[0]["kind"]:
-            raise RecordsError(f"{folder}: holds shards of different experiments ({'; '.join(differing[:3])}); keep those of one")
+            raise RecordsError(
+                f"{folder}: holds shards of different experiments ({'; '.join(differing[:3])}); keep those "
+                "of one"
+            )
     try:
         EXPERIMENTS.get(found[0]["kind"], Expected).model_validate(found[0]["experiment"])
     except ValidationError as error:
         problem = error.errors()[0]
-        what = f"lacks {problem['loc'][-1]!r}" if problem["type"] == "missing" else f"is damaged ({first_problem(error)})"
-        raise RecordsError(f"{folder}: its manifest {what}; restore it or start again in another folder") from error
+        what = (
+            f"lacks {problem['loc'][-1]!r}"
+            if problem["type"] == "missing"
+            else f"is damaged ({first_problem(error)})"
+        )
+        raise RecordsError(
+            f"{folder}: its manifest {what}; restore it or start again in another folder"
+        ) from error
     finished = all(one["finished"] is not None for one in found)
     return found[0] if finished else {**found[0], "finished": None}
 
@@ -177,20 +196,29 @@ def read_manifests(folder: Path) -> dict[Path, dict[str, Any]]:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
-        if not isinstance(found, dict) or not isinstance(found["experiment"], dict) or not isinstance(found["kind"], str):
+        if (
+            not isinstance(found, dict)
+            or not isinstance(found["experiment"], dict)
+            or not isinstance(found["kind"], str)
+        ):
             raise ValueError("not a manifest")
         found["finished"]
         if found["format"] != FORMAT:
-            raise RecordsError(f"{path}: expected format {FORMAT}, found {found['format']}; use the version of certipatch that wrote it")
+            raise RecordsError(
+                f"{path}: expected format {FORMAT}, found {found['format']}; use the version of certipatch "
+                "that wrote it"
+            )
         return unseal(found)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise RecordsError(
-            f"{path}: damaged ({' '.join(str(error).split())[:100]}); restore it or start again in another folder"
+            f"{path}: damaged ({' '.join(str(error).split())[:100]}); restore it or start again in another "
+            "folder"
         ) from error
 
 
 def network_of(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
-    """How a certification ran its network: ``batch_size``, ``compiled``, ``shared_prefix``; empty if its manifest does not say.
+    """How a certification ran its network: ``batch_size``, ``compiled``, ``shared_prefix``; empty if its
+    manifest does not say.
 
     Raises RecordsError if what it says cannot be.
     """
@@ -201,7 +229,9 @@ def network_of(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
     try:
         return _Network.model_validate(found).model_dump()
     except ValidationError as error:
-        raise RecordsError(f"{where}: environment.network: {first_problem(error)}; restore it or certify again") from None
+        raise RecordsError(
+            f"{where}: environment.network: {first_problem(error)}; restore it or certify again"
+        ) from None
 
 
 def now() -> str:
@@ -212,7 +242,9 @@ def _commit() -> str | None:
     """The commit of the source tree this package is run from, if it is one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "manifest.py"], capture_output=True, check=False)
+        tracked = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", "manifest.py"], capture_output=True, check=False
+        )
         answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     except OSError:  # no git on this machine
         return None

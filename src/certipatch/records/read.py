@@ -18,7 +18,8 @@ from .seals import LineHashes, sha256
 
 
 def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
-    """The complete lines of a JSON Lines file; with ``repair`` a last line without its end is cut off the file.
+    """The complete lines of a JSON Lines file; with ``repair`` a last line without its end is cut off the
+    file.
 
     Raises RecordsError naming the first line that is damaged.
     """
@@ -36,7 +37,8 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
                 raise ValueError("not an object")
         except (ValueError, RecursionError) as error:
             raise RecordsError(
-                f"{path}, line {number}: damaged ({' '.join(str(error).split())[:80]}); restore the file or start again in another folder"
+                f"{path}, line {number}: damaged ({' '.join(str(error).split())[:80]}); restore the file or "
+                "start again in another folder"
             ) from error
         lines.append(value)
     return lines
@@ -52,7 +54,8 @@ def read_images(folder: Path, kind: type[R]) -> list[R]:
 
     What was changed since it was written is refused.
 
-    Raises RecordsError for a damaged or changed line, an image that occurs twice, or lines without their manifest.
+    Raises RecordsError for a damaged or changed line, an image that occurs twice, or lines without their
+    manifest.
     """
     manifests = read_manifests(folder)
     known = {folder / _of_shard(RECORDS, _shard_of(path)): manifest for path, manifest in manifests.items()}
@@ -67,7 +70,9 @@ def read_images(folder: Path, kind: type[R]) -> list[R]:
             except ValidationError as error:
                 raise RecordsError(f"{path}, line {number}: {first_problem(error)}") from error
             if record.index in records:
-                raise RecordsError(f"{path}, line {number}: image {record.index} occurs twice; keep one of the lines")
+                raise RecordsError(
+                    f"{path}, line {number}: image {record.index} occurs twice; keep one of the lines"
+                )
             records[record.index] = record
         _check_written(manifest, path)
     return [records[index] for index in sorted(records)]
@@ -81,12 +86,14 @@ def read_written(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _check_written(manifest: dict[str, Any], lines: Path) -> None:
-    """Refuse lines that are not those that were written: a finished writer stated the hash of all, one under way that of each."""
+    """Refuse lines that are not those that were written: a finished writer stated the hash of all, one under
+    way that of each."""
     data = _guard(lines.parent, lines.read_bytes) if lines.exists() else b""
     if (finished := manifest["finished"]) is None:
         if data and not (hashes := LineHashes(lines).path).exists():
             raise RecordsError(
-                f"{lines}: expected {hashes.name} with the hash of each line beside it, found none; copy both or start again"
+                f"{lines}: expected {hashes.name} with the hash of each line beside it, found none; copy "
+                "both or start again"
             )
         if (number := _guard(lines.parent, lambda: LineHashes(lines).first_changed(data))) is not None:
             raise RecordsError(
@@ -97,11 +104,14 @@ def _check_written(manifest: dict[str, Any], lines: Path) -> None:
     try:
         expected = finished["lines"], finished["sha256"]
     except (KeyError, TypeError) as error:
-        raise RecordsError(f"{lines.parent}: its manifest lacks {error}; restore it or start again in another folder") from error
+        raise RecordsError(
+            f"{lines.parent}: its manifest lacks {error}; restore it or start again in another folder"
+        ) from error
     found = (data.count(b"\n"), sha256(data))
     if found != expected:
         raise RecordsError(
-            f"{lines}: is not what was written ({found[0]} lines found, {expected[0]} written); restore it or start again in another folder"
+            f"{lines}: is not what was written ({found[0]} lines found, {expected[0]} written); restore it "
+            "or start again in another folder"
         )
 
 
@@ -119,6 +129,8 @@ def read_attacks(folder: Path) -> list[AttackRecord]:
         except ValidationError as error:
             raise RecordsError(f"{folder / ATTACKS}, line {number}: {first_problem(error)}") from error
         if record.index in records:
-            raise RecordsError(f"{folder / ATTACKS}, line {number}: image {record.index} occurs twice; keep one of the lines")
+            raise RecordsError(
+                f"{folder / ATTACKS}, line {number}: image {record.index} occurs twice; keep one of the lines"
+            )
         records[record.index] = record
     return [records[index] for index in sorted(records)]

@@ -14,8 +14,8 @@ RECORDS = "records.jsonl"
 class Record(Frozen):
     """One image: :class:`certipatch.defense.Verdict` with the image's place, name and hash.
 
-    ``pixels`` is the sha256 of the (3, H, W) uint8 tensor the model saw. An unreadable image has an ``error``,
-    no labels of ours, and counts as not certified, not correct.
+    ``pixels`` is the sha256 of the (3, H, W) uint8 tensor the model saw. An unreadable image has an
+    ``error``, no labels of ours, and counts as not certified, not correct.
     """
 
     index: int = Field(ge=0)
@@ -44,11 +44,13 @@ class Record(Frozen):
 
 
 class DetectionRecord(Frozen):
-    """One image: :class:`certipatch.detection.Detection` with the image's place, name and hash, for every threshold at once.
+    """One image: :class:`certipatch.detection.Detection` with the image's place, name and hash, for every
+    threshold at once.
 
-    ``agreement``: the smallest one-mask confidence if all one-mask labels are the true one, else None; certified at every threshold
-    below it. ``dissent``: the largest confidence of a one-mask label other than ``vanilla_label``, else None; an alarm at every
-    threshold below it. An unreadable image has an ``error`` and neither; it counts as wrong and as not certified.
+    ``agreement``: the smallest one-mask confidence if all one-mask labels are the true one, else None;
+    certified at every threshold below it. ``dissent``: the largest confidence of a one-mask label other than
+    ``vanilla_label``, else None; an alarm at every threshold below it. An unreadable image has an ``error``
+    and neither; it counts as wrong and as not certified.
     """
 
     index: int = Field(ge=0)
@@ -63,7 +65,8 @@ class DetectionRecord(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """If all one-mask labels are the true one, they dissent from F(x) all or none; if not, some dissent from an F(x) that is right."""
+        """If all one-mask labels are the true one, they dissent from F(x) all or none; if not, some dissent
+        from an F(x) that is right."""
         if self.error is not None:
             possible = self.agreement is None and self.dissent is None and self.vanilla_label is None
         elif self.vanilla_label is None:
@@ -86,11 +89,13 @@ ATTACKS = "attacks.jsonl"
 
 
 class AttackRecord(Frozen):
-    """The attack on one image: the best attempt, and how many were made. The patch is ``height`` x ``width`` pixels at (``top``, ``left``).
+    """The attack on one image: the best attempt, and how many were made. The patch is ``height`` x ``width``
+    pixels at (``top``, ``left``).
 
-    ``ways``: how many goals the clean table leaves open. ``broken``: the defended model can be made to answer wrongly; without a
-    place (``top``, ``left``) it does so on the clean image. ``defended_label`` and ``vanilla_label`` are those under the patch;
-    ``image`` is the patched image as the model saw it, ``pixels`` its sha256.
+    ``ways``: how many goals the clean table leaves open. ``broken``: the defended model can be made to answer
+    wrongly; without a place (``top``, ``left``) it does so on the clean image. ``defended_label`` and
+    ``vanilla_label`` are those under the patch; ``image`` is the patched image as the model saw it,
+    ``pixels`` its sha256.
     """
 
     index: int

@@ -42,7 +42,8 @@ def unseal(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 class LineHashes:
-    """A file beside a JSON Lines file with the sha256 of each of its lines: ``records.jsonl`` has ``records.sha256``.
+    """A file beside a JSON Lines file with the sha256 of each of its lines: ``records.jsonl`` has
+    ``records.sha256``.
 
     The hash is on disk before the line is, so that a kill leaves no line without one.
     """
@@ -60,7 +61,8 @@ class LineHashes:
             os.truncate(self.path, min(lines * (LENGTH + 1), self.path.stat().st_size))
 
     def first_changed(self, data: bytes) -> int | None:
-        """The number, from 1, of the first complete line in ``data`` that is not what was written; None if all are."""
+        """The number, from 1, of the first complete line in ``data`` that is not what was written; None if
+        all are."""
         found = data.split(b"\n")[:-1]
         hashes = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         for number, (line, expected) in enumerate(zip_longest(found, hashes[: len(found)]), start=1):

@@ -21,8 +21,8 @@ from .seals import LineHashes, seal, sha256, write_through
 class Store:
     """The one writer of a manifest and its lines in a folder: append-only, locked, resumable.
 
-    Use as a context manager. Each :meth:`append` is on disk when it returns; a line torn by a kill is dropped on
-    resume. Raises RecordsError when the folder is of another experiment, in use, damaged or not writable.
+    Use as a context manager. Each :meth:`append` is on disk when it returns; a line torn by a kill is dropped
+    on resume. Raises RecordsError when the folder is of another experiment, in use, damaged or not writable.
 
     Args:
         lines: name of the JSON Lines file.
@@ -30,7 +30,9 @@ class Store:
         resume: continue what is there.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], lines: str, *, shard: str = "", resume: bool = False) -> None:
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], lines: str, *, shard: str = "", resume: bool = False
+    ) -> None:
         self.folder, self.manifest, self._shard, self._resume = folder, manifest, shard, resume
         self.path = folder / _of_shard(lines, shard)
         self._hashes = LineHashes(self.path)
@@ -45,7 +47,8 @@ class Store:
             raise self._in_use() from None
         except OSError as error:
             raise RecordsError(
-                f"out {self.folder}: not a folder that can be written ({error.strerror or error}); choose another --out"
+                f"out {self.folder}: not a folder that can be written ({error.strerror or error}); choose "
+                "another --out"
             ) from error
         try:
             self._open()
@@ -57,8 +60,13 @@ class Store:
     def _open(self) -> None:
         mine = self._manifest_path.exists()
         if not mine and self.path.exists():
-            raise RecordsError(f"out {self.folder}: has {self.path.name} but no {self._manifest_path.name}; choose another --out")
-        if not mine:  # written before looking at the others: of two who begin at once, at least one sees the other
+            raise RecordsError(
+                f"out {self.folder}: has {self.path.name} but no {self._manifest_path.name}; choose another "
+                "--out"
+            )
+        if (
+            not mine
+        ):  # written before looking at the others: of two who begin at once, at least one sees the other
             self.write_manifest()
         try:
             self._compare(began=mine)
@@ -78,7 +86,8 @@ class Store:
             raise
 
     def _compare(self, *, began: bool) -> None:
-        """Refuse another experiment, an earlier attempt without ``resume``, and another division that is being written."""
+        """Refuse another experiment, an earlier attempt without ``resume``, and another division that is
+        being written."""
         earlier = began
         for path, found in read_manifests(self.folder).items():
             differing = differences(found["experiment"], self.manifest["experiment"])
@@ -86,7 +95,8 @@ class Store:
                 # Other windows follow from another patch or k, and are long.
                 differing = [line for line in differing if not line.startswith("masks.windows")] or differing
                 raise RecordsError(
-                    f"out {self.folder}: holds another experiment ({'; '.join(differing[:3])}); choose another --out or the same options"
+                    f"out {self.folder}: holds another experiment ({'; '.join(differing[:3])}); choose "
+                    "another --out or the same options"
                 )
             if _division(path) != _division(self._manifest_path):
                 earlier = True
@@ -97,15 +107,22 @@ class Store:
                 except Timeout:
                     raise self._in_use() from None
         if earlier and not self._resume:
-            raise RecordsError(f"out {self.folder}: holds this experiment already; continue it with --resume or choose another --out")
+            raise RecordsError(
+                f"out {self.folder}: holds this experiment already; continue it with --resume or choose "
+                "another --out"
+            )
 
     def _lock_of(self, shard: str, timeout: float = 0) -> FileLock:
         return FileLock(self.folder / f".lock{shard and '-'}{shard}", timeout=timeout)
 
     def _in_use(self) -> RecordsError:
-        return RecordsError(f"out {self.folder}: another process is writing there; wait for it or choose another --out")
+        return RecordsError(
+            f"out {self.folder}: another process is writing there; wait for it or choose another --out"
+        )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._lock.release()
 
     def append(self, lines: Iterable[dict[str, Any]]) -> None:

@@ -1,4 +1,5 @@
-"""Attack the images of a certification: one record each, resumable; a certified image that breaks stops everything."""
+"""Attack the images of a certification: one record each, resumable; a certified image that breaks stops
+everything."""
 
 from __future__ import annotations
 
@@ -51,25 +52,33 @@ def attack(
     limit: int | None = None,
     resume: bool = False,
 ) -> None:
-    """Attack the images that the records in ``certified`` are of, into ``out``: a manifest, ``attacks.jsonl``, the patched images.
+    """Attack the images that the records in ``certified`` are of, into ``out``: a manifest,
+    ``attacks.jsonl``, the patched images.
 
     Args:
-        network, spec, source, masks, options: those of the certification; :func:`certipatch.options.as_certified` compares them, and gives
-            the ``options`` of :class:`PatchCleanser`.
+        network, spec, source, masks, options: those of the certification;
+            :func:`certipatch.options.as_certified` compares them, and gives the ``options`` of
+            :class:`PatchCleanser`.
         limit: only this many of the images, spread over all.
 
     Raises:
-        SoundnessError: a certified image was broken (the folder that it names has all that is needed to replay it), or an image is
-            not the one that was certified. RecordsError: records that are not complete, or ``out`` cannot be used. ConfigError: masks
+        SoundnessError: a certified image was broken (the folder that it names has all that is needed to
+            replay it), or an image is not the one that was certified. RecordsError: records that are not
+            complete, or ``out`` cannot be used. ConfigError: masks
         against two patches.
     """
     check_one_patch(masks)
     about, records = read_manifest(certified), read_records(certified)
     if about["finished"] is None or len(records) != len(source):
         raise RecordsError(
-            f"records {certified}: expected one for each of {len(source)} images, found {len(records)}; run certify --resume"
+            f"records {certified}: expected one for each of {len(source)} images, found {len(records)}; run "
+            "certify --resume"
         )
-    chosen = records if limit is None or limit >= len(records) else [records[i * len(records) // limit] for i in range(limit)]
+    chosen = (
+        records
+        if limit is None or limit >= len(records)
+        else [records[i * len(records) // limit] for i in range(limit)]
+    )
     defense = PatchCleanser(network.to(fabric.device).eval(), masks, **options)
     defense.check_precision(precision_of(fabric))
     experiment = {
@@ -95,7 +104,11 @@ def attack(
             items = [_as_certified(images[record.index], record, certified) for record in block]
             with fabric.autocast():  # gradients of the function that is deployed
                 found = _attack_block(network, defense, items, block, config, fabric.device)
-            new = [_save(out, record, result) for record, result in zip(block, found, strict=True) if record.index not in done]
+            new = [
+                _save(out, record, result)
+                for record, result in zip(block, found, strict=True)
+                if record.index not in done
+            ]
             _check_certificates(out, items, block, found, {"attack": store.manifest, "certification": about})
             store.append(record.model_dump(mode="json") for record in new)
             broken += sum(record.broken for record in new)
@@ -106,7 +119,8 @@ def attack(
 
 @dataclass(frozen=True)
 class Found:
-    """What became of one image: the clean answer, the number of goals, and everything that was judged (nothing if it was wrong anyway)."""
+    """What became of one image: the clean answer, the number of goals, and everything that was judged
+    (nothing if it was wrong anyway)."""
 
     clean: Verdict | None
     ways: int = 0
@@ -115,19 +129,30 @@ class Found:
     @property
     def best(self) -> Result | None:
         """The attempt that broke the image, or else came nearest to it."""
-        return min(self.results, key=lambda result: (not result.broken, result.attempt.shortfall), default=None)
+        return min(
+            self.results, key=lambda result: (not result.broken, result.attempt.shortfall), default=None
+        )
 
 
 def _as_certified(item: Item, record: Record, certified: Path) -> Item:
     if (None if item.pixels is None else sha256(item.pixels)) != record.pixels:
-        raise SoundnessError(f"image {record.index} ({record.name!r}): is not the one that was certified; give the data of {certified}")
+        raise SoundnessError(
+            f"image {record.index} ({record.name!r}): is not the one that was certified; give the data of "
+            f"{certified}"
+        )
     return item
 
 
 def _attack_block(
-    network: nn.Module, defense: PatchCleanser, items: list[Item], records: list[Record], config: AttackConfig, device: torch.device
+    network: nn.Module,
+    defense: PatchCleanser,
+    items: list[Item],
+    records: list[Record],
+    config: AttackConfig,
+    device: torch.device,
 ) -> list[Found]:
-    """Attack those images of a block that the defended model is right on; a block is always attacked as a whole."""
+    """Attack those images of a block that the defended model is right on; a block is always attacked as a
+    whole."""
     found = [Found(None) for _ in items]
     readable = [a for a, item in enumerate(items) if item.pixels is not None]
     if not readable:
@@ -136,7 +161,11 @@ def _attack_block(
     labels = torch.tensor([items[a].label for a in readable], device=device)
     for a, verdict in zip(readable, defense.examine(as_float(pixels)), strict=True):
         found[a] = Found(verdict)
-    right = [b for b, a in enumerate(readable) if (clean := found[a].clean) and clean.defended_label == items[a].label]
+    right = [
+        b
+        for b, a in enumerate(readable)
+        if (clean := found[a].clean) and clean.defended_label == items[a].label
+    ]
     if not right:
         return found
     pixels, labels, readable = pixels[right], labels[right], [readable[b] for b in right]
@@ -146,7 +175,9 @@ def _attack_block(
         for b, table in zip(uncertain, clean_tables(defense, as_float(pixels[uncertain])), strict=True):
             ways[readable[b]] = goals(defense.masks, table, int(labels[b]))
     seeds = [derived_seed(config.seed, records[a].index) for a in readable]
-    results = attack_images(network, Harness(defense, pixels), labels, [ways[a] for a in readable], config, seeds)
+    results = attack_images(
+        network, Harness(defense, pixels), labels, [ways[a] for a in readable], config, seeds
+    )
     for a, judged in zip(readable, results, strict=True):
         found[a] = replace(found[a], ways=len(ways[a]), results=tuple(judged))
     return found
@@ -185,25 +216,40 @@ def _save(out: Path, record: Record, found: Found) -> AttackRecord:
     )
 
 
-def _check_certificates(out: Path, items: list[Item], records: list[Record], found: list[Found], manifests: dict[str, Any]) -> None:
+def _check_certificates(
+    out: Path, items: list[Item], records: list[Record], found: list[Found], manifests: dict[str, Any]
+) -> None:
     """Stop if a certified image was broken, with all that is needed to replay it in a folder of its own."""
     for item, record, image in zip(items, records, found, strict=True):
         if not record.certified or (image.best and not image.best.broken):
             continue
         folder = out / f"broken-certificate-{record.index}"
-        answer = image.best.verdict.defended_label if image.best else image.clean and image.clean.defended_label
-        case: dict[str, Any] = {"record": record.model_dump(mode="json"), "answer": answer, "patch": None, **manifests}
+        answer = (
+            image.best.verdict.defended_label if image.best else image.clean and image.clean.defended_label
+        )
+        case: dict[str, Any] = {
+            "record": record.model_dump(mode="json"),
+            "answer": answer,
+            "patch": None,
+            **manifests,
+        }
         if item.pixels is not None:
             write_png(folder / "clean.png", item.pixels)
         if image.best:
             attempt = image.best.attempt
-            case["patch"] = {"top": attempt.top, "left": attempt.left, "row": attempt.row, "target": attempt.target}
+            case["patch"] = {
+                "top": attempt.top,
+                "left": attempt.left,
+                "row": attempt.row,
+                "target": attempt.target,
+            }
             write_png(folder / "patch.png", (attempt.content * 255).round().to(torch.uint8))
             write_png(folder / "patched.png", image.best.patched)
         write_atomically(folder / "case.json", json.dumps(case, indent=2).encode())
         margin = "none" if record.margin is None else f"{record.margin:g}"
         raise SoundnessError(
-            f"image {record.index} ({record.name!r}): expected the certified answer {record.label}, found {answer}; the certificate's margin was {margin}; replay it from {folder}"
+            f"image {record.index} ({record.name!r}): expected the certified answer {record.label}, found "
+            f"{answer}; the certificate's margin was {margin}; replay it from {folder}"
         )
 
 

@@ -1,21 +1,22 @@
 """An adaptive patch attack on the defended model, and the harness that does not believe it.
 
-A mask that covers the patch restores the clean image, so those rows of the clean two-mask table that belong to masks
-over the patch are beyond the attacker. Algorithm 1 then leaves two ways to a wrong answer:
+A mask that covers the patch restores the clean image, so those rows of the clean two-mask table that belong
+to masks over the patch are beyond the attacker. Algorithm 1 then leaves two ways to a wrong answer:
 
-* *outvote*: the one-mask labels become wrong. Possible where each mask over the patch has a wrong entry in its row, for
-  a row that is right throughout overrules the majority.
-* *disagree*: a mask r and all its pairs answer one wrong label t. Possible where each pair of r that covers the patch
-  answers t on the clean image already.
+* *outvote*: the one-mask labels become wrong. Possible where each mask over the patch has a wrong entry in
+  its row, for a row that is right throughout overrules the majority.
+* *disagree*: a mask r and all its pairs answer one wrong label t. Possible where each pair of r that covers
+  the patch answers t on the clean image already.
 
-A certified image offers neither anywhere (this is Theorem 1); the attack tries to outvote it at random places all the
-same. The content is found by projected sign gradient over the views that show the patch, from many starts of which the
-better half goes on (successive halving). The attack only proposes; :class:`Harness` pastes, checks and asks, with the
-inference of the defense.
+A certified image offers neither anywhere (this is Theorem 1); the attack tries to outvote it at random places
+all the same. The content is found by projected sign gradient over the views that show the patch, from many
+starts of which the better half goes on (successive halving). The attack only proposes; :class:`Harness`
+pastes, checks and asks, with the inference of the defense.
 
-Challenger masking has no wrong answer where neither way is open: a mask over the patch whose row is right throughout is
-never out. Where one is open it is attacked the same way: a mask that disagrees with all its pairs wins there too, and one
-that is outvoted may lose a game. So the bound of :func:`goals` holds for both, but is exact for Algorithm 1 only.
+Challenger masking has no wrong answer where neither way is open: a mask over the patch whose row is right
+throughout is never out. Where one is open it is attacked the same way: a mask that disagrees with all its
+pairs wins there too, and one that is outvoted may lose a game. So the bound of :func:`goals` holds for both,
+but is exact for Algorithm 1 only.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ CLIMB_AT_ONCE = 64  # attempts; so much memory
 class AttackConfig(Frozen):
     """How hard the attack tries.
 
-    Each image has ``restarts`` starts (place, goal, random content), in heats of 2, 4, 8 ... while it is not broken. In a heat,
-    after each round of ``steps`` gradient steps the starts are judged and the better half goes on. Certified images have
-    ``certified_restarts``, since nothing can come of them.
+    Each image has ``restarts`` starts (place, goal, random content), in heats of 2, 4, 8 ... while it is not
+    broken. In a heat, after each round of ``steps`` gradient steps the starts are judged and the better half
+    goes on. Certified images have ``certified_restarts``, since nothing can come of them.
     """
 
     steps: int = Field(default=20, ge=1)
@@ -66,7 +67,8 @@ class AttackConfig(Frozen):
 class Attempt:
     """One start on one image: place, goal (as in :class:`Goal`) and content (3, h, w).
 
-    ``shortfall``: the share of its views that are not fooled yet, then by how many logits they miss on average.
+    ``shortfall``: the share of its views that are not fooled yet, then by how many logits they miss on
+        average.
     """
 
     image: int
@@ -99,7 +101,12 @@ class Result:
 
 
 def attack_images(
-    model: nn.Module, harness: Harness, labels: Tensor, ways: list[list[Goal]], config: AttackConfig, seeds: list[int]
+    model: nn.Module,
+    harness: Harness,
+    labels: Tensor,
+    ways: list[list[Goal]],
+    config: AttackConfig,
+    seeds: list[int],
 ) -> list[list[Result]]:
     """Attack every image of the harness until its answer is wrong or its starts are used up.
 
@@ -125,17 +132,28 @@ def attack_images(
         starts, heat, step = [of_image[heat:] for of_image in starts], 2 * heat, STEP
         while attempts:
             parts = [attempts[i : i + CLIMB_AT_ONCE] for i in range(0, len(attempts), CLIMB_AT_ONCE)]
-            attempts = [climbed for part in parts for climbed in _climb(model, defense, images, labels, part, config.steps, step)]
+            attempts = [
+                climbed
+                for part in parts
+                for climbed in _climb(model, defense, images, labels, part, config.steps, step)
+            ]
             judged = harness.judge([Proposal(a.image, a.top, a.left, a.content) for a in attempts])
             for attempt, (patched, verdict) in zip(attempts, judged, strict=True):
-                results[attempt.image].append(Result(attempt, patched, verdict, verdict.defended_label != int(labels[attempt.image])))
-            attempts = [better for a in open_() for better in _better_half([attempt for attempt in attempts if attempt.image == a])]
+                results[attempt.image].append(
+                    Result(attempt, patched, verdict, verdict.defended_label != int(labels[attempt.image]))
+                )
+            attempts = [
+                better
+                for a in open_()
+                for better in _better_half([attempt for attempt in attempts if attempt.image == a])
+            ]
             step /= 2
     return results
 
 
 def _starts(masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, seed: int) -> list[Attempt]:
-    """Random contents at random places among the most visible, to outvote and to disagree in turn, the nearest goals first."""
+    """Random contents at random places among the most visible, to outvote and to disagree in turn, the
+    nearest goals first."""
     height, width = masks.image_size
     rng = np.random.default_rng(seed)
     if not ways:
@@ -146,7 +164,11 @@ def _starts(masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, 
         ways, starts = ways[first:] + ways[:first], config.certified_restarts
     else:
         starts = config.restarts
-    kinds = [kind for kind in ([way for way in ways if way.row is None], [way for way in ways if way.row is not None]) if kind]
+    kinds = [
+        kind
+        for kind in ([way for way in ways if way.row is None], [way for way in ways if way.row is not None])
+        if kind
+    ]
     found = []
     for start in range(starts):
         kind = kinds[start % len(kinds)]
@@ -163,15 +185,24 @@ def _better_half(attempts: list[Attempt]) -> list[Attempt]:
 
 
 def _climb(
-    model: nn.Module, defense: PatchCleanser, images: Tensor, labels: Tensor, attempts: list[Attempt], steps: int, step: float
+    model: nn.Module,
+    defense: PatchCleanser,
+    images: Tensor,
+    labels: Tensor,
+    attempts: list[Attempt],
+    steps: int,
+    step: float,
 ) -> list[Attempt]:
-    """The attempts with better contents: projected sign gradient with momentum, the step falling on a cosine."""
+    """The attempts with better contents: projected sign gradient with momentum, the step falling on a
+    cosine."""
     masks, device = defense.masks, images.device
     windows = window_tensor(masks, device)
     views = [
         (a, i if attempt.row is None else attempt.row, i, -1 if attempt.target is None else attempt.target)
         for a, attempt in enumerate(attempts)
-        for i in np.flatnonzero(shown(masks, attempt.patch_size, attempt.row)[:, attempt.top, attempt.left]).tolist()
+        for i in np.flatnonzero(
+            shown(masks, attempt.patch_size, attempt.row)[:, attempt.top, attempt.left]
+        ).tolist()
     ]
     which, first, second, target = torch.tensor(views, device=device).T
     pairs = torch.cat([windows[first], windows[second]], dim=1)
@@ -179,13 +210,18 @@ def _climb(
     subject = torch.where(target < 0, labels[image[which]], target)[:, None]
 
     def shortfall(logits: Tensor, part: slice) -> Tensor:
-        """How far the target is from leading all other labels by MARGIN; without one, the true label from trailing another by it."""
+        """How far the target is from leading all other labels by MARGIN; without one, the true label from
+        trailing another by it."""
         its = logits.gather(1, subject[part])[:, 0]
         others = logits.scatter(1, subject[part], -torch.inf).amax(1)
         return torch.relu(torch.where(target[part] < 0, its - others, others - its) + MARGIN)
 
     patches = torch.tensor(
-        [[[rows.start, columns.start, rows.stop, columns.stop]] for rows, columns in (a.box for a in attempts)], device=device
+        [
+            [[rows.start, columns.start, rows.stop, columns.stop]]
+            for rows, columns in (a.box for a in attempts)
+        ],
+        device=device,
     )
     outside = visible(patches, masks.image_size)[:, None]
     clean = images[image]

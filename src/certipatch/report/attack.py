@@ -22,20 +22,26 @@ BOUNDS = {
 def summarize_attack(folder: Path) -> dict[str, Any]:
     """The bounds on the accuracy under attack, on the same images, and what the attack was worth.
 
-    ``certified_robust_accuracy`` is what no attack can go below, ``attacked_accuracy`` what this one left; ``attackable`` counts
-    the images right without a patch whose clean table leaves a goal open. ``certified_undefended_fooled``: certified images on which the patch
-    changed the undefended model's answer, so that the defense had something to withstand.
+    ``certified_robust_accuracy`` is what no attack can go below, ``attacked_accuracy`` what this one left;
+    ``attackable`` counts the images right without a patch whose clean table leaves a goal open.
+    ``certified_undefended_fooled``: certified images on which the patch changed the undefended model's
+        answer, so that the defense had something to withstand.
     """
     about, records = read_manifest(folder), read_attacks(folder)
     n, certified = len(records), [record for record in records if record.certified]
     if about["kind"] != "attack" or not records:
-        raise RecordsError(f"{folder}: expected records of attack, found {'none' if about['kind'] == 'attack' else about['kind']}")
+        raise RecordsError(
+            f"{folder}: expected records of attack, found "
+            f"{'none' if about['kind'] == 'attack' else about['kind']}"
+        )
     return {
         "folder": str(folder),
         "complete": n == about["experiment"]["images"],
         **threat_of(about["experiment"]["certification"]["masks"]),
         "masks_per_axis": about["experiment"]["certification"]["masks"]["masks_per_axis"],
-        "clean_accuracy": Share(sum(not record.broken or record.top is not None for record in records), n).to_json(),
+        "clean_accuracy": Share(
+            sum(not record.broken or record.top is not None for record in records), n
+        ).to_json(),
         "attacked_accuracy": Share(sum(not record.broken for record in records), n).to_json(),
         "certified_robust_accuracy": Share(len(certified), n).to_json(),
         "certified_broken": sum(record.broken for record in certified),
@@ -53,12 +59,14 @@ def attack_text(found: dict[str, Any]) -> str:
         lines.append(f"{name:26} {Share(found[name]['count'], found[name]['images'])}  {means}")
     certified, images = found["certified_robust_accuracy"]["count"], found["clean_accuracy"]["images"]
     lines.append(
-        f"certified images: {certified} attacked, {found['certified_broken']} broken in {found['attempts_on_certified']} attempts; "
+        f"certified images: {certified} attacked, {found['certified_broken']} broken in "
+        f"{found['attempts_on_certified']} attempts; "
         f"the undefended model was fooled on {found['certified_undefended_fooled']} of them"
     )
     tight = found["attacked_accuracy"]["count"] - certified
     lines.append(
-        f"other images: {images - certified}, of them {found['attackable']} right without a patch and open to an attack; {tight} withstood this one"
+        f"other images: {images - certified}, of them {found['attackable']} right without a patch and open "
+        f"to an attack; {tight} withstood this one"
     )
     return "\n".join(lines)
 
@@ -67,9 +75,12 @@ ATTACKED = 12  # images beside their patched ones
 
 
 def _some_attacks(folder: Path) -> list[AttackRecord]:
-    """Those images of an attack that are worth a look: broken ones, then certified ones under a patch, then others that withstood."""
+    """Those images of an attack that are worth a look: broken ones, then certified ones under a patch, then
+    others that withstood."""
     records = [record for record in read_attacks(folder) if record.image is not None]
     broken = [record for record in records if record.broken]
-    proven = sorted((r for r in records if r.certified), key=lambda r: r.vanilla_label == r.label)  # an undefended model that fell first
+    proven = sorted(
+        (r for r in records if r.certified), key=lambda r: r.vanilla_label == r.label
+    )  # an undefended model that fell first
     rest = [record for record in records if not record.broken and not record.certified]
     return [*broken[: ATTACKED // 2], *proven[: ATTACKED // 3], *rest[: ATTACKED // 6]]

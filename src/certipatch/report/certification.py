@@ -44,7 +44,12 @@ class Share:
         return f"{100 * self.count / self.images:.1f} %\n{self.count}/{self.images}\n{100 * low:.1f}-{100 * high:.1f}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "images": self.images, "share": self.count / self.images, "interval_95": self.interval}
+        return {
+            "count": self.count,
+            "images": self.images,
+            "share": self.count / self.images,
+            "interval_95": self.interval,
+        }
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Summary:
     """What one certification says.
 
     Attributes:
-        vanilla_accuracy: the undefended model is right; clean_accuracy: the defended model is right on the clean
-            image; certified_robust_accuracy: the defended model is right under every patch, proven.
+        vanilla_accuracy: the undefended model is right; clean_accuracy: the defended model is right on the
+            clean image; certified_robust_accuracy: the defended model is right under every patch, proven.
         unreadable: images that count as wrong in all three because they could not be read.
         passes: forward passes of the certification, for all images.
         complete: every image has its record.
@@ -100,13 +105,19 @@ def summarize(folder: str | Path, *, min_margin: float = 0.0) -> Summary:
     """
     manifest = read_manifest(Path(folder))
     if manifest["kind"] != "certify":
-        raise RecordsError(f"{folder}: expected records of certify, found those of {manifest['kind']}; run certify on it first")
+        raise RecordsError(
+            f"{folder}: expected records of certify, found those of {manifest['kind']}; run certify on it "
+            "first"
+        )
     records = read_records(Path(folder))
     if not records:
         raise RecordsError(f"{folder}: no image has been certified yet; continue it with certify --resume")
     images = _images(Path(folder), manifest)
     if len(records) > images or records[-1].index >= images:
-        raise RecordsError(f"{folder}: holds records of more images than the {images} that were certified; restore it or certify again")
+        raise RecordsError(
+            f"{folder}: holds records of more images than the {images} that were certified; restore it or "
+            "certify again"
+        )
     return Summary(
         folder=str(folder),
         manifest=manifest,
@@ -131,7 +142,9 @@ def accuracies(records: list[Record], *, min_margin: float = 0.0) -> dict[str, S
     return {
         "vanilla_accuracy": Share(sum(r.vanilla_label == r.label for r in records), n),
         "clean_accuracy": Share(sum(r.defended_label == r.label for r in records), n),
-        "certified_robust_accuracy": Share(sum(r.certified and (r.margin or 0.0) >= min_margin for r in records), n),
+        "certified_robust_accuracy": Share(
+            sum(r.certified and (r.margin or 0.0) >= min_margin for r in records), n
+        ),
     }
 
 
@@ -166,20 +179,32 @@ def table(summaries: list[Summary]) -> Table:
         inference = ["challenger masking"] if experiment.get("inference") == "challenger" else []
         out.add_row(
             "\n".join(
-                escape(one_line(text)) for text in (f"{s.folder}{state}", experiment["model"]["arch"], strategy(s.manifest), *inference)
+                escape(one_line(text))
+                for text in (
+                    f"{s.folder}{state}",
+                    experiment["model"]["arch"],
+                    strategy(s.manifest),
+                    *inference,
+                )
             ),
             against(experiment["masks"]),
             str(experiment["masks"]["masks_per_axis"]),
-            *(share.stacked() for share in (s.vanilla_accuracy, s.clean_accuracy, s.certified_robust_accuracy)),
+            *(
+                share.stacked()
+                for share in (s.vanilla_accuracy, s.clean_accuracy, s.certified_robust_accuracy)
+            ),
             f"{s.passes / s.certified_robust_accuracy.images:.0f}",
         )
     return out
 
 
 def against(masks: dict[str, Any]) -> str:
-    """The patches of a manifest in a column of the table: shapes, image, and the largest share of the area."""
+    """The patches of a manifest in a column of the table: shapes, image, and the largest share of the
+    area."""
     h, w = masks["image_size"]
-    return threat_text(**threat_of(masks)).replace("+", "+\n") + f" of\n{h}x{w}\n{percent_of_image(masks):.1f} %"
+    return (
+        threat_text(**threat_of(masks)).replace("+", "+\n") + f" of\n{h}x{w}\n{percent_of_image(masks):.1f} %"
+    )
 
 
 def percent_of_image(masks: dict[str, Any]) -> float:

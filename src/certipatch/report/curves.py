@@ -36,7 +36,8 @@ class Chart:
 
 
 def against_patch(summaries: Sequence[Summary]) -> Chart | None:
-    """Certified robust accuracy against the size of one patch, a line for each model, k and inference; None without two sizes for any."""
+    """Certified robust accuracy against the size of one patch, a line for each model, k and inference; None
+    without two sizes for any."""
 
     def point(summary: Summary) -> Point:
         masks = summary.manifest["experiment"]["masks"]
@@ -44,11 +45,16 @@ def against_patch(summaries: Sequence[Summary]) -> Chart | None:
         return Point(100 * h * w / (height * width), by((h, w)), summary.certified_robust_accuracy)
 
     curves = _curves(summaries, point, apart=lambda masks: f"k={masks['masks_per_axis']}")
-    return Chart("Certified accuracy against patch size", "patch size in pixels, spaced by its area", curves) if curves else None
+    return (
+        Chart("Certified accuracy against patch size", "patch size in pixels, spaced by its area", curves)
+        if curves
+        else None
+    )
 
 
 def against_k(summaries: Sequence[Summary]) -> Chart | None:
-    """Certified robust accuracy against masks per axis, a line for each model, patch and inference; None without two k for any."""
+    """Certified robust accuracy against masks per axis, a line for each model, patch and inference; None
+    without two k for any."""
 
     def point(summary: Summary) -> Point:
         k = summary.manifest["experiment"]["masks"]["masks_per_axis"]
@@ -70,7 +76,13 @@ def _curves(
         if masks.get("patches", 1) != 1 or masks.get("other_patch_sizes"):
             continue
         inference = experiment.get("inference", "double-masking")
-        key = (experiment["weights_sha256"], experiment["data"]["fingerprint"], inference, experiment["precision"], apart(masks))
+        key = (
+            experiment["weights_sha256"],
+            experiment["data"]["fingerprint"],
+            inference,
+            experiment["precision"],
+            apart(masks),
+        )
         model = strategy(summary.manifest) if experiment.get("trained") else experiment["model"]["arch"]
         names[key] = ", ".join([model, apart(masks), *(["challenger"] if inference == "challenger" else [])])
         one = point(summary)

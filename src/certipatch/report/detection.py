@@ -22,8 +22,10 @@ THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 
 
 CAPTION = (
-    "Detection (Minority Reports): % of images, fraction, 95 % interval. threshold: an alarm is raised by a one-mask view that is more "
-    "confident than this in another label; clean: the undefended model is right and there is no alarm; false alarms: an alarm without a "
+    "Detection (Minority Reports): % of images, fraction, 95 % interval. threshold: an alarm is raised by a "
+    "one-mask view that is more "
+    "confident than this in another label; clean: the undefended model is right and there is no alarm; "
+    "false alarms: an alarm without a "
     "patch; certified detection: under every patch the answer is right or there is an alarm, proven."
 )
 
@@ -33,8 +35,10 @@ class AtThreshold:
     """What detection is worth at one threshold.
 
     Attributes:
-        clean_accuracy: F(x) is right and there is no alarm; false_alarms: there is an alarm, though there is no patch;
-            certified_detection_accuracy: under every patch the answer is the true label or there is an alarm, proven.
+        clean_accuracy: F(x) is right and there is no alarm; false_alarms: there is an alarm, though there is
+            no patch;
+            certified_detection_accuracy: under every patch the answer is the true label or there is an alarm,
+                proven.
     """
 
     threshold: float
@@ -49,7 +53,8 @@ class AtThreshold:
 
 @dataclass(frozen=True)
 class DetectionSummary:
-    """What the records of one ``detect`` say. ``complete``: every image has its record; ``unreadable`` images count as wrong."""
+    """What the records of one ``detect`` say. ``complete``: every image has its record; ``unreadable`` images
+    count as wrong."""
 
     folder: str
     manifest: dict[str, Any]
@@ -84,11 +89,14 @@ def parse_thresholds(text: str | None) -> tuple[float, ...]:
     try:
         return tuple(dict.fromkeys(check_threshold(float(part)) for part in text.split(",")))
     except ValueError:
-        raise ConfigError(f"thresholds {text!r}: expected confidences from 0 to 1, such as 0,0.5,0.9") from None
+        raise ConfigError(
+            f"thresholds {text!r}: expected confidences from 0 to 1, such as 0,0.5,0.9"
+        ) from None
 
 
 def summarize_detection(folder: str | Path, thresholds: tuple[float, ...] = THRESHOLDS) -> DetectionSummary:
-    """The summary of a folder that ``detect`` wrote; also of one that is not complete yet. Raises RecordsError."""
+    """The summary of a folder that ``detect`` wrote; also of one that is not complete yet. Raises
+    RecordsError."""
     manifest = read_manifest(Path(folder))
     if manifest["kind"] != "detect":
         raise RecordsError(f"{folder}: expected records of detect, found those of {manifest['kind']}")
@@ -97,7 +105,10 @@ def summarize_detection(folder: str | Path, thresholds: tuple[float, ...] = THRE
         raise RecordsError(f"{folder}: no image has been examined yet; continue it with detect --resume")
     n, images = len(records), manifest["experiment"]["data"]["images"]
     if n > images or records[-1].index >= images:
-        raise RecordsError(f"{folder}: holds records of more images than the {images} that were examined; restore it or detect again")
+        raise RecordsError(
+            f"{folder}: holds records of more images than the {images} that were examined; restore it or "
+            "detect again"
+        )
     return DetectionSummary(
         folder=str(folder),
         manifest=manifest,
@@ -113,7 +124,9 @@ def at_threshold(records: list[DetectionRecord], threshold: float) -> AtThreshol
     n, alarms = len(records), [above(r.dissent, threshold) for r in records]
     return AtThreshold(
         threshold,
-        clean_accuracy=Share(sum(r.vanilla_label == r.label and not alarm for r, alarm in zip(records, alarms, strict=True)), n),
+        clean_accuracy=Share(
+            sum(r.vanilla_label == r.label and not alarm for r, alarm in zip(records, alarms, strict=True)), n
+        ),
         false_alarms=Share(sum(alarms), n),
         certified_detection_accuracy=Share(sum(above(r.agreement, threshold) for r in records), n),
     )
@@ -129,13 +142,24 @@ def detection_table(summaries: list[DetectionSummary]) -> Table:
         out.add_column(heading, justify="right")
     for s in summaries:
         experiment = s.manifest["experiment"]
-        state = "" if s.complete else f" (incomplete: {s.vanilla_accuracy.images} of {experiment['data']['images']} images)"
+        state = (
+            ""
+            if s.complete
+            else f" (incomplete: {s.vanilla_accuracy.images} of {experiment['data']['images']} images)"
+        )
         what = (
-            "\n".join(escape(one_line(text)) for text in (f"{s.folder}{state}", experiment["model"]["arch"], strategy(s.manifest))),
+            "\n".join(
+                escape(one_line(text))
+                for text in (f"{s.folder}{state}", experiment["model"]["arch"], strategy(s.manifest))
+            ),
             against(experiment["masks"]),
             str(experiment["masks"]["masks_per_axis"]),
         )
         for one in s.sweep:
             shares = one.clean_accuracy, one.false_alarms, one.certified_detection_accuracy
-            out.add_row(*(what if one is s.sweep[0] else ("", "", "")), f"{one.threshold:g}", *(share.stacked() for share in shares))
+            out.add_row(
+                *(what if one is s.sweep[0] else ("", "", "")),
+                f"{one.threshold:g}",
+                *(share.stacked() for share in shares),
+            )
     return out

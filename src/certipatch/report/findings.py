@@ -1,4 +1,5 @@
-"""What the records of a certification say beyond its three shares: where it fails, on which classes, and on which images to look."""
+"""What the records of a certification say beyond its three shares: where it fails, on which classes, and on
+which images to look."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ Rectangle = Sequence[int]  # top, left, height, width, as manifests have them
 def outcome(record: Record, min_margin: float = 0.0) -> Outcome:
     """One word for an image.
 
-    *Just missed*: every single mask leaves the right answer, and only some pair of masks a wrong one (or the certificate's margin is
-    below ``min_margin``). *Hopeless*: a single mask is enough for a wrong answer, or none at all.
+    *Just missed*: every single mask leaves the right answer, and only some pair of masks a wrong one (or the
+    certificate's margin is below ``min_margin``). *Hopeless*: a single mask is enough for a wrong answer, or
+    none at all.
     """
     if record.error is not None:
         return "unreadable"
@@ -36,11 +38,16 @@ def outcome(record: Record, min_margin: float = 0.0) -> Outcome:
 
 
 def failing_pairs(records: Iterable[Record]) -> list[tuple[Pair, int]]:
-    """How often each pair of masks (i <= j; i = j: a single mask) is the recorded failing one; the most frequent first.
+    """How often each pair of masks (i <= j; i = j: a single mask) is the recorded failing one; the most
+    frequent first.
 
     An image that is wrong without any mask is not counted: no mask is to blame.
     """
-    counts = Counter(record.failing_pair for record in records if record.failing_pair is not None and record.vanilla_label == record.label)
+    counts = Counter(
+        record.failing_pair
+        for record in records
+        if record.failing_pair is not None and record.vanilla_label == record.label
+    )
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -58,16 +65,22 @@ class Heat:
     counts: np.ndarray
 
 
-def heat(pairs: Iterable[tuple[Pair, int]], masks: Sequence[Sequence[Rectangle]], image_size: Sequence[int]) -> Heat:
+def heat(
+    pairs: Iterable[tuple[Pair, int]], masks: Sequence[Sequence[Rectangle]], image_size: Sequence[int]
+) -> Heat:
     """Which parts of the image are hidden when the model fails."""
     every = [rectangle for mask in masks for rectangle in mask]
     rows = sorted({0, image_size[0], *(side for top, _, height, _ in every for side in (top, top + height))})
-    columns = sorted({0, image_size[1], *(side for _, left, _, width in every for side in (left, left + width))})
+    columns = sorted(
+        {0, image_size[1], *(side for _, left, _, width in every for side in (left, left + width))}
+    )
     counts = np.zeros((len(rows) - 1, len(columns) - 1), dtype=int)
     for (i, j), n in pairs:
         hidden = np.zeros(counts.shape, dtype=bool)
         for top, left, height, width in [*masks[i], *masks[j]]:
-            hidden[rows.index(top) : rows.index(top + height), columns.index(left) : columns.index(left + width)] = True
+            hidden[
+                rows.index(top) : rows.index(top + height), columns.index(left) : columns.index(left + width)
+            ] = True
         counts += n * hidden
     return Heat(rows, columns, counts)
 
@@ -86,7 +99,8 @@ class OfClass:
 
 
 def of_classes(records: Sequence[Record], min_margin: float = 0.0) -> list[OfClass]:
-    """Each class that has images, the hardest first: the least certified, of equals the one with more images."""
+    """Each class that has images, the hardest first: the least certified, of equals the one with more
+    images."""
     images: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         images[record.label].append(record)
@@ -104,7 +118,14 @@ def of_classes(records: Sequence[Record], min_margin: float = 0.0) -> list[OfCla
                 wrong.total() - sum(n for _, n in wrong.most_common(3)),
             )
         )
-    return sorted(found, key=lambda one: (_part(one.certified_robust_accuracy), -one.certified_robust_accuracy.images, one.label))
+    return sorted(
+        found,
+        key=lambda one: (
+            _part(one.certified_robust_accuracy),
+            -one.certified_robust_accuracy.images,
+            one.label,
+        ),
+    )
 
 
 def _part(share: Share) -> float:
@@ -114,8 +135,8 @@ def _part(share: Share) -> float:
 def telling(records: Iterable[Record], each: int, min_margin: float = 0.0) -> dict[Outcome, list[Record]]:
     """Up to ``each`` images of every outcome to look at.
 
-    Certified: those with the smallest margins, which are nearest to failing. Just missed: those for which a wrong pair was found last. Hopeless:
-    one of each class, where there are so many.
+    Certified: those with the smallest margins, which are nearest to failing. Just missed: those for which a
+    wrong pair was found last. Hopeless: one of each class, where there are so many.
     """
     groups: dict[Outcome, list[Record]] = {"certified": [], "just missed": [], "hopeless": []}
     for record in records:

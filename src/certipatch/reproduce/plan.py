@@ -1,8 +1,9 @@
 """Recipes: what a table of the paper is made of, as small TOML files, and the runs that follow from one.
 
-A recipe (``recipes/*.toml``) is a list of *setups*, each a data set with models, strategies, seeds, patches and masks
-per axis. Every combination of model, strategy and seed is one :class:`Run`: a training and its certifications. The
-folder of a run is named by what it is, so tables share runs; what a folder holds is compared with what the run asks for.
+A recipe (``recipes/*.toml``) is a list of *setups*, each a data set with models, strategies, seeds, patches
+and masks per axis. Every combination of model, strategy and seed is one :class:`Run`: a training and its
+certifications. The folder of a run is named by what it is, so tables share runs; what a folder holds is
+compared with what the run asks for.
 """
 
 from __future__ import annotations
@@ -90,7 +91,11 @@ class Run:
         return math.ceil(images * self.scale)
 
     def masks(self, patch: str, masks_per_axis: int) -> MaskSet:
-        return MaskSet.covering(image_size=self.image_size, patch_size=parse_patch(patch, self.image_size), masks_per_axis=masks_per_axis)
+        return MaskSet.covering(
+            image_size=self.image_size,
+            patch_size=parse_patch(patch, self.image_size),
+            masks_per_axis=masks_per_axis,
+        )
 
     @cached_property
     def config(self) -> TrainConfig:
@@ -116,13 +121,20 @@ class Run:
             return None
         base = finished(out / self.place / "base") if self.setup.base else None
         start = {"initial_weights_sha256": base["finished"]["weights_sha256"]} if base else {}
-        self._compare(out / self.name, found, images=self.train_images, train=self.config.model_dump(mode="json"), **start)
+        self._compare(
+            out / self.name,
+            found,
+            images=self.train_images,
+            train=self.config.model_dump(mode="json"),
+            **start,
+        )
         return found
 
     def certification(self, out: Path, patch: str, masks_per_axis: int) -> dict[str, Any] | None:
         """The manifest of one certification if there is one in ``out``, finished or not, else None.
 
-        Raises RecordsError if the folder holds another certification, or one of other weights than this run's.
+        Raises RecordsError if the folder holds another certification, or one of other weights than this
+        run's.
         """
         folder, training = out / self.certified(patch, masks_per_axis), self.training(out)
         if training is None or not read_manifests(folder):
@@ -133,14 +145,26 @@ class Run:
         return found
 
     def _compare(self, folder: Path, manifest: dict[str, Any], *, images: int, **more: Any) -> None:
-        model = {"arch": self.arch, "image_size": list(self.image_size)} | ({"crop_pct": c} if (c := self.setup.crop_pct) else {})
-        expected = {"model": model, "precision": self.setup.precision, "processes": 1, "data": {"images": images}, **more}
+        model = {"arch": self.arch, "image_size": list(self.image_size)} | (
+            {"crop_pct": c} if (c := self.setup.crop_pct) else {}
+        )
+        expected = {
+            "model": model,
+            "precision": self.setup.precision,
+            "processes": 1,
+            "data": {"images": images},
+            **more,
+        }
         there = {"processes": 1, **manifest["experiment"]}
         found = {
-            key: {k: there[key].get(k) for k in value} if isinstance(value, dict) else there.get(key) for key, value in expected.items()
+            key: {k: there[key].get(k) for k in value} if isinstance(value, dict) else there.get(key)
+            for key, value in expected.items()
         }
         if differing := differences(found, expected):
-            raise RecordsError(f"{folder}: holds another experiment than the recipe's ({'; '.join(differing[:3])}); choose another --out")
+            raise RecordsError(
+                f"{folder}: holds another experiment than the recipe's ({'; '.join(differing[:3])}); choose "
+                "another --out"
+            )
 
     @property
     def train_passes(self) -> int:
@@ -155,9 +179,14 @@ class Run:
 
 
 def published(recipe: Recipe, run: Run, patch: str, masks_per_axis: int) -> float | None:
-    """The paper's certified robust accuracy for a cell, in %, if it is known; None for rows that the paper does not have."""
+    """The paper's certified robust accuracy for a cell, in %, if it is known; None for rows that the paper
+    does not have."""
     for value in recipe.paper:
-        same = (value.data, value.model, value.strategy) == (run.setup.data, run.arch.partition(".")[0], run.row)
+        same = (value.data, value.model, value.strategy) == (
+            run.setup.data,
+            run.arch.partition(".")[0],
+            run.row,
+        )
         if same and (value.patch, value.masks_per_axis) == (patch, masks_per_axis):
             return value.certified_robust_accuracy
     return None
@@ -167,8 +196,8 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
     """The runs of a recipe, seed by seed, so that every row of a table has its first result early.
 
     Args:
-        only: patterns such as ``cifar10,resnet*,seed0,!grid-fine``; each must match the data, model, row or seed of a
-            run (with ``!`` none of them).
+        only: patterns such as ``cifar10,resnet*,seed0,!grid-fine``; each must match the data, model, row or
+            seed of a run (with ``!`` none of them).
         scale: share of the training and the test images.
 
     Raises ConfigError for a strategy, patch or k that cannot be, or if no run is left.
@@ -182,7 +211,9 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
         return run.setup.data, run.arch, run.slug, f"seed{run.seed}"
 
     def wanted(run: Run) -> bool:
-        return all(any(fnmatch(w, p.removeprefix("!")) for w in words(run)) != p.startswith("!") for p in patterns)
+        return all(
+            any(fnmatch(w, p.removeprefix("!")) for w in words(run)) != p.startswith("!") for p in patterns
+        )
 
     chosen = [run for run in runs if wanted(run)]
     if not chosen:
@@ -193,7 +224,11 @@ def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list
 
 def _runs(setup: Setup, scale: float) -> Iterator[Run]:
     size = (setup.image_size, setup.image_size)
-    masks = MaskSet.covering(image_size=size, patch_size=parse_patch(setup.train_patch, size), masks_per_axis=setup.train_masks_per_axis)
+    masks = MaskSet.covering(
+        image_size=size,
+        patch_size=parse_patch(setup.train_patch, size),
+        masks_per_axis=setup.train_masks_per_axis,
+    )
     for strategy in (*setup.strategies, *chain.from_iterable(setup.equal_compute)):
         if strategy not in STRATEGY_NAMES:
             raise ConfigError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGY_NAMES)}")
@@ -217,7 +252,9 @@ def _trained(run: Run, out: Path) -> bool:
 
 def _certified(run: Run, out: Path, patch: str, masks_per_axis: int) -> bool:
     found = run.certification(out, patch, masks_per_axis)
-    return found is not None and len(read_records(out / run.certified(patch, masks_per_axis))) == run.test_images
+    return (
+        found is not None and len(read_records(out / run.certified(patch, masks_per_axis))) == run.test_images
+    )
 
 
 def _done(run: Run, out: Path) -> bool:

@@ -31,11 +31,12 @@ class Base(Frozen):
 class Setup(Frozen):
     """One data set and what is trained and certified on it.
 
-    ``data`` names it in folders and for ``--only`` and ``--data``; ``location`` is what ``--data`` of ``train`` takes.
-    ``train_images`` and ``test_images`` are those used, spread over the data set. A network begins with timm's weights,
-    those of ``weights`` (as ``--weights`` of ``train``), or those of a ``base`` trained here. A pair (cheap, costly) of
-    ``equal_compute`` adds a row: the cheap strategy with as many epochs as cost what the costly one does. Without
-    ``crop_pct`` the crop is the weights' own.
+    ``data`` names it in folders and for ``--only`` and ``--data``; ``location`` is what ``--data`` of
+    ``train`` takes. ``train_images`` and ``test_images`` are those used, spread over the data set. A network
+    begins with timm's weights, those of ``weights`` (as ``--weights`` of ``train``), or those of a ``base``
+    trained here. A pair (cheap, costly) of
+    ``equal_compute`` adds a row: the cheap strategy with as many epochs as cost what the costly one does.
+    Without ``crop_pct`` the crop is the weights' own.
     """
 
     data: str = Field(pattern=NAME)
@@ -101,20 +102,27 @@ class Recipe(Frozen):
 
 
 def read_recipe(name: str, *, precision: str | None = None) -> Recipe:
-    """A recipe by the name of a shipped one (``table1`` ...) or from a TOML file; with another precision if asked for.
+    """A recipe by the name of a shipped one (``table1`` ...) or from a TOML file; with another precision if
+    asked for.
 
     Raises ConfigError naming the first thing that is wrong.
     """
     path = FOLDER / f"{name}.toml" if name in NAMES else Path(name)
     if not path.is_file():
-        raise ConfigError(f"recipe {name!r}: expected one of {', '.join(NAMES)} or a .toml file, found neither")
+        raise ConfigError(
+            f"recipe {name!r}: expected one of {', '.join(NAMES)} or a .toml file, found neither"
+        )
     try:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"recipe {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
-        raise ConfigError(f"recipe {path}: not a TOML file that can be read ({' '.join(str(error).split())[:120]})") from None
+        raise ConfigError(
+            f"recipe {path}: not a TOML file that can be read ({' '.join(str(error).split())[:120]})"
+        ) from None
     if precision is None:
         return recipe
-    return recipe.model_copy(update={"setup": tuple(setup.model_copy(update={"precision": precision}) for setup in recipe.setup)})
+    return recipe.model_copy(
+        update={"setup": tuple(setup.model_copy(update={"precision": precision}) for setup in recipe.setup)}
+    )

@@ -1,6 +1,7 @@
 """Reproduce a table: the runs of a recipe, one after the other, through ``train`` and ``certify``.
 
-What is finished is not done again; what was interrupted is continued. The table is written anew after each run.
+What is finished is not done again; what was interrupted is continued. The table is written anew after each
+run.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def run(
 ) -> list[str]:
     """Do what is not done yet of ``runs`` in the folder ``out``.
 
-    Several processes, here or on other machines, may work on one ``out``: each takes the next run that nobody is at.
+    Several processes, here or on other machines, may work on one ``out``: each takes the next run that nobody
+        is at.
 
     Args:
         locations: where the data sets are that differ from the recipe, by their name.
@@ -59,7 +61,9 @@ def run(
                 stderr.print(f"[{number}/{len(runs)}] {one.name}", markup=False, soft_wrap=True)
                 _run(one, out, locations, fabric(one.setup.precision), workers)
         except Timeout:
-            stderr.print(f"[{number}/{len(runs)}] {one.name}: another process is at it", markup=False, soft_wrap=True)
+            stderr.print(
+                f"[{number}/{len(runs)}] {one.name}: another process is at it", markup=False, soft_wrap=True
+            )
         except (CertiPatchError, OSError, torch.OutOfMemoryError) as error:
             failures.append(f"{one.name}: {' '.join(str(error).split())[:300]}")
             stderr.print(failures[-1], markup=False, soft_wrap=True)
@@ -72,10 +76,15 @@ def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: i
     train = _load(setup, locations, "train")
     every = _load(setup, locations, "test")
     test = every.first(run.test_images)
-    validation = every.first(max(run.test_images, 4 * len(every.classes)))  # at a small scale too, images of every class
+    validation = every.first(
+        max(run.test_images, 4 * len(every.classes))
+    )  # at a small scale too, images of every class
     for what, source, asked in (("training", train, run.train_images), ("test", test, run.test_images)):
         if len(source) < asked:
-            raise DataError(f"data {setup.data}: expected at least {asked} {what} images, as the recipe says, found {len(source)}")
+            raise DataError(
+                f"data {setup.data}: expected at least {asked} {what} images, as the recipe says, found "
+                f"{len(source)}"
+            )
     base = out / run.place / "base"
     if setup.base is not None:
         with FileLock(out / run.place / ".base.lock"):  # whoever comes second waits for it
@@ -85,7 +94,9 @@ def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: i
             spec, network, _ = load_run(base, classes=test.classes)
         else:
             spec = _spec(run, train)
-            network = build(spec, pretrained=not setup.weights, weights=setup.weights, replace_head=True, seed=run.seed)
+            network = build(
+                spec, pretrained=not setup.weights, weights=setup.weights, replace_head=True, seed=run.seed
+            )
         fine_tune(
             network, spec, train.first(run.train_images), validation, run.config, out / run.name,
             fabric=fab, data=setup.data, workers=workers, resume=True,
@@ -99,12 +110,19 @@ def _run(run: Run, out: Path, locations: dict[str, str], fab: Fabric, workers: i
             )  # fmt: skip
 
 
-def _train_base(run: Run, base: Base, train: Source, validation: Source, folder: Path, fab: Fabric, workers: int) -> None:
+def _train_base(
+    run: Run, base: Base, train: Source, validation: Source, folder: Path, fab: Fabric, workers: int
+) -> None:
     if finished(folder):
         return
     spec = _spec(run, train)
     config = TrainConfig(
-        strategy="vanilla", patch_size=(1, 1), masks_per_axis=1, epochs=base.epochs, batch_size=run.setup.batch_size, lr=base.lr
+        strategy="vanilla",
+        patch_size=(1, 1),
+        masks_per_axis=1,
+        epochs=base.epochs,
+        batch_size=run.setup.batch_size,
+        lr=base.lr,
     )
     fine_tune(
         build(spec), spec, train.first(run.scaled(base.train_images)), validation, config, folder,
@@ -115,7 +133,11 @@ def _train_base(run: Run, base: Base, train: Source, validation: Source, folder:
 def _spec(run: Run, source: Source) -> ModelSpec:
     """The paper resizes bicubically, whatever the weights were trained with."""
     spec = describe(
-        run.arch, classes=source.classes, num_classes=len(source.classes), image_size=run.image_size, crop_pct=run.setup.crop_pct
+        run.arch,
+        classes=source.classes,
+        num_classes=len(source.classes),
+        image_size=run.image_size,
+        crop_pct=run.setup.crop_pct,
     )
     return spec.model_copy(update={"interpolation": "bicubic"})
 

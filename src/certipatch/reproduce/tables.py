@@ -1,4 +1,5 @@
-"""A recipe's results beside the paper's: Markdown to read, CSV and JSON to compute with, a figure where it has one."""
+"""A recipe's results beside the paper's: Markdown to read, CSV and JSON to compute with, a figure where it
+has one."""
 
 from __future__ import annotations
 
@@ -17,17 +18,23 @@ from .plan import Run, published
 from .recipe import Recipe
 
 HOW_TO_READ = (
-    "vanilla: the undefended model is right; clean: the defended model is right; certified robust: it stays right under "
-    "every patch, proven. In brackets: 95 % Wilson interval; of several seeds the mean is shown, with the interval of one "
-    "seed's images (seeds share the images, so they do not narrow it) and then each seed. cost: forward passes worth of "
-    "fine-tuning for one image over all epochs, a backward pass counted as two. copies: masked copies of each image in a "
-    "gradient step (2: the batch is doubled). An empty cell has not been run, or is not a number that we know of the paper."
+    "vanilla: the undefended model is right; clean: the defended model is right; certified robust: it stays "
+    "right under "
+    "every patch, proven. In brackets: 95 % Wilson interval; of several seeds the mean is shown, with the "
+    "interval of one "
+    "seed's images (seeds share the images, so they do not narrow it) and then each seed. cost: forward "
+    "passes worth of "
+    "fine-tuning for one image over all epochs, a backward pass counted as two. copies: masked copies of "
+    "each image in a "
+    "gradient step (2: the batch is doubled). An empty cell has not been run, or is not a number that we "
+    "know of the paper."
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One certification of a recipe: found, missing (no ``summary``), or there but not this recipe's (a ``problem``)."""
+    """One certification of a recipe: found, missing (no ``summary``), or there but not this recipe's (a
+    ``problem``)."""
 
     run: Run
     patch: str
@@ -42,8 +49,8 @@ class Cell:
 def collect(recipe: Recipe, runs: list[Run], out: Path) -> list[Cell]:
     """What the folder ``out`` holds of each run's certifications.
 
-    What is missing, not complete, of another experiment, or of other images or another device than the first cell of
-    its table stays empty.
+    What is missing, not complete, of another experiment, or of other images or another device than the first
+    cell of its table stays empty.
     """
     cells: list[Cell] = []
     first: dict[str, tuple[str, str]] = {}
@@ -51,15 +58,32 @@ def collect(recipe: Recipe, runs: list[Run], out: Path) -> list[Cell]:
         for patch, k in run.certifications:
             summary, cost, problem = None, None, None
             try:
-                if run.certification(out, patch, k) and (found := summarize(out / run.certified(patch, k))).complete:
+                if (
+                    run.certification(out, patch, k)
+                    and (found := summarize(out / run.certified(patch, k))).complete
+                ):
                     experiment = found.manifest["experiment"]
                     same = experiment["data"]["fingerprint"], experiment["device"]
                     if first.setdefault(run.place, same) != same:
-                        raise RecordsError(f"{out / run.certified(patch, k)}: of other images or another device than the cells before it")
+                        raise RecordsError(
+                            f"{out / run.certified(patch, k)}: of other images or another device than the "
+                            "cells before it"
+                        )
                     summary, cost = found, training_cost(out / run.name)
             except RecordsError as error:
                 problem = str(error)
-            cells.append(Cell(run, patch, k, run.certified(patch, k), summary, cost, published(recipe, run, patch, k), problem))
+            cells.append(
+                Cell(
+                    run,
+                    patch,
+                    k,
+                    run.certified(patch, k),
+                    summary,
+                    cost,
+                    published(recipe, run, patch, k),
+                    problem,
+                )
+            )
     return cells
 
 
@@ -68,7 +92,9 @@ def write_tables(recipe: Recipe, cells: list[Cell], stem: Path) -> str:
     text = markdown(recipe, cells)
     rows = [to_json(cell) for cell in cells]
     write_atomically(Path(f"{stem}.md"), text.encode())
-    write_atomically(Path(f"{stem}.json"), json.dumps({"title": recipe.title, "cells": rows}, indent=1).encode() + b"\n")
+    write_atomically(
+        Path(f"{stem}.json"), json.dumps({"title": recipe.title, "cells": rows}, indent=1).encode() + b"\n"
+    )
     write_atomically(Path(f"{stem}.csv"), _csv(rows).encode())
     return text
 
@@ -104,7 +130,12 @@ def _csv(rows: list[dict[str, Any]]) -> str:
         for key, value in row.items():
             if key.endswith("_accuracy"):
                 low, high = value["interval_95"] if value else (None, None)
-                line |= {f"{key}_count": value and value["count"], key: value and value["share"], f"{key}_low": low, f"{key}_high": high}
+                line |= {
+                    f"{key}_count": value and value["count"],
+                    key: value and value["share"],
+                    f"{key}_low": low,
+                    f"{key}_high": high,
+                }
             else:
                 line[key] = value
         flat.append(line)
@@ -131,11 +162,17 @@ def markdown(recipe: Recipe, cells: list[Cell]) -> str:
     if missing:
         lines += ["## Not run", "", *(f"- {name}" for name in missing), ""]
     lines += [HOW_TO_READ, "", "<details><summary>Fractions and records of each run</summary>", ""]
-    lines += ["| records | seed | vanilla | clean | certified robust | passes/image |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| records | seed | vanilla | clean | certified robust | passes/image |",
+        "|---|---|---|---|---|---|",
+    ]
     for cell in cells:
         if s := cell.summary:
             shares = " | ".join(map(str, (s.vanilla_accuracy, s.clean_accuracy, s.certified_robust_accuracy)))
-            lines.append(f"| `{cell.folder}` | {cell.run.seed} | {shares} | {s.passes / s.certified_robust_accuracy.images:.0f} |")
+            lines.append(
+                f"| `{cell.folder}` | {cell.run.seed} | {shares} | "
+                f"{s.passes / s.certified_robust_accuracy.images:.0f} |"
+            )
     return "\n".join([*lines, "", "</details>", ""])
 
 
@@ -148,9 +185,11 @@ def _table(cells: list[Cell], arch: str, patch: str) -> list[str]:
     for k in ks:
         heads += [f"clean k={k}", f"certified robust k={k}", *([f"paper k={k}"] if known else [])]
     lines = [
-        f"## {run.setup.data}, {arch}, every {height}x{width} patch in {run.setup.image_size}x{run.setup.image_size} pixels ({patch})",
+        f"## {run.setup.data}, {arch}, every {height}x{width} patch in "
+        f"{run.setup.image_size}x{run.setup.image_size} pixels ({patch})",
         "",
-        f"{run.train_images} training images, {run.test_images} test images, batches of {run.setup.batch_size}, {run.setup.precision}. "
+        f"{run.train_images} training images, {run.test_images} test images, batches of "
+        f"{run.setup.batch_size}, {run.setup.precision}. "
         f"{run.setup.note}".rstrip(),
         "",
         f"| {' | '.join(heads)} |",
@@ -162,8 +201,16 @@ def _table(cells: list[Cell], arch: str, patch: str) -> list[str]:
         first = of_row[0].run
         costs = [cell.cost for cell in of_row if cell.cost is not None]
         seeds = ", ".join(str(seed) for seed in sorted({cell.run.seed for cell in of_row if cell.summary}))
-        shown = [row, seeds, str(first.epochs), str(first.copies), f"{sum(costs) / len(costs):.0f}" if costs else ""]
-        shown.append(_mean([c.summary.vanilla_accuracy for c in of_row if c.summary and c.masks_per_axis == ks[-1]]))
+        shown = [
+            row,
+            seeds,
+            str(first.epochs),
+            str(first.copies),
+            f"{sum(costs) / len(costs):.0f}" if costs else "",
+        ]
+        shown.append(
+            _mean([c.summary.vanilla_accuracy for c in of_row if c.summary and c.masks_per_axis == ks[-1]])
+        )
         for k in ks:
             done = [c.summary for c in of_row if c.masks_per_axis == k and c.summary]
             shown.append(_mean([s.clean_accuracy for s in done]))
@@ -176,7 +223,8 @@ def _table(cells: list[Cell], arch: str, patch: str) -> list[str]:
 
 
 def _mean(shares: list[Share]) -> str:
-    """``25.1 (22.5-27.9)``; of several seeds the mean, the interval at one seed's images, and each seed's share."""
+    """``25.1 (22.5-27.9)``; of several seeds the mean, the interval at one seed's images, and each seed's
+    share."""
     if not shares:
         return ""
     percents = [100 * share.count / share.images for share in shares]

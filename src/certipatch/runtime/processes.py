@@ -1,7 +1,8 @@
-"""Several processes of one run, on one machine or more: their start, their common end, and what they tell each other.
+"""Several processes of one run, on one machine or more: their start, their common end, and what they tell
+each other.
 
-With one process everything here does nothing. Fabric (or torchrun, Slurm ...) starts the processes; torch.distributed
-carries the messages.
+With one process everything here does nothing. Fabric (or torchrun, Slurm ...) starts the processes;
+torch.distributed carries the messages.
 """
 
 from __future__ import annotations
@@ -39,13 +40,18 @@ GONE = "a process of this run has ended (killed, or out of memory?); what was wr
 def launched(fab: Fabric) -> Iterator[None]:
     """The processes of a run, from their start to their common end; with one process nothing but the block.
 
-    Fabric starts the command once more for each further device of this machine, unless torchrun, Slurm or the like
-    has started all processes. Only process 0 speaks. No process outlives another: who waits for one that is gone
-    would wait for ever, so a thread in each looks after those it can see, and ends its own.
+    Fabric starts the command once more for each further device of this machine, unless torchrun, Slurm or the
+    like has started all processes. Only process 0 speaks. No process outlives another: who waits for one that
+    is gone would wait for ever, so a thread in each looks after those it can see, and ends its own.
     """
-    started = int(os.environ["WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else fab.world_size
+    started = (
+        int(os.environ["WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else fab.world_size
+    )
     if started != fab.world_size:
-        raise ConfigError(f"devices x nodes: expected {started}, the number of processes that torchrun started, found {fab.world_size}")
+        raise ConfigError(
+            f"devices x nodes: expected {started}, the number of processes that torchrun started, found "
+            f"{fab.world_size}"
+        )
     if fab.world_size == 1:
         yield
         return
@@ -105,14 +111,16 @@ class _Beside:
         return self.parent not in (0, os.getppid())
 
     def speaks(self) -> bool:
-        """Whether it falls to this process to say that one is gone: to the first one of the machine, or the next if that is gone."""
+        """Whether it falls to this process to say that one is gone: to the first one of the machine, or the
+        next if that is gone."""
         deadline = time.monotonic() + 2  # the connections of a killed process close shortly before it is gone
         while self.fab.local_rank == 1 and not self.orphaned() and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.fab.local_rank == 0 or (self.fab.local_rank == 1 and self.orphaned())
 
     def end(self, patience: float = 0) -> None:
-        """No more to look after: the children end by themselves within ``patience`` seconds, or are killed."""
+        """No more to look after: the children end by themselves within ``patience`` seconds, or are
+        killed."""
         self.over.set()
         for child in self.adopt():
             try:
@@ -153,7 +161,8 @@ def of_all(fab: Fabric, rows: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def together(fab: Fabric) -> Iterator[None]:
-    """A block in which the processes do not communicate: what fails on one is raised on all, so that none waits for it."""
+    """A block in which the processes do not communicate: what fails on one is raised on all, so that none
+    waits for it."""
     if fab.world_size == 1:
         yield
         return
@@ -169,7 +178,8 @@ def together(fab: Fabric) -> Iterator[None]:
 
 
 def in_turn(fab: Fabric, action: Callable[[], T]) -> T:
-    """``action()`` on the first process of each machine and then on the others, which so find what it has downloaded."""
+    """``action()`` on the first process of each machine and then on the others, which so find what it has
+    downloaded."""
     result: list[T] = []
     for first in (True, False):
         with together(fab):

@@ -1,4 +1,5 @@
-"""What is seen of a run under way: a bar or plain lines on stderr, and the curves of a training run in TensorBoard."""
+"""What is seen of a run under way: a bar or plain lines on stderr, and the curves of a training run in
+TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ LINE_SECONDS = 60  # without a terminal at least this often, if there is news
 
 
 class Progress:
-    """How many images are done, how fast, and when the rest will be. What an earlier attempt did is done, but says nothing of the rate."""
+    """How many images are done, how fast, and when the rest will be. What an earlier attempt did is done, but
+    says nothing of the rate."""
 
     def __init__(self, total: int, what: str, show: Callable[[Progress, str], None]) -> None:
         self.total, self.what, self._show = total, what, show
@@ -38,11 +40,16 @@ class Progress:
 
     @property
     def pace(self) -> str:
-        """``12.3 images/s, ETA 0:05:00``, over the whole of this attempt: images differ, and so do epochs with and without a search."""
+        """``12.3 images/s, ETA 0:05:00``, over the whole of this attempt: images differ, and so do epochs
+        with and without a search."""
         new, seconds = self.done - self.before, max(time.monotonic() - self.started, 1e-6)
         if not new:
             return ""
-        rate = f"{new / seconds:.{0 if new >= 100 * seconds else 1}f} images/s" if new >= seconds else f"{seconds / new:.1f} s/image"
+        rate = (
+            f"{new / seconds:.{0 if new >= 100 * seconds else 1}f} images/s"
+            if new >= seconds
+            else f"{seconds / new:.1f} s/image"
+        )
         return f"{rate}, ETA {timedelta(seconds=round(seconds / new * (self.total - self.done)))}"
 
 
@@ -61,7 +68,9 @@ class _Lines:
             or now - self.at >= LINE_SECONDS
         ):
             self.done, self.at = progress.done, now
-            text = ", ".join(filter(None, (f"{progress.what} {progress.done}/{progress.total}", progress.pace, note)))
+            text = ", ".join(
+                filter(None, (f"{progress.what} {progress.done}/{progress.total}", progress.pace, note))
+            )
             stderr.print(text, markup=False, soft_wrap=True)
 
 

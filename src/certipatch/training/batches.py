@@ -11,7 +11,8 @@ from ..errors import ConfigError
 
 
 def epoch_batches(n: int, batch_size: int, seed: int) -> list[list[int]]:
-    """The batches of one epoch: a seeded permutation, cut up; a last batch that is not full is left out (if others exist)."""
+    """The batches of one epoch: a seeded permutation, cut up; a last batch that is not full is left out (if
+    others exist)."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
     batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
@@ -33,8 +34,12 @@ def _check_batch(model: nn.Module, images: int, batch_size: int, fabric: Fabric)
     each = min(batch_size, images // fabric.world_size)
     if not each:
         raise ConfigError(
-            f"{images} images for {fabric.world_size} processes: expected at least one for each; use fewer --devices or --nodes"
+            f"{images} images for {fabric.world_size} processes: expected at least one for each; use fewer "
+            "--devices or --nodes"
         )
     normalised = each * (fabric.world_size if fabric.device.type == "cuda" else 1)
     if normalised < 2 and any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise ConfigError("a batch of 1 image: BatchNorm expects at least 2 in each process; raise --batch-size or use more images")
+        raise ConfigError(
+            "a batch of 1 image: BatchNorm expects at least 2 in each process; raise --batch-size or use "
+            "more images"
+        )

@@ -26,12 +26,15 @@ def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     except Exception as error:
-        raise RecordsError(f"{path}: damaged ({' '.join(str(error).split())[:100]}); delete it to train from the start") from error
+        raise RecordsError(
+            f"{path}: damaged ({' '.join(str(error).split())[:100]}); delete it to train from the start"
+        ) from error
     return state
 
 
 def _write(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace a file in one step. Its name while it is written is always the same, so that kills leave one such file at most."""
+    """Replace a file in one step. Its name while it is written is always the same, so that kills leave one
+    such file at most."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         for number, part in enumerate(parts):
@@ -39,4 +42,6 @@ def _write(path: Path, *parts: bytes | memoryview) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RecordsError(f"{path}: cannot be written ({error.strerror or error}); free some space and use --resume") from error
+        raise RecordsError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space and use --resume"
+        ) from error

@@ -14,9 +14,10 @@ class TrainConfig(Frozen):
     """The fine-tuning recipe; the defaults are the Greedy Cutout paper's (``lr`` 0.001 for ViT and ConvNeXt).
 
     The learning rate is multiplied by ``lr_decay`` after half of the epochs. ``clean_fraction`` of each batch
-    is left unmasked (our addition; the paper's value is 0). ``gradcam_layer`` is where the gutout strategies look,
-    the model's last feature map if None. A strategy that searches does so in every ``search_every``-th epoch, in each if None, and
-    uses again in between what it found last; ``search_precision`` is that of the search, the training's if None.
+    is left unmasked (our addition; the paper's value is 0). ``gradcam_layer`` is where the gutout strategies
+    look, the model's last feature map if None. A strategy that searches does so in every ``search_every``-th
+    epoch, in each if None, and uses again in between what it found last; ``search_precision`` is that of the
+    search, the training's if None.
     """
 
     strategy: str

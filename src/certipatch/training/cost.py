@@ -13,7 +13,16 @@ FORWARD, BACKWARD = 1, 2
 RANDOM = ("vanilla", "random-cutout", "random-coarse", "random-fine", "random-both")
 
 
-SEARCHES = ("gutout-coarse", "gutout-fine", "gutout-both", "greedy-coarse", "greedy-fine", "greedy-multisize", "grid-coarse", "grid-fine")
+SEARCHES = (
+    "gutout-coarse",
+    "gutout-fine",
+    "gutout-both",
+    "greedy-coarse",
+    "greedy-fine",
+    "greedy-multisize",
+    "grid-coarse",
+    "grid-fine",
+)
 
 
 SEARCHES_BY_LOSS = SEARCHES[3:]  # greedy and grid: they need no gradient
@@ -28,8 +37,9 @@ TWO_COPIES = ("random-both", "gutout-both", "greedy-multisize")
 def search_passes(masks: MaskSet) -> dict[str, int]:
     """Extra forward passes of search for one training image, by strategy (0 for those not listed).
 
-    Grad-CAM's backward passes count like forward ones, as in the paper: 4 for each set. What is run may be less:
-    one pass of greedy-multisize, whose loss is known, and epochs without a search. Records hold what was counted.
+    Grad-CAM's backward passes count like forward ones, as in the paper: 4 for each set. What is run may be
+    less: one pass of greedy-multisize, whose loss is known, and epochs without a search. Records hold what
+        was counted.
     """
     coarse, children = masks.coarsen()
     n, m = len(masks), len(coarse)
@@ -46,7 +56,8 @@ def search_passes(masks: MaskSet) -> dict[str, int]:
 
 
 def copies(strategy: str) -> int:
-    """Masked copies of each image in the gradient step: the batch of that step is this many times as large."""
+    """Masked copies of each image in the gradient step: the batch of that step is this many times as
+    large."""
     return 2 if strategy in TWO_COPIES else 1
 
 

@@ -13,8 +13,8 @@ from ..errors import ConfigError
 class Curves:
     """Values over the steps of a training run, as TensorBoard shows them; of no folder, nothing.
 
-    Use as a context manager. What is added is on disk after :meth:`flush`. A resumed run continues the curves: those of steps that
-    are made again are replaced.
+    Use as a context manager. What is added is on disk after :meth:`flush`. A resumed run continues the
+    curves: those of steps that are made again are replaced.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -45,4 +45,6 @@ def _logger(folder: Path, **options: Any) -> TensorBoardLogger:
     try:
         return TensorBoardLogger(folder, name="", version="", **options)
     except ModuleNotFoundError:
-        raise ConfigError("tensorboard: expected the package, found none; pip install 'certipatch[tensorboard]'") from None
+        raise ConfigError(
+            "tensorboard: expected the package, found none; pip install 'certipatch[tensorboard]'"
+        ) from None

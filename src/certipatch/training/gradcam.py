@@ -1,8 +1,9 @@
 """Grad-CAM: which part of an image speaks for its label, for CNNs and ViTs.
 
-Source: Selvaraju et al., "Grad-CAM" (ICCV 2017), as captum computes it: the channels of a feature map, weighted by
-the mean gradient of the label's logit, summed and cut off at zero. Here is what captum leaves open: which layer, and
-how its output is read as a map. The layer's own output stays where it is; captum looks at an identity in passing.
+Source: Selvaraju et al., "Grad-CAM" (ICCV 2017), as captum computes it: the channels of a feature map,
+weighted by the mean gradient of the label's logit, summed and cut off at zero. Here is what captum leaves
+open: which layer, and how its output is read as a map. The layer's own output stays where it is; captum looks
+at an identity in passing.
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ from ..errors import ConfigError, SoundnessError
 from ..geometry.patch import Size
 from ..views.masked import frozen
 
-View = tuple[Tensor, Callable[[Tensor], Tensor]]  # a map (N, C, h, w), and the way back to the layer's own shape
+View = tuple[
+    Tensor, Callable[[Tensor], Tensor]
+]  # a map (N, C, h, w), and the way back to the layer's own shape
 
 
 def saliency(model: nn.Module, images: Tensor, labels: Tensor, layer: str | None = None) -> Tensor:
-    """The heat of every pixel: Grad-CAM of the label's logit, upsampled bilinearly. One forward and one backward pass.
+    """The heat of every pixel: Grad-CAM of the label's logit, upsampled bilinearly. One forward and one
+    backward pass.
 
     The model stays as it was found, ``.grad`` included; gradients are computed under ``no_grad`` too.
 
     Args:
-        model: maps (N, 3, H, W) in [0, 1] to (N, classes) logits; a ``Sequential(Normalize, network)`` or any module.
+        model: maps (N, 3, H, W) in [0, 1] to (N, classes) logits; a ``Sequential(Normalize, network)`` or any
+            module.
         images, labels: (N, 3, H, W) float in [0, 1] and (N,) int64.
-        layer: a module of the network by its name there (``layer4``, ``blocks.11.norm1``); default: the last feature
-            map, that is timm's last feature, in front of the attention of a transformer's last block: behind it a
-            class token no longer listens to the others, and their gradient is zero. A model that timm did not make
-            runs one image more, to see which of its modules ends with a map.
+        layer: a module of the network by its name there (``layer4``, ``blocks.11.norm1``); default: the last
+            feature map, that is timm's last feature, in front of the attention of a transformer's last block:
+            behind it a class token no longer listens to the others, and their gradient is zero. A model that
+            timm did not make runs one image more, to see which of its modules ends with a map.
 
     Returns:
         (N, H, W) float32 (float64 in a model of such), not negative; zero where nothing speaks for the label.
@@ -45,7 +50,9 @@ def saliency(model: nn.Module, images: Tensor, labels: Tensor, layer: str | None
     """
     from captum.attr import LayerGradCam  # here, as it takes a second, and all but gutout-* do without it
 
-    while isinstance(model, DistributedDataParallel | _FabricModule):  # their hooks expect a backward pass down to the weights
+    while isinstance(
+        model, DistributedDataParallel | _FabricModule
+    ):  # their hooks expect a backward pass down to the weights
         model = model.module
     size = (images.shape[2], images.shape[3])
     network = _network(model)
@@ -58,46 +65,63 @@ def saliency(model: nn.Module, images: Tensor, labels: Tensor, layer: str | None
             if view is None:
                 found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ConfigError(
-                    f"Grad-CAM: expected a layer whose output is a map of the {size[0]}x{size[1]} image, found {found}; "
+                    f"Grad-CAM: expected a layer whose output is a map of the {size[0]}x{size[1]} image, "
+                    f"found {found}; "
                     f"name another with --gradcam-layer, such as {_some_layers(network)}"
                 )
             features, back = view
-            exact = torch.promote_types(features.dtype, torch.float32)  # half precision under autocast is too coarse for sums
+            exact = torch.promote_types(
+                features.dtype, torch.float32
+            )  # half precision under autocast is too coarse for sums
             return back(probe(features.to(exact)).to(features.dtype))
 
         handle = module.register_forward_hook(passing)
         try:
-            heat = LayerGradCam(model, probe).attribute(images, target=labels, relu_attributions=True).detach()
-        except AssertionError as error:  # captum's, of a layer that does not run or logits that are not (N, classes)
-            raise ConfigError(f"Grad-CAM: {error}; name another layer with --gradcam-layer, such as {_some_layers(network)}") from error
+            heat = (
+                LayerGradCam(model, probe).attribute(images, target=labels, relu_attributions=True).detach()
+            )
+        except (
+            AssertionError
+        ) as error:  # captum's, of a layer that does not run or logits that are not (N, classes)
+            raise ConfigError(
+                f"Grad-CAM: {error}; name another layer with --gradcam-layer, such as {_some_layers(network)}"
+            ) from error
         finally:
             handle.remove()
     if not torch.isfinite(heat).all():
-        raise SoundnessError("Grad-CAM: expected finite heat, found NaN or infinity; check the weights and the precision")
+        raise SoundnessError(
+            "Grad-CAM: expected finite heat, found NaN or infinity; check the weights and the precision"
+        )
     return F.interpolate(heat, size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _network(model: nn.Module) -> nn.Module:
-    """The network behind a normalisation, whose names of modules are those in timm and in the files of weights."""
+    """The network behind a normalisation, whose names of modules are those in timm and in the files of
+    weights."""
     if isinstance(model, nn.Sequential) and len(model) == 2 and type(model[0]).__name__ == "Normalize":
         return model[1]
     return model
 
 
 def _layer(model: nn.Module, image: Tensor, name: str | None) -> nn.Module:
-    """The module whose output is attributed to: the one named, timm's last feature, or the last one that gives a map."""
+    """The module whose output is attributed to: the one named, timm's last feature, or the last one that
+    gives a map."""
     network = _network(model)
     modules = dict(network.named_modules())
     if name is not None:
         if not name or name not in modules:
-            raise ConfigError(f"Grad-CAM: no layer {name!r} in the model; expected a module's name, such as {_some_layers(network)}")
+            raise ConfigError(
+                f"Grad-CAM: no layer {name!r} in the model; expected a module's name, such as "
+                f"{_some_layers(network)}"
+            )
         return modules[name]
     features: Any = getattr(network, "feature_info", None)
     if features:
         last: Any = modules.get(features[-1]["module"])
         if last is None:
             raise ConfigError(
-                f"Grad-CAM: this model's last feature map is not known; name a layer with --gradcam-layer, such as {_some_layers(network)}"
+                "Grad-CAM: this model's last feature map is not known; name a layer with --gradcam-layer, "
+                f"such as {_some_layers(network)}"
             )
         return getattr(last, "norm1", last)
     return _last_map(model, image, network)
@@ -121,13 +145,15 @@ def _last_map(model: nn.Module, image: Tensor, network: nn.Module) -> nn.Module:
             handle.remove()
     if not found:
         raise ConfigError(
-            f"Grad-CAM: expected a model with a feature map, found none of more than one position in {type(network).__name__}; choose a greedy strategy"
+            "Grad-CAM: expected a model with a feature map, found none of more than one position in "
+            f"{type(network).__name__}; choose a greedy strategy"
         )
     return found[-1]
 
 
 def _as_map(output: object, size: Size, prefix_tokens: int) -> View | None:
-    """Read (N, C, h, w), (N, h, w, C) or tokens (N, prefix + h*w, C) as a map (N, C, h, w), or None if it is none.
+    """Read (N, C, h, w), (N, h, w, C) or tokens (N, prefix + h*w, C) as a map (N, C, h, w), or None if it is
+    none.
 
     A map has the image's proportions, up to a row, and more than one position.
     """
@@ -141,7 +167,9 @@ def _as_map(output: object, size: Size, prefix_tokens: int) -> View | None:
         return output, lambda features: features
     if output.ndim == 4 and fits(output.shape[1], output.shape[2]):  # Swin's
         return output.permute(0, 3, 1, 2), lambda features: features.permute(0, 2, 3, 1)
-    for prefix in (prefix_tokens, 0) if output.ndim == 3 else ():  # CaiT adds its class token only behind the blocks
+    for prefix in (
+        (prefix_tokens, 0) if output.ndim == 3 else ()
+    ):  # CaiT adds its class token only behind the blocks
         tokens = max(output.shape[1] - prefix, 0)
         h = max(round((tokens * size[0] / size[1]) ** 0.5), 1)
         if tokens % h == 0 and fits(h, tokens // h):
@@ -151,12 +179,18 @@ def _as_map(output: object, size: Size, prefix_tokens: int) -> View | None:
 
 def _tokens_as_map(output: Tensor, prefix: int, grid: Size) -> View:
     first, patches = output[:, :prefix], output[:, prefix:]
-    return patches.mT.reshape(len(output), -1, *grid), lambda features: torch.cat([first, features.flatten(2).mT], dim=1)
+    return patches.mT.reshape(len(output), -1, *grid), lambda features: torch.cat(
+        [first, features.flatten(2).mT], dim=1
+    )
 
 
 def _some_layers(network: nn.Module) -> str:
     """A few modules that may be meant: timm's features, or some from the end of the network."""
-    modules = {name: module for name, module in network.named_modules() if name and not isinstance(module, nn.ModuleList)}
+    modules = {
+        name: module
+        for name, module in network.named_modules()
+        if name and not isinstance(module, nn.ModuleList)
+    }
     features: Any = getattr(network, "feature_info", None) or ()
     names = [feature["module"] for feature in features if feature["module"] in modules]
     names = [f"{name}.norm1" if hasattr(modules[name], "norm1") else name for name in names]

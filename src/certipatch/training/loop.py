@@ -1,10 +1,11 @@
 """Fine-tuning on worst-case masked images: the loop in plain sight.
 
-Source: Greedy Cutout. Every batch is masked by a strategy (``search``), and the model takes one SGD step on the
-mean loss of the masked copies.
+Source: Greedy Cutout. Every batch is masked by a strategy (``search``), and the model takes one SGD step on
+the mean loss of the masked copies.
 
 Several processes (one a device) share each batch in equal parts and step on their mean gradient, which is one
-process's step on the whole batch. They meet where ``fabric`` or ``processes`` is called; only process 0 writes.
+process's step on the whole batch. They meet where ``fabric`` or ``processes`` is called; only process 0
+writes.
 """
 
 from __future__ import annotations
@@ -65,18 +66,22 @@ def _fit(
 ) -> None:
     """The loop, continuing from the checkpoint in the store's folder if there is one.
 
-    Writes ``checkpoint.pt`` (the sha256 of what follows, and that) every few minutes and after each epoch; the weights at the end are those of the
-    network alone, under its own names. A killed run that is resumed ends with the same weights on the CPU (of three
+    Writes ``checkpoint.pt`` (the sha256 of what follows, and that) every few minutes and after each epoch;
+    the weights at the end are those of the network alone, under its own names. A killed run that is resumed
+    ends with the same weights on the CPU (of three
     or more processes: up to rounding, as the order of their sums is not fixed). Only process 0 has the store.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
     state: dict[str, Any] = {}
     with together(fabric):
         if store:
             state = {**_load(store.folder / CHECKPOINT, model, optimizer), "lines": len(store.lines)}
             if state["lines"] < state["epoch"]:
                 raise RecordsError(
-                    f"{store.path}: expected the lines of {state['epoch']} epochs that {CHECKPOINT} follows, found {state['lines']}; "
+                    f"{store.path}: expected the lines of {state['epoch']} epochs that {CHECKPOINT} "
+                    f"follows, found {state['lines']}; "
                     f"restore it, or delete {CHECKPOINT} to train from the start"
                 )
     state = fabric.broadcast(state)
@@ -84,18 +89,28 @@ def _fit(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     if fabric.world_size > 1 and fabric.device.type == "cuda":
-        convert_sync_batchnorm(model)  # timm's: torch's own would drop the activation in timm's BatchNormAct2d
+        convert_sync_batchnorm(
+            model
+        )  # timm's: torch's own would drop the activation in timm's BatchNormAct2d
     wrapped, opt = fabric.setup(model, optimizer)
     masking = _Masking(model, masks, config, fabric, len(images))
     pixels = masks.image_size[0] * masks.image_size[1] * len(images) * config.epochs
-    if config.strategy in SEARCHES_BY_LOSS and (search_passes(masks)[config.strategy] * pixels >= LARGE if compile is None else compile):
+    if config.strategy in SEARCHES_BY_LOSS and (
+        search_passes(masks)[config.strategy] * pixels >= LARGE if compile is None else compile
+    ):
         masking.compile()
     masking.found = state.get("found", masking.found)
 
     def save(epoch: int, step: int, sums: dict[str, float]) -> None:
         curves.flush()
         if store:
-            state = {"epoch": epoch, "step": step, "sums": sums, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {
+                "epoch": epoch,
+                "step": step,
+                "sums": sums,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             state["found"] = masking.found
             data = io.BytesIO()
             torch.save(state, data)
@@ -105,7 +120,9 @@ def _fit(
         lr = config.lr * (config.lr_decay if epoch >= max(1, config.epochs // 2) else 1.0)
         for group in opt.param_groups:
             group["lr"] = lr
-        batches = epoch_batches(len(images), config.batch_size * fabric.world_size, derived_seed(config.seed, epoch))
+        batches = epoch_batches(
+            len(images), config.batch_size * fabric.world_size, derived_seed(config.seed, epoch)
+        )
         step = state["step"] if epoch == state["epoch"] else 0
         sums = dict(state["sums"]) if step else dict(NOTHING)
         parts = [part_of(batch, fabric.global_rank, fabric.world_size) for batch in batches[step:]]
@@ -141,13 +158,22 @@ def _fit(
                 counts = total(fabric, counts)
                 mean = counts["loss"] / counts["views"]
                 if not math.isfinite(mean):  # before anything of this step is saved
-                    raise SoundnessError(f"loss: expected a finite number, found {mean} in epoch {epoch + 1}, step {step}; lower --lr")
+                    raise SoundnessError(
+                        f"loss: expected a finite number, found {mean} in epoch {epoch + 1}, step {step}; "
+                        "lower --lr"
+                    )
                 for key in ("loss", "correct", "views", "images", "passes"):
                     sums[key] += counts[key]
                 seconds = time.monotonic() - started
                 sums["seconds"] += seconds
                 progress.advance(int(counts["images"]), _note(epoch, config.epochs, sums, store))
-                curves.add("step", epoch * len(batches) + step, loss=mean, lr=lr, images_per_second=counts["images"] / seconds)
+                curves.add(
+                    "step",
+                    epoch * len(batches) + step,
+                    loss=mean,
+                    lr=lr,
+                    images_per_second=counts["images"] / seconds,
+                )
                 if counts["stop"] or counts["save"]:
                     with together(fabric):
                         save(epoch, step, sums)
@@ -187,13 +213,18 @@ def vanilla_accuracy(model: nn.Module, images: Images, fabric: Fabric, workers: 
 
 
 def _share_statistics(model: nn.Module, fabric: Fabric) -> None:
-    """BatchNorm's running statistics become the mean over the processes, so that all search with the same network.
+    """BatchNorm's running statistics become the mean over the processes, so that all search with the same
+    network.
 
     Where the processes normalise the whole batch together they are the same already.
     """
     if fabric.world_size > 1 and fabric.device.type != "cuda":
         for module in model.modules():
-            if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
+            if (
+                isinstance(module, _BatchNorm)
+                and module.running_mean is not None
+                and module.running_var is not None
+            ):
                 for statistic in (module.running_mean, module.running_var):
                     statistic.copy_(fabric.all_reduce(statistic, reduce_op="mean"))  # type: ignore[arg-type]
 
@@ -239,7 +270,9 @@ def _draw(curves: Curves, step: int, line: dict[str, Any]) -> None:
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Let the step under way end when Ctrl-C (or a scheduler's SIGTERM) comes, so that it can be saved."""
     asked = []
-    handlers = {sig: signal.signal(sig, lambda *_: asked.append(True)) for sig in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        sig: signal.signal(sig, lambda *_: asked.append(True)) for sig in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield lambda: bool(asked)
     finally:

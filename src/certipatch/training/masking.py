@@ -23,11 +23,13 @@ from .strategies import STRATEGIES
 class _Masking:
     """Makes of a batch what the model trains on: masked copies, and what the search for the masks cost.
 
-    ``found`` are the windows last found for each image, (images, copies, windows, 4), -1 where no search was yet; None
-    without epochs that use them again.
+    ``found`` are the windows last found for each image, (images, copies, windows, 4), -1 where no search was
+    yet; None without epochs that use them again.
     """
 
-    def __init__(self, model: nn.Sequential, masks: MaskSet, config: TrainConfig, fabric: Fabric, images: int) -> None:
+    def __init__(
+        self, model: nn.Sequential, masks: MaskSet, config: TrainConfig, fabric: Fabric, images: int
+    ) -> None:
         self.model, self.masks, self.config, self.fabric = model, masks, config, fabric
         self.strategy, self.fill = STRATEGIES[config.strategy], torch.as_tensor(find_mean(model))
         self.look: Network | None = None
@@ -37,7 +39,9 @@ class _Masking:
 
     def __call__(self, items: list[Item], epoch: int, seed: int) -> tuple[Tensor, Tensor, int]:
         """(copies x N, 3, H, W) views, their labels, and the forward passes of the search."""
-        pixels, labels = collate(items)  # here and not in a worker, so that an unreadable image is one clear line
+        pixels, labels = collate(
+            items
+        )  # here and not in a worker, so that an unreadable image is one clear line
         rank = self.fabric.global_rank
         torch.manual_seed(seed + rank)  # dropout and the like
         x, y = as_float(pixels.to(self.fabric.device)), labels.to(self.fabric.device)
@@ -54,17 +58,35 @@ class _Masking:
             autocast(self.config.search_precision or precision_of(self.fabric), self.fabric.device),
             _passes_counted(self.model) as passes,
         ):
-            windows = search(x, y) if self.found is None else self._now_or_last(search, epoch, _index(items), x, y)
-        keeps = [_leave_clean(visible(each, self.masks.image_size), self.config.clean_fraction, place) for each in windows.unbind(1)]
-        return torch.cat([mask_images(x, keep, self.fill) for keep in keeps]), y.repeat(len(keeps)), sum(passes) + self._compiled_passes()
+            windows = (
+                search(x, y) if self.found is None else self._now_or_last(search, epoch, _index(items), x, y)
+            )
+        keeps = [
+            _leave_clean(visible(each, self.masks.image_size), self.config.clean_fraction, place)
+            for each in windows.unbind(1)
+        ]
+        return (
+            torch.cat([mask_images(x, keep, self.fill) for keep in keeps]),
+            y.repeat(len(keeps)),
+            sum(passes) + self._compiled_passes(),
+        )
 
     def compile(self) -> None:
-        """Search with a compiled twin of the model, which shares its weights; its answers differ by rounding."""
+        """Search with a compiled twin of the model, which shares its weights; its answers differ by
+        rounding."""
         size, precision = self.masks.image_size, self.config.search_precision or precision_of(self.fabric)
-        batch_size = 2 ** (default_batch_size(size).bit_length() - 1)  # of which the views of most batches are a multiple
+        batch_size = 2 ** (
+            default_batch_size(size).bit_length() - 1
+        )  # of which the views of most batches are a multiple
         with frozen(self.model):
             look = Network(
-                self.model, self.masks, fill=self.fill.expand(3), batch_size=batch_size, precision=precision, compile=True, frozen=False
+                self.model,
+                self.masks,
+                fill=self.fill.expand(3),
+                batch_size=batch_size,
+                precision=precision,
+                compile=True,
+                frozen=False,
             )
         self.look = look if look.compiled else None
 
@@ -75,10 +97,15 @@ class _Masking:
         passes, self.look.views = self.look.views, 0
         return passes
 
-    def _now_or_last(self, search: Callable[[Tensor, Tensor], Tensor], epoch: int, index: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """(N, copies, windows, 4): found now where a search is due, else what was last found for the image."""
+    def _now_or_last(
+        self, search: Callable[[Tensor, Tensor], Tensor], epoch: int, index: Tensor, x: Tensor, y: Tensor
+    ) -> Tensor:
+        """(N, copies, windows, 4): found now where a search is due, else what was last found for the
+        image."""
         assert self.found is not None
-        due = self.found[index].flatten(1)[:, 0] < 0  # also in other epochs: the last batch may have left an image out
+        due = (
+            self.found[index].flatten(1)[:, 0] < 0
+        )  # also in other epochs: the last batch may have left an image out
         if epoch % (self.config.search_every or 1) == 0:
             due[:] = True
         if due.any():
@@ -89,7 +116,9 @@ class _Masking:
         """What one process has found all will know: in another epoch an image may be another's."""
         if self.found is not None:
             index = _index(items)
-            rows = of_all(self.fabric, torch.cat([index[:, None], self.found[index].flatten(1).long()], dim=1))
+            rows = of_all(
+                self.fabric, torch.cat([index[:, None], self.found[index].flatten(1).long()], dim=1)
+            )
             self.found[rows[:, 0]] = rows[:, 1:].view(-1, *self.found.shape[1:]).to(self.found)
 
 
@@ -105,10 +134,11 @@ def _leave_clean(keep: Tensor, fraction: float, place: tuple[int, int]) -> Tenso
 
 @contextmanager
 def _passes_counted(model: nn.Module) -> Iterator[list[int]]:
-    """Counts the images that a search sends through the model, so that a cost in the records is what was spent.
+    """Counts the images that a search sends through the model, so that a cost in the records is what was
+    spent.
 
-    Under a gradient twice: the backward pass of Grad-CAM ends at the last feature map, so the papers' count of one
-    pass for it is more than enough.
+    Under a gradient twice: the backward pass of Grad-CAM ends at the last feature map, so the papers' count
+    of one pass for it is more than enough.
     """
     passes: list[int] = []
 

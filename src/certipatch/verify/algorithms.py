@@ -9,7 +9,8 @@ Labels = dict[tuple[int, int], int]  # under masks i <= j
 
 
 def double_masking_restated(first: list[int], second: Any) -> tuple[int, str]:
-    """Algorithm 1, restated: the answer, and the case that decided. ``second(i)`` lists the labels under mask i and each mask."""
+    """Algorithm 1, restated: the answer, and the case that decided. ``second(i)`` lists the labels under mask
+    i and each mask."""
     votes = Counter(first)
     majority = min(votes, key=lambda label: (-votes[label], label))
     if len(votes) == 1:
@@ -21,7 +22,8 @@ def double_masking_restated(first: list[int], second: Any) -> tuple[int, str]:
 
 
 def challenger_restated(first: list[int], pair: Any) -> tuple[int, str]:
-    """Challenger masking, restated: the answer, and the case that decided. ``pair(i, j)`` is the label under both masks."""
+    """Challenger masking, restated: the answer, and the case that decided. ``pair(i, j)`` is the label under
+    both masks."""
     if len(set(first)) == 1:
         return first[0], "agreed"
     out, champion = set(), 0
@@ -36,7 +38,9 @@ def challenger_restated(first: list[int], pair: Any) -> tuple[int, str]:
 
 
 def _double_masked(labels: Labels, n: int) -> tuple[int, str]:
-    return double_masking_restated([labels[i, i] for i in range(n)], lambda i: [labels[min(i, j), max(i, j)] for j in range(n)])
+    return double_masking_restated(
+        [labels[i, i] for i in range(n)], lambda i: [labels[min(i, j), max(i, j)] for j in range(n)]
+    )
 
 
 def _challenged(labels: Labels, n: int) -> tuple[int, str]:

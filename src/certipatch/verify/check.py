@@ -1,9 +1,10 @@
 """Check a folder of records from what it says, with code of its own.
 
-Nothing here uses the mask geometry, the algorithms or the schedule of the library: coverage is tried position by
-position on arrays of bool (``verify_geometry``), and images are looked at again one view at a time by a naive restatement of
-PatchCleanser's Algorithms 1 and 2 and of challenger masking (``verify_views``), or of detection (``verify_detection``). What is
-found wrong is a list of :class:`Finding`; an untouched folder has none.
+Nothing here uses the mask geometry, the algorithms or the schedule of the library: coverage is tried position
+by position on arrays of bool (``verify_geometry``), and images are looked at again one view at a time by a
+naive restatement of PatchCleanser's Algorithms 1 and 2 and of challenger masking (``verify_views``), or of
+detection (``verify_detection``). What is found wrong is a list of :class:`Finding`; an untouched folder has
+none.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ from .views import look_again
 
 
 def verify(
-    folder: Path, *, model: Given | None = None, source: Source | None = None, sample: int | None = 20, seed: int = 0, device: str = "auto"
+    folder: Path,
+    *,
+    model: Given | None = None,
+    source: Source | None = None,
+    sample: int | None = 20,
+    seed: int = 0,
+    device: str = "auto",
 ) -> Verification:
     """Check the records that ``certify`` or ``detect`` wrote into ``folder``.
 
     Args:
-        model, source: the model and the whole data set that were given to ``certify``, to be compared with what the folder says.
+        model, source: the model and the whole data set that were given to ``certify``, to be compared with
+            what the folder says.
         sample: with model and source: how many images to look at again, drawn with ``seed``; None for all.
 
     Raises:
@@ -48,12 +56,16 @@ def verify(
     entries, _ = KINDS[found.kind]
     optional = {"inference"} if found.kind == "certify" else set()
     if odd := sorted(entries ^ (set(experiment) - optional)):
-        found.add("manifest", f"its experiment has other entries than those of a certification: {', '.join(odd)}")
+        found.add(
+            "manifest", f"its experiment has other entries than those of a certification: {', '.join(odd)}"
+        )
         return found
     try:
         sound = _check_geometry(experiment, found)
         records = _records(manifests, found)
-        consistent = [index for index, record in records.items() if _check_record(index, record, experiment, found)]
+        consistent = [
+            index for index, record in records.items() if _check_record(index, record, experiment, found)
+        ]
         found.images, found.certified = len(records), sum(map(_is_certified, records.values()))
         _check_images(records, experiment, found)
         if model is not None:
@@ -80,7 +92,12 @@ def check_given_model(experiment: dict[str, Any], model: Given, found: Verificat
     if (here := weights_sha256(network)) != experiment["weights_sha256"]:
         found.add(
             "manifest",
-            f"is of other weights than were given: sha256 {str(experiment['weights_sha256'])[:12]}... there, {here[:12]}... here",
+            f"is of other weights than were given: sha256 {str(experiment['weights_sha256'])[:12]}... "
+            f"there, {here[:12]}... here",
         )
     for difference in differences(experiment["trained"], trained)[:3]:
-        found.add("manifest", f"is of another training than was given: trained{'.' if difference[0] != ':' else ''}{difference}")
+        found.add(
+            "manifest",
+            "is of another training than was given: "
+            f"trained{'.' if difference[0] != ':' else ''}{difference}",
+        )

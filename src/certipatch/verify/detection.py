@@ -1,4 +1,5 @@
-"""What ``verify`` knows of records of detection: what follows from what in a line, and what its image's views say.
+"""What ``verify`` knows of records of detection: what follows from what in a line, and what its image's views
+say.
 
 Like ``verify``, it restates what it checks: nothing here comes from ``minority_reports`` or ``detection``.
 """
@@ -17,8 +18,11 @@ FIELDS = {"index", "name", "label", "pixels", "vanilla_label", "agreement", "dis
 ROUNDING = 1e-15  # of a confidence near 1 in double precision
 
 
-def check_record(record: dict[str, Any], masks: int, is_class: Callable[[Any], bool], expect: Callable[[bool, str], None]) -> None:
-    """What follows from what within one line of an image that could be read; ``expect`` notes what does not hold."""
+def check_record(
+    record: dict[str, Any], masks: int, is_class: Callable[[Any], bool], expect: Callable[[bool, str], None]
+) -> None:
+    """What follows from what within one line of an image that could be read; ``expect`` notes what does not
+    hold."""
     vanilla, agreement, dissent = (record[key] for key in ("vanilla_label", "agreement", "dissent"))
     expect(is_class(vanilla), f"vanilla_label {vanilla!r} is not a class")
     expect(
@@ -34,7 +38,10 @@ def check_record(record: dict[str, Any], masks: int, is_class: Callable[[Any], b
     if agreement is not None and right:
         expect(dissent is None, "all masks answer the label, and yet some dissent from it")
     if agreement is not None and not right:
-        expect(dissent is not None and dissent >= agreement, "all masks answer another label than vanilla_label, and yet dissent less")
+        expect(
+            dissent is not None and dissent >= agreement,
+            "all masks answer another label than vanilla_label, and yet dissent less",
+        )
     if agreement is None and right:
         expect(dissent is not None, "not all masks answer the label, and yet none dissents from it")
 
@@ -60,7 +67,9 @@ def compare(
         differs(f"vanilla_label {record['vanilla_label']!r}, found {vanilla}", sure)
         return
     agreement = min(confidences) if set(answers) == {label} else None
-    against = [confidence for answer, confidence in zip(answers, confidences, strict=True) if answer != vanilla]
+    against = [
+        confidence for answer, confidence in zip(answers, confidences, strict=True) if answer != vanilla
+    ]
     for name, found in (("agreement", agreement), ("dissent", max(against) if against else None)):
         stated = record[name]
         same = stated is found is None
@@ -76,5 +85,6 @@ def _confidence(logits: np.ndarray) -> float:
 
 
 def _moves(confidence: float, tolerance: float) -> float:
-    """By how much a confidence p moves at most when each margin moves by the tolerance t: p (1-p) (e^t - 1), and by rounding."""
+    """By how much a confidence p moves at most when each margin moves by the tolerance t: p (1-p) (e^t - 1),
+    and by rounding."""
     return confidence * (1 - confidence) * math.expm1(tolerance) + ROUNDING

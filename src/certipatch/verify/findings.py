@@ -26,7 +26,8 @@ class Finding:
 class Verification:
     """What was checked, and what is wrong.
 
-    ``certified``: at threshold 0 if the records are of detection. ``undecided`` images differ from their record by no more than rounding in another batch can do.
+    ``certified``: at threshold 0 if the records are of detection. ``undecided`` images differ from their
+        record by no more than rounding in another batch can do.
     """
 
     folder: str
@@ -42,12 +43,20 @@ class Verification:
 
     def text(self, *, again: bool) -> str:
         """The findings, one a line, and what was checked."""
-        looked = f"looked again at {self.recomputed}" if again else "looked again at none (give --model and --data)"
+        looked = (
+            f"looked again at {self.recomputed}"
+            if again
+            else "looked again at none (give --model and --data)"
+        )
         unclear = f", {self.undecided} of them too close to a tie to tell" if self.undecided else ""
         of_kind = " for detection at threshold 0" if self.kind == "detect" else ""
         verdict = f"{len(self.findings)} findings" if self.findings else "nothing wrong found"
         return "\n".join(
-            [*map(str, self.findings), f"{self.folder}: {self.certified} of {self.images} certified{of_kind}; {looked}{unclear}; {verdict}"]
+            [
+                *map(str, self.findings),
+                f"{self.folder}: {self.certified} of {self.images} certified{of_kind}; {looked}{unclear}; "
+                f"{verdict}",
+            ]
         )
 
     def to_json(self) -> dict[str, Any]:

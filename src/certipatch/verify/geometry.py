@@ -18,14 +18,20 @@ MOST_PIXELS = 2**28  # of all masks together, held in memory
 
 
 def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
-    """Windows inside the image, in the places that patch and k demand, over every position of the patch; the fill. True if all is so."""
+    """Windows inside the image, in the places that patch and k demand, over every position of the patch; the
+    fill. True if all is so."""
     masks, before = experiment["masks"], len(found.findings)
     size, k, windows = masks["image_size"], masks["masks_per_axis"], masks["windows"]
     shapes, patches = [masks["patch_size"], *masks.get("other_patch_sizes", [])], masks.get("patches", 1)
     if size != experiment["model"]["image_size"]:
-        found.add("manifest", f"masks.image_size {size} is not the model's {experiment['model']['image_size']}")
+        found.add(
+            "manifest", f"masks.image_size {size} is not the model's {experiment['model']['image_size']}"
+        )
     for patch in shapes:
-        if not all(type(side) is int and 1 <= side <= whole <= 10_000 for side, whole in zip(patch, size, strict=True)):
+        if not all(
+            type(side) is int and 1 <= side <= whole <= 10_000
+            for side, whole in zip(patch, size, strict=True)
+        ):
             found.add("manifest", f"masks: a patch of {patch} does not fit into {size}")
             return False
     if type(patches) is not int or patches not in (1, 2):
@@ -52,13 +58,20 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
                 return False
             keep[i, top : top + height, left : left + width] = False
     against = f"{f'{patches} patches' if patches > 1 else 'a patch'} of {' or '.join(map(str, shapes))}"
-    if not all(mask == demanded for mask, demanded in zip_longest(windows, demanded(size, shapes, k, patches, len(windows)))):
+    if not all(
+        mask == demanded
+        for mask, demanded in zip_longest(windows, demanded(size, shapes, k, patches, len(windows)))
+    ):
         found.add("manifest", f"masks.windows are not those that {against} and masks_per_axis {k} demand")
     for patch in shapes:
         if hole := uncovered(keep, *patch):
             found.add("manifest", f"masks: a patch of {patch} at {hole} is covered by no mask")
     if patches == 2 and (pair := uncovered_pair(keep, shapes)):
-        found.add("manifest", f"masks: patches of {pair[0][0]} at {pair[0][1]} and of {pair[1][0]} at {pair[1][1]} are covered by no mask")
+        found.add(
+            "manifest",
+            f"masks: patches of {pair[0][0]} at {pair[0][1]} and of {pair[1][0]} at {pair[1][1]} are "
+            "covered by no mask",
+        )
     if found.kind == "certify" and type(experiment["exhaustive"]) is not bool:
         found.add("manifest", f"exhaustive is {experiment['exhaustive']!r}")
     if experiment.get("inference", "challenger") != "challenger":  # the default is not stated
@@ -69,14 +82,19 @@ def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
     return len(found.findings) == before
 
 
-def demanded(size: list[int], shapes: list[list[int]], k: int, patches: int, most: int) -> Iterator[list[list[int]]]:
-    """The masks against one patch of any of the shapes, what two shapes share once; or, against two patches, every two of those.
+def demanded(
+    size: list[int], shapes: list[list[int]], k: int, patches: int, most: int
+) -> Iterator[list[list[int]]]:
+    """The masks against one patch of any of the shapes, what two shapes share once; or, against two patches,
+    every two of those.
 
     No more than are needed to see that there are more than ``most``: a manifest may demand a great many.
     """
     each = ((*corner, *sides) for patch in shapes for corner, *sides in _covering(size, patch, k))
     masks = list(dict.fromkeys(islice(each, len(shapes) * (most + 2))))
-    yield from ([list(window) for window in mask] for mask in combinations(masks, patches if len(masks) > 1 else 1))
+    yield from (
+        [list(window) for window in mask] for mask in combinations(masks, patches if len(masks) > 1 else 1)
+    )
 
 
 def _covering(size: list[int], patch: list[int], k: int) -> Iterator[tuple[tuple[int, int], int, int]]:
@@ -92,7 +110,8 @@ def _covering(size: list[int], patch: list[int], k: int) -> Iterator[tuple[tuple
 
 
 def uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
-    """Brute force: the first place of an h x w patch at which every mask of ``keep`` (masks, H, W) leaves some of it visible."""
+    """Brute force: the first place of an h x w patch at which every mask of ``keep`` (masks, H, W) leaves
+    some of it visible."""
     hole = np.ones((keep.shape[1] - h + 1, keep.shape[2] - w + 1), dtype=bool)
     for visible in keep:
         hole &= _seen(visible, h, w)
@@ -100,7 +119,8 @@ def uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
 
 
 def uncovered_pair(keep: np.ndarray, shapes: list[list[int]]) -> tuple[Any, Any] | None:
-    """Brute force: two patches, each as (shape, place), such that every mask leaves some of one of them visible.
+    """Brute force: two patches, each as (shape, place), such that every mask leaves some of one of them
+    visible.
 
     Every place is looked at; of places that are hidden by the same masks one stands for all.
     """
@@ -120,10 +140,12 @@ def uncovered_pair(keep: np.ndarray, shapes: list[list[int]]) -> tuple[Any, Any]
 
 
 def _seen(visible: np.ndarray, h: int, w: int) -> np.ndarray:
-    """(H-h+1, W-w+1): at which places some of an h x w patch is visible, by trying every one of its pixels."""
+    """(H-h+1, W-w+1): at which places some of an h x w patch is visible, by trying every one of its
+    pixels."""
 
     def any_of(values: np.ndarray, n: int) -> np.ndarray:
-        """True where one of ``n`` values in a row is, along the first axis: the row grows until it is as long."""
+        """True where one of ``n`` values in a row is, along the first axis: the row grows until it is as
+        long."""
         length = 1
         while length < n:
             step = min(length, n - length)

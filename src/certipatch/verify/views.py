@@ -1,6 +1,8 @@
-"""Images looked at again for ``verify``, one view at a time, by a naive restatement of PatchCleanser's algorithms.
+"""Images looked at again for ``verify``, one view at a time, by a naive restatement of PatchCleanser's
+algorithms.
 
-Like ``verify``, it restates what it checks: nothing here comes from ``patchcleanser``, ``schedule`` or ``defense``.
+Like ``verify``, it restates what it checks: nothing here comes from ``patchcleanser``, ``schedule`` or
+``defense``.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ def look_again(
             progress.advance(1, f"{len(found.findings)} findings")
             found.recomputed += 1
             if (item.name, item.label) != (record["name"], record["label"]):
-                found.add(where, f"the record has {record['name']!r} with label {record['label']!r}, the data label {item.label}"[:160])
+                found.add(
+                    where,
+                    f"the record has {record['name']!r} with label {record['label']!r}, the data label "
+                    f"{item.label}"[:160],
+                )
             if item.pixels is None:
                 if record["error"] is None:
                     found.add(where, f"cannot be read ({item.error}), and the record does not say so")
@@ -75,12 +81,19 @@ def look_again(
 
             if found.kind == "detect":
                 found.undecided += _compare_detection(
-                    where, record, look(None, None), [look(i, i) for i in range(len(windows))], tolerance, found
+                    where,
+                    record,
+                    look(None, None),
+                    [look(i, i) for i in range(len(windows))],
+                    tolerance,
+                    found,
                 )
                 continue
             views = {(i, j): _best(look(i, j)) for i in range(len(windows)) for j in range(i, len(windows))}
             infer = _challenged if "inference" in experiment else _double_masked
-            undecided = _compare(where, record, _best(look(None, None)), views, len(windows), infer, tolerance, found)
+            undecided = _compare(
+                where, record, _best(look(None, None)), views, len(windows), infer, tolerance, found
+            )
             found.undecided += undecided
 
 
@@ -91,9 +104,15 @@ def _best(logits: np.ndarray) -> tuple[int, int, float]:
 
 
 def _compare_detection(
-    where: str, record: dict[str, Any], unmasked: np.ndarray, masked: list[np.ndarray], tolerance: float, found: Verification
+    where: str,
+    record: dict[str, Any],
+    unmasked: np.ndarray,
+    masked: list[np.ndarray],
+    tolerance: float,
+    found: Verification,
 ) -> bool:
-    """Compare a record of detection with the views of its image. True if they differ by no more than rounding can do."""
+    """Compare a record of detection with the views of its image. True if they differ by no more than rounding
+    can do."""
     differences: list[tuple[str, bool]] = []
     compare(record, unmasked, masked, tolerance, lambda what, sure: differences.append((what, sure)))
     for what, sure in differences:
@@ -125,9 +144,15 @@ def _compare(
     wrong = {pair: view for pair, view in views.items() if view[0] != label}
     if record["certified"] is True and wrong:
         pair, view = max(wrong.items(), key=lambda entry: entry[1][2])
-        differs(f"is not certified: masks {pair} answer {view[0]} with a margin of {view[2]:.3g}", view[2] > tolerance)
+        differs(
+            f"is not certified: masks {pair} answer {view[0]} with a margin of {view[2]:.3g}",
+            view[2] > tolerance,
+        )
     if record["certified"] is not True and not wrong:
-        differs("is certified, which the record says it is not", min(view[2] for view in views.values()) > tolerance)
+        differs(
+            "is certified, which the record says it is not",
+            min(view[2] for view in views.values()) > tolerance,
+        )
     if record["failing_pair"] is not None:
         best, second, margin = views[tuple(record["failing_pair"])]  # type: ignore[index]
         if best != record["failing_label"]:
@@ -148,7 +173,10 @@ def _compare(
         if not any(flipped) and answer != (record["defended_label"], record["case"]):
             undecided = True
     if (record["defended_label"], record["case"]) not in answers:
-        differs(f"answers {sorted(answers)[0]}, the record says {(record['defended_label'], record['case'])}", len(wild) <= WILD)
+        differs(
+            f"answers {sorted(answers)[0]}, the record says {(record['defended_label'], record['case'])}",
+            len(wild) <= WILD,
+        )
 
     low, high = min(view[2] for view in views.values()), min(views[i, i][2] for i in range(n))
     if record["passes"] == 1 + len(views):

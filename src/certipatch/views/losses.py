@@ -18,7 +18,8 @@ def losses(look: Look, images: Tensor, labels: Tensor, windows: Tensor) -> Tenso
     Args:
         look: (images, windows) -> logits, such as :class:`Masked`, or a ``Network`` in batches of its size.
         images, labels: (N, 3, H, W) float in [0, 1] and (N,) int64.
-        windows: (N, candidates, windows, 4), or (1, candidates, windows, 4) for the same candidates everywhere.
+        windows: (N, candidates, windows, 4), or (1, candidates, windows, 4) for the same candidates
+            everywhere.
 
     Returns:
         (N, candidates) float32 on the device of the images.
@@ -49,7 +50,8 @@ def gradients(
     Args:
         look: (images, windows) -> logits, such as :class:`Masked`.
         which: (V,) index of each view's image. windows: (V, windows, 4) as rows of :func:`window_tensor`.
-        objective: (V,) values of a batch of logits (V, classes) and the slice of the views that they belong to.
+        objective: (V,) values of a batch of logits (V, classes) and the slice of the views that they belong
+            to.
 
     Returns:
         the gradient of the sum, of the shape of ``images``, and the values (views,).

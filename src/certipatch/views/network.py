@@ -1,4 +1,5 @@
-"""The network as the defense runs it: masking, precision, compilation, the shared prefix, and the size of its batches."""
+"""The network as the defense runs it: masking, precision, compilation, the shared prefix, and the size of its
+batches."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by byt
 class Network:
     """(images, windows) -> activations -> logits, in batches of one size.
 
-    ``tail(head(images, windows))`` are the logits of masked views. The head ends behind the shared prefix; of a network without
-    one the head is everything, and the tail does nothing.
+    ``tail(head(images, windows))`` are the logits of masked views. The head ends behind the shared prefix; of
+    a network without one the head is everything, and the tail does nothing.
 
     Args:
         model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, in evaluation mode.
@@ -38,8 +39,8 @@ class Network:
         batch_size: views in one forward pass.
         precision: "32-true", "bf16-mixed" or "16-mixed"; float32 where the model does not run in it.
         compile: compile with torch.compile, for one batch shape. ``compiled`` says whether it could be.
-        frozen: compile the weights of this moment into the code (BatchNorm folded into convolutions); False for a model that
-            is being trained.
+        frozen: compile the weights of this moment into the code (BatchNorm folded into convolutions); False
+            for a model that is being trained.
         shared_prefix: look for one; or the name of the layer where it ends.
 
     Attributes:
@@ -65,16 +66,22 @@ class Network:
         if shared_prefix:
             self.prefix = find(model, masks, layer=shared_prefix if isinstance(shared_prefix, str) else None)
         self._windows = 2 * max(len(mask) for mask in masks.windows)
-        self._head: Callable[[Tensor, Tensor], Tensor] = Masked(self.prefix.head if self.prefix else model, fill.to(self.device))
+        self._head: Callable[[Tensor, Tensor], Tensor] = Masked(
+            self.prefix.head if self.prefix else model, fill.to(self.device)
+        )
         self._tail: Callable[[Tensor], Tensor] | None = self.prefix.tail if self.prefix else None
         self.compiled = False
-        self.apart = self.prefix.apart.cpu().numpy() if self.prefix else np.zeros((len(masks), len(masks)), dtype=bool)
+        self.apart = (
+            self.prefix.apart.cpu().numpy() if self.prefix else np.zeros((len(masks), len(masks)), dtype=bool)
+        )
         self.images_at_once, self._activation = 128, None
         if self.prefix:
             nothing = window_tensor(masks, self.device)[:1]
             self._activation = self.head(torch.zeros(1, 3, *masks.image_size).to(parameter), nothing)
             each = self._activation.nbytes * (len(masks) + 1)
-            self.images_at_once = max(1, min(128, (KEPT_ON_CPU if self.device.type == "cpu" else KEPT) // each))
+            self.images_at_once = max(
+                1, min(128, (KEPT_ON_CPU if self.device.type == "cpu" else KEPT) // each)
+            )
         if compile:
             self._compile(masks, parameter, frozen)
             self.views = 0  # of use
@@ -85,10 +92,12 @@ class Network:
         return self.tail(self.head(images, windows))
 
     def check_unchanged(self) -> None:
-        """Raises SoundnessError if the model is no longer what has been compiled or cut: then it is not what would be certified."""
+        """Raises SoundnessError if the model is no longer what has been compiled or cut: then it is not what
+        would be certified."""
         if self._made_of is not None and _state(self.model) != self._made_of:
             raise SoundnessError(
-                "model: expected it as it was compiled or its prefix cut, found other weights, parts or hooks; make a new PatchCleanser of it"
+                "model: expected it as it was compiled or its prefix cut, found other weights, parts or "
+                "hooks; make a new PatchCleanser of it"
             )
 
     def describe(self) -> dict[str, Any]:
@@ -101,7 +110,8 @@ class Network:
         }
 
     def room_for(self, views: int) -> Tensor | None:
-        """Memory for the activations of so many views, channels last: (views, b, c, a), if a shared prefix has a use for them."""
+        """Memory for the activations of so many views, channels last: (views, b, c, a), if a shared prefix
+        has a use for them."""
         if self._activation is None:
             return None
         _, a, b, c = self._activation.shape
@@ -123,8 +133,13 @@ class Network:
         n = len(inputs[0])
         if self.compiled:  # for one shape: repeat the last; and for one layout
             if n < self.batch_size:
-                inputs = tuple(torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])]) for each in inputs)
-            first = inputs[0].contiguous(memory_format=torch.channels_last if part is self._tail else torch.contiguous_format)
+                inputs = tuple(
+                    torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])])
+                    for each in inputs
+                )
+            first = inputs[0].contiguous(
+                memory_format=torch.channels_last if part is self._tail else torch.contiguous_format
+            )
             # Compiled for tensors made in inference mode: for others torch would compile once more.
             inputs = (first if first.is_inference() else first.clone(), *inputs[1:])
         with autocast(self.precision, inputs[0].device):
@@ -133,24 +148,28 @@ class Network:
 
     @torch.inference_mode()
     def _compile(self, masks: MaskSet, parameter: Tensor, frozen: bool) -> None:
-        """Compile head and tail and try them, on noise under the first masks; or say in a line why they cannot be."""
+        """Compile head and tail and try them, on noise under the first masks; or say in a line why they
+        cannot be."""
         windows = window_tensor(masks, self.device)[: self.batch_size]
-        pixels = torch.rand(len(windows), 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
+        pixels = torch.rand(
+            len(windows), 3, *masks.image_size, generator=torch.Generator().manual_seed(0)
+        ).to(parameter)
         plain = self._head, self._tail
         try:
             expected = check_logits(self(pixels, windows), len(windows))
 
-            # torch keeps what it compiled for the next network of the same shape, also if the weights in the code are of another
-            # moment, unless the compiler is another one. This one is nobody else's.
+            # torch keeps what it compiled for the next network of the same shape, also if the weights in the
+            # code are of another moment, unless the compiler is another one. This one is nobody else's.
             def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
                 return torch._dynamo.lookup_backend("inductor")(graph, inputs)
 
             self._head = torch.compile(self._head, dynamic=False, backend=inductor)
             self._tail = self._tail and torch.compile(self._tail, dynamic=False, backend=inductor)
             self.compiled = True
-            # These must be on while torch traces (as options of torch.compile they come too late), which is in the first call: either
-            # the weights go into the code, or BatchNorm is folded into the weights of each moment in every call. The limit is one
-            # for the whole process, which may make many networks.
+            # These must be on while torch traces (as options of torch.compile they come too late), which is
+            # in the first call: either the weights go into the code, or BatchNorm is folded into the weights
+            # of each moment in every call. The limit is one for the whole process, which may make many
+            # networks.
             how = {"freezing": frozen, "efficient_conv_bn_eval_fx_passes": not frozen}
             with torch._inductor.config.patch(how), torch._dynamo.config.patch(recompile_limit=10**6):
                 difference = float((self(pixels, windows).float() - expected).abs().max())
@@ -161,17 +180,25 @@ class Network:
             self._head, self._tail = plain
             self.compiled = False
             reason = " ".join(str(error).split())[:120]
-            stderr.print(f"not compiled, which is slower: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
+            stderr.print(
+                f"not compiled, which is slower: {type(error).__name__}: {reason}",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _state(model: nn.Module) -> tuple[list[Any], list[Any]]:
-    """In brief what a compiled or cut network has of a model: its modules with their hooks, and of each weight where it lies, how often it
-    was written to, and the sum of its bits: ``.data`` and inference mode write without counting, equal sums are seldom but can be."""
+    """In brief what a compiled or cut network has of a model: its modules with their hooks, and of each
+    weight where it lies, how often it
+    was written to, and the sum of its bits: ``.data`` and inference mode write without counting, equal sums
+        are seldom but can be."""
     weights = []
     for each in (*model.parameters(), *model.buffers()):
         bits, version = BITS[each.element_size()], None if each.is_inference() else each._version
         weights.append((each.data_ptr(), version, int(each.detach().view(bits).sum(dtype=bits))))
-    return [(id(each), len(each._forward_hooks), len(each._forward_pre_hooks)) for each in model.modules()], weights
+    return [
+        (id(each), len(each._forward_hooks), len(each._forward_pre_hooks)) for each in model.modules()
+    ], weights
 
 
 @torch.inference_mode()
@@ -186,7 +213,11 @@ def usable_precision(model: nn.Module, masks: MaskSet, precision: str) -> str:
             check_logits(model(torch.full((1, 3, *masks.image_size), 0.5).to(parameter)), 1)
     except Exception as error:  # noqa: BLE001, whatever a model raises that knows no such numbers
         reason = " ".join(str(error).split())[:120]
-        stderr.print(f"not in {precision} but in float32: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
+        stderr.print(
+            f"not in {precision} but in float32: {type(error).__name__}: {reason}",
+            markup=False,
+            soft_wrap=True,
+        )
         return "32-true"
     return precision
 
@@ -195,8 +226,9 @@ def usable_precision(model: nn.Module, masks: MaskSet, precision: str) -> str:
 def fastest_batch_size(model: nn.Module, masks: MaskSet, precision: str) -> int:
     """The number of views in a forward pass at which most go through in a second, found by a quick trial.
 
-    Sizes double until it gets slower, or the memory is full. Out of those within 5 % of the best an accelerator takes the smallest, with
-    which fewer views are under way when one of them decides an image; a CPU the largest, from which compiled code gains most.
+    Sizes double until it gets slower, or the memory is full. Out of those within 5 % of the best an
+    accelerator takes the smallest, with which fewer views are under way when one of them decides an image; a
+    CPU the largest, from which compiled code gains most.
     """
     parameter = next(model.parameters(), torch.zeros(()))
     on_cpu = parameter.device.type == "cpu"
@@ -204,7 +236,11 @@ def fastest_batch_size(model: nn.Module, masks: MaskSet, precision: str) -> int:
     size = 4 if on_cpu else 32
     while size <= (32 if on_cpu else 2048):
         try:
-            views = torch.rand(size, 3, *masks.image_size).to(parameter).contiguous(memory_format=torch.channels_last)
+            views = (
+                torch.rand(size, 3, *masks.image_size)
+                .to(parameter)
+                .contiguous(memory_format=torch.channels_last)
+            )
             best[size] = _seconds(model, views, precision) / size
         except (torch.OutOfMemoryError, RuntimeError):  # the CPU's allocator raises the latter
             break

@@ -1,16 +1,18 @@
-"""The shared local prefix: what the first layers of a CNN make of an image under two masks, without running them again.
+"""The shared local prefix: what the first layers of a CNN make of an image under two masks, without running
+them again.
 
 Up to some stage a CNN is local: a mask changes only the activations near its windows (its *reach*). Where the
-reaches of two masks do not meet, the activations under both are those under the one, with the reach of the other pasted from
-those under the other. So the layers up to there (the *head*) run for the one-mask views only; the rest (the *tail*)
-runs for all.
+reaches of two masks do not meet, the activations under both are those under the one, with the reach of the
+other pasted from those under the other. So the layers up to there (the *head*) run for the one-mask views
+only; the rest (the *tail*) runs for all.
 
-Source: Krypton (Nakandala, Kumar, Papakonstantinou; SIGMOD 2019) computes occlusion maps incrementally in this way, inside a patch;
-here nothing at all is computed in the head for a pair of masks that do not meet.
+Source: Krypton (Nakandala, Kumar, Papakonstantinou; SIGMOD 2019) computes occlusion maps incrementally in
+this way, inside a patch; here nothing at all is computed in the head for a pair of masks that do not meet.
 
-The reach of each mask is measured, with NaN under the mask, and holds for every picture: the head ends before the first
-operation that is not known to carry NaN on to all that can depend on it (``CARRY_NAN``), such as a comparison. Nothing is assumed about
-layers, which are made of such operations; and pasted activations are compared with computed ones before they are used.
+The reach of each mask is measured, with NaN under the mask, and holds for every picture: the head ends before
+the first operation that is not known to carry NaN on to all that can depend on it (``CARRY_NAN``), such as a
+comparison. Nothing is assumed about layers, which are made of such operations; and pasted activations are
+compared with computed ones before they are used.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ WORTH = 0.05  # of the time of all pairs: a prefix that saves less is left alone
 TOGETHER = 16  # views in a batch here
 
 
-# torch's operations on floats of which each output is NaN if any input is that it depends on, for whatever values of the others
-# (max_pool2d is one, topk and where are none). What is missing here only makes a prefix shorter.
+# torch's operations on floats of which each output is NaN if any input is that it depends on, for whatever
+# values of the others (max_pool2d is one, topk and where are none). What is missing here only makes a prefix
+# shorter.
 CARRY_NAN = frozenset(
     """
     conv1d conv2d convolution linear batch_norm native_batch_norm cudnn_batch_norm layer_norm native_layer_norm
@@ -74,14 +77,16 @@ class SharedPrefix:
     saved: float
 
     def paste(self, one: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        """The head's activations under two masks that are apart: those under the ``one``, and in the reach of the other ``mask`` (V,)
+        """The head's activations under two masks that are apart: those under the ``one``, and in the reach of
+        the other ``mask`` (V,)
         those under the ``other``. Here activations are (V, b, c, a), channels last, as memory holds them."""
         return torch.where(self.reach[mask], other, one)
 
 
 @torch.inference_mode()
 def find(model: nn.Module, masks: MaskSet, *, layer: str | None = None) -> SharedPrefix | None:
-    """The cut of a model that saves most, or None if the model cannot be traced or has no local layers worth it.
+    """The cut of a model that saves most, or None if the model cannot be traced or has no local layers worth
+    it.
 
     Args:
         model: maps (N, 3, H, W) float to (N, classes), in evaluation mode; on any device.
@@ -92,7 +97,10 @@ def find(model: nn.Module, masks: MaskSet, *, layer: str | None = None) -> Share
     """
     found = _find(model, masks, layer)
     if layer is not None and found is None:
-        raise ConfigError(f"shared prefix {layer!r}: expected a local layer of this model, found none; start again without it")
+        raise ConfigError(
+            f"shared prefix {layer!r}: expected a local layer of this model, found none; start again "
+            "without it"
+        )
     return found
 
 
@@ -127,7 +135,10 @@ def _find(model: nn.Module, masks: MaskSet, layer: str | None) -> SharedPrefix |
     head, tail = _split(model, graph, node)
     found = SharedPrefix(node.name, head, tail, reached.unsqueeze(3), _apart(reached), saved)
     if not _equal(found, model, masks, noise):
-        stderr.print(f"shared prefix: not used, pasting at {node.name} does not give what the model computes", markup=False)
+        stderr.print(
+            f"shared prefix: not used, pasting at {node.name} does not give what the model computes",
+            markup=False,
+        )
         return None
     return found
 
@@ -139,12 +150,15 @@ def _apart(reach: Tensor) -> Tensor:
 
 
 def _equal(prefix: SharedPrefix, model: nn.Module, masks: MaskSet, noise: Tensor) -> bool:
-    """Whether pasting gives what the model computes, on noise, with each mask pasted into the view of one that is apart from it."""
+    """Whether pasting gives what the model computes, on noise, with each mask pasted into the view of one
+    that is apart from it."""
     every = window_tensor(masks, noise.device)
     pasted_ones = prefix.apart.any(dim=1).nonzero()[:, 0]
     for j in torch.split(pasted_ones, TOGETHER):
         i = prefix.apart[j].int().argmax(dim=1)
-        one, other = (prefix.head(_views(noise, every[mask], masks, 0.0)).permute(0, 2, 3, 1) for mask in (i, j))
+        one, other = (
+            prefix.head(_views(noise, every[mask], masks, 0.0)).permute(0, 2, 3, 1) for mask in (i, j)
+        )
         pasted = prefix.paste(one, other, j).permute(0, 3, 1, 2)
         both = _views(noise, torch.cat([every[i], every[j]], dim=1), masks, 0.0)
         if not _close(pasted, prefix.head(both)):
@@ -234,7 +248,13 @@ class _Reach(torch.fx.Interpreter):
         if not watch.carried:
             raise _NotLocal
         # One row an image: parts of images in rows of their own would be taken for images.
-        if node in self.cuts and isinstance(value, Tensor) and value.ndim == 4 and len(value) == self.views and min(value.shape[2:]) > 1:
+        if (
+            node in self.cuts
+            and isinstance(value, Tensor)
+            and value.ndim == 4
+            and len(value) == self.views
+            and min(value.shape[2:]) > 1
+        ):
             self.found.setdefault(node, []).append(value.isnan().any(dim=1))
             if self.found[node][-1].all():
                 raise _NotLocal
@@ -252,7 +272,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, operation: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        known = operation.overloadpacket.__name__.removesuffix("_") in CARRY_NAN and all(each.is_floating_point() for each in tensors)
+        known = operation.overloadpacket.__name__.removesuffix("_") in CARRY_NAN and all(
+            each.is_floating_point() for each in tensors
+        )
         known &= operation._overloadname != "dtype"  # view(dtype): the same bits as other numbers
         self.carried &= known or not tensors
         return operation(*args, **(kwargs or {}))
@@ -267,7 +289,8 @@ class _Clock(torch.fx.Interpreter):
         self.paste_seconds = dict.fromkeys(cuts, inf)
 
     def saved(self, cut: torch.fx.Node) -> float:
-        """The share of the time of the whole network that is spent up to the cut, less what pasting costs there."""
+        """The share of the time of the whole network that is spent up to the cut, less what pasting costs
+        there."""
         order = list(self.seconds)
         until = sum(self.seconds[node] for node in order[: order.index(cut) + 1])
         return (until - self.paste_seconds[cut]) / sum(self.seconds.values())

@@ -1,4 +1,5 @@
-"""Minority Reports: the decisions, the theorem by exhaustion with twins that must fail, a network, and the command line."""
+"""Minority Reports: the decisions, the theorem by exhaustion with twins that must fail, a network, and the
+command line."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ CONFIDENCES = (0.3, 0.5, 0.7, 0.9)
 THRESHOLDS = (0.0, 0.3, 0.5, 0.9, 1.0)  # on and between confidences
 
 
-# --- The decisions ---------------------------------------------------------------------------------------------------
+# --- The decisions
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_decisions_equal_the_oracle():
@@ -56,11 +58,13 @@ def test_decisions_equal_the_oracle():
     assert min(seen[alarm, certified] for alarm in (False, True) for certified in (False, True)) >= 500
 
 
-# --- The theorem by exhaustion: see test_theorem.py ------------------------------------------------------------------
+# --- The theorem by exhaustion: see test_theorem.py
+# ------------------------------------------------------------------
 
 
 def random_detector(world: World, seed: int):
-    """As random_classifier there, with a random confidence for each answer: (labels, confidences) of views."""
+    """As random_classifier there, with a random confidence for each answer: (labels, confidences) of
+    views."""
     rng = np.random.default_rng(seed)
     pixels = world.image[0] * world.image[1]
     looked_at = rng.choice(pixels, size=(pixels, 1, 1, 2)[seed % 4], replace=False)
@@ -76,15 +80,26 @@ def random_detector(world: World, seed: int):
 
 
 def exhaust(world: World, masks: MaskSet, look, threshold: float, certify=above, alarm=above) -> Counter:
-    """Attack every image in every way. Broken: a certified image gets another label than the true one, and no alarm."""
+    """Attack every image in every way. Broken: a certified image gets another label than the true one, and no
+    alarm."""
     images = world.images
-    keeps = [oracle.keep_of(world.image, [(w.top, w.left, w.height, w.width) for w in mask]).ravel() for mask in masks.windows]
+    keeps = [
+        oracle.keep_of(world.image, [(w.top, w.left, w.height, w.width) for w in mask]).ravel()
+        for mask in masks.windows
+    ]
     vanilla, _ = look(images)
-    labels, confidences = (np.stack(found, axis=1) for found in zip(*(look(np.where(k, images, world.fill)) for k in keeps), strict=True))
+    labels, confidences = (
+        np.stack(found, axis=1)
+        for found in zip(*(look(np.where(k, images, world.fill)) for k in keeps), strict=True)
+    )
     rows = list(zip(vanilla.tolist(), labels.tolist(), confidences.tolist(), strict=True))
     alarms = np.array([alarm(dissent(f, row, confident), threshold) for f, row, confident in rows])
     certificates = np.array(
-        [[certify(agreement(y, row, confident), threshold) for y in range(LABELS)] for _, row, confident in rows], dtype=bool
+        [
+            [certify(agreement(y, row, confident), threshold) for y in range(LABELS)]
+            for _, row, confident in rows
+        ],
+        dtype=bool,
     )
     certified = certificates.any(axis=1)
     truth = np.where(certified, certificates.argmax(axis=1), vanilla)
@@ -109,8 +124,13 @@ def test_no_attack_on_a_certified_image_goes_undetected(world: World):
     assert min(counts["certified"], counts["detected"], counts["others broken"]) >= 50
 
 
-def some_attack_goes_undetected(world: World, masks: MaskSet, threshold: float, seeds: int = 300, **twin: object) -> bool:
-    return any(exhaust(world, masks, random_detector(world, seed), threshold, **twin)["broken"] for seed in range(seeds))
+def some_attack_goes_undetected(
+    world: World, masks: MaskSet, threshold: float, seeds: int = 300, **twin: object
+) -> bool:
+    return any(
+        exhaust(world, masks, random_detector(world, seed), threshold, **twin)["broken"]
+        for seed in range(seeds)
+    )
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
@@ -124,7 +144,9 @@ def test_twin_with_a_mask_less(world: World):
 @pytest.mark.parametrize("world", WORLDS, ids=str)
 def test_twin_with_a_larger_patch(world: World):
     masks, (height, width) = world.masks, world.patch
-    wider = next((height, w) for w in range(width + 1, world.image[1] + 1) if masks.uncovered_patch((height, w)))
+    wider = next(
+        (height, w) for w in range(width + 1, world.image[1] + 1) if masks.uncovered_patch((height, w))
+    )
     assert some_attack_goes_undetected(replace(world, patch=wider), masks, 0.3)
 
 
@@ -136,16 +158,26 @@ def test_twin_with_the_masks_for_less(world: World):
         if world.patches == 2
         else [replace(world, patch=one, others=()) for one in (world.patch, *world.others)]
     )
-    holes = [(masks, hole) for masks in (one.masks for one in less) if (hole := replace(masks, **world.masks.threat).uncovered_patches())]
+    holes = [
+        (masks, hole)
+        for masks in (one.masks for one in less)
+        if (hole := replace(masks, **world.masks.threat).uncovered_patches())
+    ]
     assert holes
     for masks, hole in holes:
         wary = wary_classifier(world, hole)
-        assert exhaust(world, masks, lambda views, wary=wary: (wary(views), np.full(len(views), 0.9)), 0.3)["broken"] > 0
+        assert (
+            exhaust(world, masks, lambda views, wary=wary: (wary(views), np.full(len(views), 0.9)), 0.3)[
+                "broken"
+            ]
+            > 0
+        )
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=str)
 def test_twin_that_certifies_equality(world: World):
-    """A certificate at a confidence of exactly tau is false while the alarm needs more; with an alarm there as well it is true."""
+    """A certificate at a confidence of exactly tau is false while the alarm needs more; with an alarm there
+    as well it is true."""
 
     def at_least(confidence: float | None, threshold: float) -> bool:
         return confidence is not None and confidence >= threshold
@@ -154,7 +186,8 @@ def test_twin_that_certifies_equality(world: World):
     assert not some_attack_goes_undetected(world, world.masks, 0.5, seeds=8, certify=at_least, alarm=at_least)
 
 
-# --- Around a network ------------------------------------------------------------------------------------------------
+# --- Around a network
+# ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -163,7 +196,10 @@ def naive(seed: int) -> list[list[tuple[int, float]]]:
     model, everything = network(seed), torch.ones(SIZE, dtype=torch.bool)
     found = []
     for image in pictures(seed):
-        logits = [model(torch.where(keep, image, 0.5)[None])[0].float().double() for keep in (everything, *keeps_of(3))]
+        logits = [
+            model(torch.where(keep, image, 0.5)[None])[0].float().double()
+            for keep in (everything, *keeps_of(3))
+        ]
         found.append([(int(one.argmax()), float(one.exp().max() / one.exp().sum())) for one in logits])
     return found
 
@@ -172,14 +208,20 @@ def naive(seed: int) -> list[list[tuple[int, float]]]:
 def test_equals_one_view_at_a_time(seed: int, batch_size: int):
     model, images = network(seed), pictures(seed)
     found, views = naive(seed), Views(model)
-    labels = torch.tensor([masked[a % 3][0] if a % 2 else vanilla for a, ((vanilla, _), *masked) in enumerate(found)])
+    labels = torch.tensor(
+        [masked[a % 3][0] if a % 2 else vanilla for a, ((vanilla, _), *masked) in enumerate(found)]
+    )
     detector = MinorityReports(model, mask_set(3), threshold=0.3, batch_size=batch_size)
     detections = detector.certify(images, labels)
     assert views.seen == len(images) * 10 == sum(one.passes for one in detections), "K+1 passes an image"
     assert max(views.batches) <= batch_size
     for one, label, ((vanilla, _), *masked) in zip(detections, labels.tolist(), found, strict=True):
         against = [confidence for answer, confidence in masked if answer != vanilla]
-        together = min(confidence for _, confidence in masked) if {answer for answer, _ in masked} == {label} else None
+        together = (
+            min(confidence for _, confidence in masked)
+            if {answer for answer, _ in masked} == {label}
+            else None
+        )
         assert (one.label, one.vanilla_label) == (label, vanilla)
         assert one.dissent == (pytest.approx(max(against), abs=1e-6) if against else None)
         assert one.agreement == (together if together is None else pytest.approx(together, abs=1e-6))
@@ -194,7 +236,9 @@ def test_equals_one_view_at_a_time(seed: int, batch_size: int):
 
 def test_every_outcome_occurs():
     found = [row for seed in (3, 4, 5) for row in naive(seed)]
-    outcomes = Counter((oracle.alarm(v, m, 0.3), oracle.detection_certified(v, m, 0.3)) for (v, _), *m in found)
+    outcomes = Counter(
+        (oracle.alarm(v, m, 0.3), oracle.detection_certified(v, m, 0.3)) for (v, _), *m in found
+    )
     assert min(outcomes[False, False], outcomes[False, True], outcomes[True, False]) >= 2
 
 
@@ -204,13 +248,17 @@ def test_equality_raises_no_alarm_and_certifies_nothing():
     labels = torch.tensor([vanilla for (vanilla, _), *_ in rows])
     batch = {"batch_size": 64}
     tried = Counter()
-    for a, one in enumerate(MinorityReports(model, mask_set(3), threshold=0, **batch).certify(images, labels)):
+    for a, one in enumerate(
+        MinorityReports(model, mask_set(3), threshold=0, **batch).certify(images, labels)
+    ):
         for name, outcome in (("agreement", "certified"), ("dissent", "alarm")):
             confidence = getattr(one, name)
             if confidence is None:
                 continue
             for threshold, expected in ((confidence, False), (float(np.nextafter(confidence, 0)), True)):
-                again = MinorityReports(model, mask_set(3), threshold=threshold, **batch).certify(images, labels)[a]
+                again = MinorityReports(model, mask_set(3), threshold=threshold, **batch).certify(
+                    images, labels
+                )[a]
                 assert getattr(again, outcome) is expected
                 tried[outcome] += 1
     assert min(tried["certified"], tried["alarm"]) >= 2
@@ -265,7 +313,8 @@ def test_compiled_and_refused_when_its_weights_change(monkeypatch: pytest.Monkey
 
 
 def test_certified_detection_holds_under_attack():
-    """The theorem on a network: right or an alarm, under patches at every place; some do fool the undefended model."""
+    """The theorem on a network: right or an alarm, under patches at every place; some do fool the undefended
+    model."""
     model, images = network(4), pictures(4)
     labels = torch.tensor([vanilla for (vanilla, _), *_ in naive(4)])
     threshold = 0.3
@@ -286,16 +335,31 @@ def test_certified_detection_holds_under_attack():
     assert alarms[wrong].all()
 
 
-# --- On the command line ---------------------------------------------------------------------------------------------
+# --- On the command line
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def options(trained: Path, photos: Path) -> list[object]:
-    return ["detect", "--model", trained, "--data", photos, "--limit", 9, "--patch", 24, "--masks-per-axis", 3]
+    return [
+        "detect",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--limit",
+        9,
+        "--patch",
+        24,
+        "--masks-per-axis",
+        3,
+    ]
 
 
 @pytest.fixture(scope="module")
-def given(trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Given, object]:
+def given(
+    trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Given, object]:
 
     spec, model, manifest = load_run(trained)
     source, folder = load_source(str(photos)), tmp_path_factory.mktemp("detection") / "d"
@@ -320,14 +384,20 @@ def test_detect_report_and_sweep(cli, options, given, trained: Path, photos: Pat
     assert all(one.passes == 10 for one in records)
     exactly = next(one.agreement for one in records if one.agreement is not None)
     tau = [0.0, 0.5, exactly, 1.0]
-    shown = json.loads(cli("report", tmp_path / "d", "--thresholds", ",".join(map(repr, tau)), "--json").out)[0]
+    shown = json.loads(cli("report", tmp_path / "d", "--thresholds", ",".join(map(repr, tau)), "--json").out)[
+        0
+    ]
     assert (shown["kind"], shown["complete"], shown["passes"]) == ("detect", True, 90)
     assert [one["threshold"] for one in shown["thresholds"]] == tau
     for one, threshold in zip(shown["thresholds"], tau, strict=True):
         alarms = [r.dissent is not None and r.dissent > threshold for r in records]
         right = [r.vanilla_label == r.label and not alarm for r, alarm in zip(records, alarms, strict=True)]
         certified = [r.agreement is not None and r.agreement > threshold for r in records]
-        for name, counted in (("clean_accuracy", right), ("false_alarms", alarms), ("certified_detection_accuracy", certified)):
+        for name, counted in (
+            ("clean_accuracy", right),
+            ("false_alarms", alarms),
+            ("certified_detection_accuracy", certified),
+        ):
             assert (one[name]["count"], one[name]["images"]) == (sum(counted), 9)
             assert len(one[name]["interval_95"]) == 2
     at = [one["certified_detection_accuracy"]["count"] for one in shown["thresholds"]]
@@ -343,17 +413,41 @@ def test_detect_report_and_sweep(cli, options, given, trained: Path, photos: Pat
     images = as_float(torch.stack([Images(given[2].first(9), spec)[a].pixels for a in range(9)]))
     labels, alarms = MinorityReports(model, masks, threshold=0.5).predict(images)
     assert labels.tolist() == [one.vanilla_label for one in records]
-    assert alarms.tolist() == [above(one.dissent, 0.5) for one in records], "what is deployed is what was certified"
+    assert alarms.tolist() == [above(one.dissent, 0.5) for one in records], (
+        "what is deployed is what was certified"
+    )
 
     refused = cli("report", tmp_path / "d", "--min-margin", 0.5)
     assert (refused.code, "expected a folder that certify wrote" in refused.err) == (2, True), refused.err
-    cli("certify", "--model", trained, "--data", photos, "--patch", 24, "--masks-per-axis", 2, "--limit", 3, "--out", tmp_path / "c")
+    cli(
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        24,
+        "--masks-per-axis",
+        2,
+        "--limit",
+        3,
+        "--out",
+        tmp_path / "c",
+    )
     both = cli("report", tmp_path / "d", tmp_path / "c")
-    assert (both.code, "certified robust" in both.out, "false alarms" in " ".join(both.out.split())) == (0, True, True)
-    assert ["kind" in one for one in json.loads(cli("report", tmp_path / "c", tmp_path / "d", "--json").out)] == [False, True]
+    assert (both.code, "certified robust" in both.out, "false alarms" in " ".join(both.out.split())) == (
+        0,
+        True,
+        True,
+    )
+    assert [
+        "kind" in one for one in json.loads(cli("report", tmp_path / "c", tmp_path / "d", "--json").out)
+    ] == [False, True]
 
 
-def test_resume_and_other_experiments(cli, options, given, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_resume_and_other_experiments(
+    cli, options, given, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A kill in mid-line resumes to the same bytes; another command or patch is another experiment."""
 
     monkeypatch.setattr("certipatch.certification.blocks.BLOCK", 5)
@@ -369,7 +463,10 @@ def test_resume_and_other_experiments(cli, options, given, trained: Path, photos
     assert done.code == 0, done.err
     assert (out / "records.jsonl").read_bytes() == lines
     same = ["--model", trained, "--data", photos, "--limit", 9]
-    for command in (["certify", *same, "--patch", 24, "--masks-per-axis", 3], ["detect", *same, "--patch", 20, "--masks-per-axis", 3]):
+    for command in (
+        ["certify", *same, "--patch", 24, "--masks-per-axis", 3],
+        ["detect", *same, "--patch", 20, "--masks-per-axis", 3],
+    ):
         refused = cli(*command, "--out", out, "--resume")
         assert (refused.code, "holds another experiment" in refused.err) == (2, True), refused.err
 
@@ -377,17 +474,37 @@ def test_resume_and_other_experiments(cli, options, given, trained: Path, photos
 def test_bad_input_is_one_line(cli, options, given, trained: Path, photos: Path, tmp_path: Path):
     folder, image = given[0], photos / "red" / "0.png"
     for line, words in [
-        ([*options, "--out", tmp_path / "x", "--thresholds", "0,2"], "threshold 2: expected a confidence from 0 to 1"),
+        (
+            [*options, "--out", tmp_path / "x", "--thresholds", "0,2"],
+            "threshold 2: expected a confidence from 0 to 1",
+        ),
         (["report", folder, "--thresholds", "high"], "thresholds 'high': expected"),
         (["report", folder, "--thresholds", "nan"], "expected a confidence from 0 to 1"),
-        (["predict", image, "--model", trained, "--certified", folder], "expected records of certify, found those of detect"),
+        (
+            ["predict", image, "--model", trained, "--certified", folder],
+            "expected records of certify, found those of detect",
+        ),
         (["report", trained], "expected records of certify"),
     ]:
         refused = cli(*line)
         assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 1)
         assert words in refused.err
     assert not (tmp_path / "x").exists()
-    cli("certify", "--model", trained, "--data", photos, "--patch", 24, "--masks-per-axis", 2, "--limit", 3, "--out", tmp_path / "c")
+    cli(
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--patch",
+        24,
+        "--masks-per-axis",
+        2,
+        "--limit",
+        3,
+        "--out",
+        tmp_path / "c",
+    )
     refused = cli("report", tmp_path / "c", "--thresholds", "0.5")
     assert (refused.code, "expected a folder that detect wrote" in refused.err) == (2, True)
 
@@ -395,7 +512,19 @@ def test_bad_input_is_one_line(cli, options, given, trained: Path, photos: Path,
 def test_unreadable_images_count_as_wrong(cli, trained: Path, photos: Path, tmp_path: Path):
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "red" / "0.png").write_bytes(b"no image")
-    line = ["detect", "--model", trained, "--data", tmp_path / "photos", "--patch", "20,24", "--masks-per-axis", 2, "--thresholds", 0]
+    line = [
+        "detect",
+        "--model",
+        trained,
+        "--data",
+        tmp_path / "photos",
+        "--patch",
+        "20,24",
+        "--masks-per-axis",
+        2,
+        "--thresholds",
+        0,
+    ]
     done = cli(*line, "--out", tmp_path / "d")
     assert done.code == 0, done.err
     assert "1 unreadable images count as wrong" in done.out
@@ -403,12 +532,17 @@ def test_unreadable_images_count_as_wrong(cli, trained: Path, photos: Path, tmp_
         (broken,) = (one for one in read_images(tmp_path / "d" / name, DetectionRecord) if one.error)
         assert broken.agreement is broken.dissent is broken.vanilla_label is None
         found = at_threshold([broken], 0)
-        assert (found.clean_accuracy.count, found.false_alarms.count, found.certified_detection_accuracy.count) == (0, 0, 0)
+        assert (
+            found.clean_accuracy.count,
+            found.false_alarms.count,
+            found.certified_detection_accuracy.count,
+        ) == (0, 0, 0)
     assert len(json.loads(cli("report", tmp_path / "d", "--json").out)) == 2
     assert cli("verify", tmp_path / "d", "--model", trained, "--data", tmp_path / "photos", "--all").code == 0
 
 
-# --- Verified --------------------------------------------------------------------------------------------------------
+# --- Verified
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_an_untouched_folder(cli, given, trained: Path, photos: Path):
@@ -417,7 +551,11 @@ def test_an_untouched_folder(cli, given, trained: Path, photos: Path):
     assert (found.images, found.recomputed, found.undecided) == (9, 9, 0)
     assert found.certified == sum(above(one.agreement, 0) for one in read_images(given[0], DetectionRecord))
     done = cli("verify", given[0], "--model", trained, "--data", photos)
-    assert (done.code, "for detection at threshold 0" in done.out, "looked again at 9" in done.out) == (0, True, True)
+    assert (done.code, "for detection at threshold 0" in done.out, "looked again at 9" in done.out) == (
+        0,
+        True,
+        True,
+    )
 
 
 AGREED, DISSENTING = "agreement", "dissent"
@@ -444,7 +582,11 @@ def test_tampered_records(given, tmp_path: Path, which: str, change, words: str)
     """Found although the forger has mended the hash."""
     shutil.copytree(given[0], tmp_path / "d")
     lines = test_verify.lines_of(given[0])
-    at = next(a for a, line in enumerate(lines) if line[which] is not None and line["vanilla_label"] == line["label"])
+    at = next(
+        a
+        for a, line in enumerate(lines)
+        if line[which] is not None and line["vanilla_label"] == line["label"]
+    )
     lines[at] |= change(lines[at])
     test_verify.write(tmp_path / "d", lines)
     found = test_verify.findings(tmp_path / "d", given)
@@ -454,7 +596,11 @@ def test_tampered_records(given, tmp_path: Path, which: str, change, words: str)
 def test_tampered_manifests(given, tmp_path: Path):
     """Called a certification of answers, or with a mask less."""
     for name, change, words in [
-        ("kind", lambda m: m.update(kind="certify"), "other entries than those of a certification: exhaustive"),
+        (
+            "kind",
+            lambda m: m.update(kind="certify"),
+            "other entries than those of a certification: exhaustive",
+        ),
         ("inference", lambda m: m["experiment"].update(inference="challenger"), "other entries"),
         ("mask", lambda m: m["experiment"]["masks"]["windows"].pop(), "is covered by no mask"),
     ]:
@@ -481,7 +627,9 @@ def test_tampered_manifests(given, tmp_path: Path):
         (0, 1.1, None, False),
     ],
 )
-def test_what_a_record_cannot_say(vanilla: int | None, agreed: float | None, against: float | None, possible: bool):
+def test_what_a_record_cannot_say(
+    vanilla: int | None, agreed: float | None, against: float | None, possible: bool
+):
     fields = {"index": 0, "name": "x", "label": 0, "pixels": "", "vanilla_label": vanilla, "passes": 10}
     try:
         DetectionRecord(**fields, agreement=agreed, dissent=against)

@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
-from certipatch.defenses.patchcleanser.algorithms import UNKNOWN, double_masking, majority_label, two_mask_correct
+from certipatch.defenses.patchcleanser.algorithms import (
+    UNKNOWN,
+    double_masking,
+    majority_label,
+    two_mask_correct,
+)
 
 many = settings(deadline=None, max_examples=1000)
 CASES = {"agreed", "disagreer", "majority"}
@@ -31,7 +36,9 @@ def tables(draw):
     """A symmetric table that hypothesis can shrink: small, three labels, a unanimous row now and then."""
     n = draw(st.integers(1, 5))
     table = np.zeros((n, n), dtype=np.int64)
-    table[np.triu_indices(n)] = draw(st.lists(st.integers(0, 2), min_size=n * (n + 1) // 2, max_size=n * (n + 1) // 2))
+    table[np.triu_indices(n)] = draw(
+        st.lists(st.integers(0, 2), min_size=n * (n + 1) // 2, max_size=n * (n + 1) // 2)
+    )
     table = np.triu(table) + np.triu(table, 1).T
     if draw(st.booleans()):
         i = draw(st.integers(0, n - 1))
@@ -44,7 +51,8 @@ def decide(table):
     return double_masking(table.diagonal().tolist(), lambda i: table[i].tolist())
 
 
-# --- Algorithms 1 and 2 ----------------------------------------------------------------------------------------------
+# --- Algorithms 1 and 2
+# ----------------------------------------------------------------------------------------------
 
 
 def check_equals_oracle(table):
@@ -81,7 +89,9 @@ def test_the_certificate_looks_at_every_pair():
                 assert not two_mask_correct(wrong, 7)
 
 
-@pytest.mark.parametrize(("first_round", "label"), [([4], 4), ([2, 1], 1), ([3, 3, 0, 0], 0), ([5, 2, 2], 2), ([9, 8, 9, 8, 7], 8)])
+@pytest.mark.parametrize(
+    ("first_round", "label"), [([4], 4), ([2, 1], 1), ([3, 3, 0, 0], 0), ([5, 2, 2], 2), ([9, 8, 9, 8, 7], 8)]
+)
 def test_majority(first_round, label):
     """Ties: the smallest label."""
     assert majority_label(first_round) == label
@@ -89,7 +99,8 @@ def test_majority(first_round, label):
 
 
 def test_the_second_round_is_asked_for_disagreers_only():
-    """A live model pays for each row it is asked for: none if all agree, then the disagreers until one is unanimous."""
+    """A live model pays for each row it is asked for: none if all agree, then the disagreers until one is
+    unanimous."""
 
     def asked(table):
         rows = []

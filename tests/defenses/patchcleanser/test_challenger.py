@@ -1,4 +1,5 @@
-"""Challenger masking: on tables, in the schedule, around a network, on the command line, verified and attacked.
+"""Challenger masking: on tables, in the schedule, around a network, on the command line, verified and
+attacked.
 
 That no attack on a certified image succeeds is in test_theorem.py, for both inferences.
 """
@@ -43,14 +44,17 @@ def start(table: np.ndarray) -> np.ndarray:
     return known
 
 
-# --- On integers -----------------------------------------------------------------------------------------------------
+# --- On integers
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_equals_the_oracle_and_plays_at_most_a_game_for_each_mask_but_one():
     rng, cases, longest = np.random.default_rng(0), Counter(), 0
     for _ in range(4000):
         table, games = random_table(rng, most=8), []
-        found = challenger_masking(table.diagonal().tolist(), lambda i, j, t=table, g=games: (g.append((i, j)), t[i, j])[1])
+        found = challenger_masking(
+            table.diagonal().tolist(), lambda i, j, t=table, g=games: (g.append((i, j)), t[i, j])[1]
+        )
         label, case, expected = oracle.challenger_masking(table.tolist())
         assert (found, games) == ((label, case), expected)
         assert len({frozenset(game) for game in games}) == len(games) <= len(table) - 1
@@ -66,7 +70,11 @@ def test_equals_the_oracle_and_plays_at_most_a_game_for_each_mask_but_one():
         ([0, 1], {(0, 1): 1}, 1),  # the challenger wins
         ([0, 1], {(0, 1): 0}, 0),  # the champion wins
         ([0, 1], {(0, 1): 7}, 0),  # neither's label: the challenger is out
-        ([0, 0, 1], {(0, 2): 1, (1, 2): 0}, 0),  # mask 1, not asked while it agreed, challenges the new champion
+        (
+            [0, 0, 1],
+            {(0, 2): 1, (1, 2): 0},
+            0,
+        ),  # mask 1, not asked while it agreed, challenges the new champion
     ],
 )
 def test_games(first_round: list[int], pairs: dict[tuple[int, int], int], label: int):
@@ -75,7 +83,8 @@ def test_games(first_round: list[int], pairs: dict[tuple[int, int], int], label:
 
 
 def test_the_schedule_asks_for_the_games_only():
-    """Several images at once, some with a label: the answers are those of the full table, the certificates too."""
+    """Several images at once, some with a label: the answers are those of the full table, the certificates
+    too."""
     rng, games = np.random.default_rng(1), 0
     for _ in range(300):
         n = int(rng.integers(1, 8))
@@ -112,7 +121,8 @@ def test_nothing_is_asked_that_is_settled():
     assert answer(table, "challenger") == (2, "champion")
 
 
-# --- Around a network ------------------------------------------------------------------------------------------------
+# --- Around a network
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exhaustive", [False, True], ids=["", "exhaustive"])
@@ -120,12 +130,16 @@ def test_nothing_is_asked_that_is_settled():
 def test_equals_one_view_at_a_time(seed: int, batch_size: int, exhaustive: bool):
     model, images, labels = network(seed), pictures(seed), true_labels(seed, 3)
     views = Views(model)
-    defense = PatchCleanser(model, mask_set(3), batch_size=batch_size, exhaustive=exhaustive, inference="challenger")
+    defense = PatchCleanser(
+        model, mask_set(3), batch_size=batch_size, exhaustive=exhaustive, inference="challenger"
+    )
     verdicts = defense.certify(images, labels)
     assert views.seen == sum(verdict.passes for verdict in verdicts)
     double = PatchCleanser(model, mask_set(3), batch_size=batch_size).certify(images, labels)
     played = 0
-    for verdict, other, label, (_, table, _) in zip(verdicts, double, labels.tolist(), naive(seed, 3), strict=True):
+    for verdict, other, label, (_, table, _) in zip(
+        verdicts, double, labels.tolist(), naive(seed, 3), strict=True
+    ):
         answered, case, games = oracle.challenger_masking(table)
         assert (verdict.defended_label, verdict.case) == (answered, case)
         assert verdict.certified is other.certified is oracle.certified(table, label)
@@ -137,7 +151,9 @@ def test_equals_one_view_at_a_time(seed: int, batch_size: int, exhaustive: bool)
     before = views.seen
     assert defense.predict(images).tolist() == [verdict.defended_label for verdict in verdicts]
     if not exhaustive:
-        assert views.seen - before == sum(10 + len(oracle.challenger_masking(table)[2]) for _, table, _ in naive(seed, 3))
+        assert views.seen - before == sum(
+            10 + len(oracle.challenger_masking(table)[2]) for _, table, _ in naive(seed, 3)
+        )
 
 
 def test_an_unknown_inference_is_refused():
@@ -145,11 +161,14 @@ def test_an_unknown_inference_is_refused():
         PatchCleanser(network(3), mask_set(3), inference="majority")  # type: ignore[arg-type]
 
 
-# --- On the command line, verified and attacked ----------------------------------------------------------------------
+# --- On the command line, verified and attacked
+# ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def given(trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Given, object]:
+def given(
+    trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Given, object]:
     spec, model, manifest = load_run(trained)
     source, folder = load_source(str(photos)), tmp_path_factory.mktemp("challenger") / "c"
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=(24, 24), masks_per_axis=3)
@@ -164,11 +183,28 @@ def given(trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
-    """What was certified is what answers; the default is not stated, so that earlier runs go on as they were."""
+    """What was certified is what answers; the default is not stated, so that earlier runs go on as they
+    were."""
     folder, image = given[0], photos / "red" / "0.png"
     assert read_manifest(folder)["experiment"]["inference"] == "challenger"
-    options = ["certify", "--model", trained, "--data", photos, "--limit", 9, "--patch", 24, "--masks-per-axis", 3]
-    for out, inference in [("a", ["--inference", "challenger"]), ("b", ["--inference", "double-masking"]), ("c", [])]:
+    options = [
+        "certify",
+        "--model",
+        trained,
+        "--data",
+        photos,
+        "--limit",
+        9,
+        "--patch",
+        24,
+        "--masks-per-axis",
+        3,
+    ]
+    for out, inference in [
+        ("a", ["--inference", "challenger"]),
+        ("b", ["--inference", "double-masking"]),
+        ("c", []),
+    ]:
         done = cli(*options, *inference, "--out", tmp_path / out)
         assert done.code == 0, done.err
         assert ("challenger masking" in done.out) == (out == "a")
@@ -184,9 +220,14 @@ def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
 
     said = json.loads(cli("predict", image, "--model", trained, "--certified", folder).out)
     assert said["inference"] == "challenger"
-    said = json.loads(cli("predict", image, "--model", trained, "--patch", 24, "--inference", "challenger").out)
+    said = json.loads(
+        cli("predict", image, "--model", trained, "--patch", 24, "--inference", "challenger").out
+    )
     assert said["inference"] == "challenger"
-    assert json.loads(cli("predict", image, "--model", trained, "--patch", 24).out)["inference"] == "double-masking"
+    assert (
+        json.loads(cli("predict", image, "--model", trained, "--patch", 24).out)["inference"]
+        == "double-masking"
+    )
     refused = cli("predict", image, "--model", trained, "--certified", folder, "--inference", "challenger")
     assert (refused.code, "has its own inference" in refused.err) == (2, True)
     refused = cli(*options, "--inference", "majority", "--out", tmp_path / "d")
@@ -225,11 +266,14 @@ def test_the_restatement_agrees_with_the_oracle():
     for _ in range(1000):
         table = random_table(rng).tolist()
         first = [table[i][i] for i in range(len(table))]
-        assert challenger_restated(first, lambda i, j, t=table: t[i][j]) == oracle.challenger_masking(table)[:2]
+        assert (
+            challenger_restated(first, lambda i, j, t=table: t[i][j]) == oracle.challenger_masking(table)[:2]
+        )
 
 
 def test_no_certified_image_breaks_and_others_do(tmp_path: Path):
-    """The attack asks the inference that was certified: each judgement is what that answers on the stored picture."""
+    """The attack asks the inference that was certified: each judgement is what that answers on the stored
+    picture."""
     model, spec, source = test_attack.certify(tmp_path / "c", inference="challenger")
     config = AttackConfig(steps=8, restarts=6, certified_restarts=4)
     attack(
@@ -239,9 +283,13 @@ def test_no_certified_image_breaks_and_others_do(tmp_path: Path):
     found = summarize_attack(tmp_path / "a")
     assert found["certified_broken"] == 0
     assert found["certified_robust_accuracy"]["count"] >= 8
-    assert found["clean_accuracy"]["count"] - found["attacked_accuracy"]["count"] >= 8, "patches do break what is not certified"
+    assert found["clean_accuracy"]["count"] - found["attacked_accuracy"]["count"] >= 8, (
+        "patches do break what is not certified"
+    )
     defense = PatchCleanser(model, test_attack.MASKS, inference="challenger")
     for record in read_attacks(tmp_path / "a"):
         if record.image:
-            patched = torch.from_numpy(np.array(test_attack.Image.open(tmp_path / "a" / record.image))).permute(2, 0, 1)
+            patched = torch.from_numpy(
+                np.array(test_attack.Image.open(tmp_path / "a" / record.image))
+            ).permute(2, 0, 1)
             assert defense.predict(patched[None] / 255).item() == record.defended_label

@@ -1,4 +1,5 @@
-"""PatchCleanser around a network: the same answers as one view at a time, and a refusal where a premise fails."""
+"""PatchCleanser around a network: the same answers as one view at a time, and a refusal where a premise
+fails."""
 
 import dataclasses
 import math
@@ -30,7 +31,9 @@ def mask_set(k):
 
 def keeps_of(k):
     """The same masks from the oracle."""
-    return [torch.from_numpy(oracle.keep_of(SIZE, mask)) for mask in oracle.covering_set(SIZE, PATCH[k], k)[0]]
+    return [
+        torch.from_numpy(oracle.keep_of(SIZE, mask)) for mask in oracle.covering_set(SIZE, PATCH[k], k)[0]
+    ]
 
 
 class Contrast(nn.Module):
@@ -48,7 +51,8 @@ def network(seed):
 
 
 def pictures(seed, k=3):
-    """Noisy images of one colour each: the less noise, the likelier a certificate. Fewer where an image has 666 views."""
+    """Noisy images of one colour each: the less noise, the likelier a certificate. Fewer where an image has
+    666 views."""
     n = 8 if k == 3 else 4
     generator = torch.Generator().manual_seed(100 + seed)
     noise = torch.rand(n, 3, *SIZE, generator=generator, dtype=torch.float64)
@@ -60,14 +64,17 @@ def pictures(seed, k=3):
 @torch.no_grad()
 def naive_view(model, image, keep, fill=FILL):
     """Label and margin (best minus second-best logit) of one view, in a forward pass of its own."""
-    logits = model(torch.where(keep, image, torch.as_tensor(fill, dtype=image.dtype).reshape(-1, 1, 1))[None])[0]
+    logits = model(
+        torch.where(keep, image, torch.as_tensor(fill, dtype=image.dtype).reshape(-1, 1, 1))[None]
+    )[0]
     best, second = logits.sort(descending=True).values[:2].tolist()
     return int(logits.argmax()), best - second
 
 
 @cache
 def naive(seed, k):
-    """For each image: the unmasked label, the table of labels, and the smallest margin of all its masked views."""
+    """For each image: the unmasked label, the table of labels, and the smallest margin of all its masked
+    views."""
     model, keeps, found = network(seed), keeps_of(k), []
     for image in pictures(seed, k):
         table = [[0] * len(keeps) for _ in keeps]
@@ -103,20 +110,27 @@ class Views:
         model.register_forward_hook(hook)
 
 
-# --- Certify and predict equal the naive computation -----------------------------------------------------------------
+# --- Certify and predict equal the naive computation
+# -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exhaustive", [False, True], ids=["", "exhaustive"])
-@pytest.mark.parametrize(("seed", "k", "batch_size"), [*((s, 3, b) for s in SEEDS for b in (1, 7, 64)), (3, 6, 64), (4, 6, 7)])
+@pytest.mark.parametrize(
+    ("seed", "k", "batch_size"), [*((s, 3, b) for s in SEEDS for b in (1, 7, 64)), (3, 6, 64), (4, 6, 7)]
+)
 def test_certify_equals_one_view_at_a_time(seed, k, batch_size, exhaustive):
     model, images, labels = network(seed), pictures(seed, k), true_labels(seed, k)
     views = Views(model)
     defense = PatchCleanser(model, mask_set(k), batch_size=batch_size, exhaustive=exhaustive)
     verdicts = defense.certify(images, labels)
 
-    assert views.seen == sum(verdict.passes for verdict in verdicts), "passes are what the model was asked for"
+    assert views.seen == sum(verdict.passes for verdict in verdicts), (
+        "passes are what the model was asked for"
+    )
     assert max(views.batches) <= batch_size
-    for verdict, label, (vanilla, table, smallest) in zip(verdicts, labels.tolist(), naive(seed, k), strict=True):
+    for verdict, label, (vanilla, table, smallest) in zip(
+        verdicts, labels.tolist(), naive(seed, k), strict=True
+    ):
         assert verdict.label == label
         assert verdict.vanilla_label == vanilla
         assert (verdict.defended_label, verdict.case) == oracle.double_masking(table)
@@ -144,7 +158,10 @@ def test_every_outcome_occurs():
     cases = Counter(oracle.double_masking(table)[1] for table in tables)
     assert min(cases[case] for case in ("agreed", "disagreer", "majority")) >= 1
     labels = [oracle.double_masking(table)[0] for table in tables]
-    assert {oracle.certified(table, label) for table, label in zip(tables, labels, strict=True)} == {True, False}
+    assert {oracle.certified(table, label) for table, label in zip(tables, labels, strict=True)} == {
+        True,
+        False,
+    }
     assert len(set(labels)) >= 3
 
 
@@ -152,7 +169,9 @@ def test_the_schedule_changes_only_the_cost():
     """Any batch size, exhaustive or not, names the same first wrong pair; the shorter way is shorter."""
     model, images, labels = network(4), pictures(4), true_labels(4, 3)
     runs = [
-        PatchCleanser(model, mask_set(3), batch_size=batch_size, exhaustive=exhaustive).certify(images, labels)
+        PatchCleanser(model, mask_set(3), batch_size=batch_size, exhaustive=exhaustive).certify(
+            images, labels
+        )
         for batch_size in (1, 7, 64)
         for exhaustive in (False, True)
     ]
@@ -166,7 +185,9 @@ def test_pass_counts(k, masked_views):
     """45 and 666 predictions an image, counted on the model; plus one of the image itself."""
     model = network(0)
     views = Views(model)
-    verdicts = PatchCleanser(model, mask_set(k), exhaustive=True).certify(pictures(0)[:2], torch.zeros(2, dtype=torch.int64))
+    verdicts = PatchCleanser(model, mask_set(k), exhaustive=True).certify(
+        pictures(0)[:2], torch.zeros(2, dtype=torch.int64)
+    )
     assert views.seen == 2 * (masked_views + 1)
     assert [verdict.passes for verdict in verdicts] == [masked_views + 1] * 2
 
@@ -204,7 +225,8 @@ def test_certified_answers_hold_under_attack():
     assert defense.predict(torch.stack(attacked)).tolist() == truth
 
 
-# --- What the model sees ---------------------------------------------------------------------------------------------
+# --- What the model sees
+# ---------------------------------------------------------------------------------------------
 
 
 def test_views_are_the_masked_images():
@@ -216,7 +238,9 @@ def test_views_are_the_masked_images():
     expected = [image]
     for i, a in enumerate(keeps):
         expected += [torch.where(a & b, image, colour.float().double().view(3, 1, 1)) for b in keeps[i:]]
-    assert Counter(view.numpy().tobytes() for view in views.images) == Counter(view.numpy().tobytes() for view in expected)
+    assert Counter(view.numpy().tobytes() for view in views.images) == Counter(
+        view.numpy().tobytes() for view in expected
+    )
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -249,7 +273,8 @@ def test_fill(normalize, options, colour):
     assert (one_mask[~hidden] == 1).all()
 
 
-# --- Refusals: a failed premise is an error, in one line -------------------------------------------------------------
+# --- Refusals: a failed premise is an error, in one line
+# -------------------------------------------------------------
 
 
 def refused(defense, images, labels=None, *, match):
@@ -276,7 +301,9 @@ def test_training_mode_is_refused():
     defense.predict(GOOD)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 12, 13), (2, 3, 24, 24), (2, 1, 12, 12), (3, 12, 12), (2, 12, 12, 3)])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 12, 13), (2, 3, 24, 24), (2, 1, 12, 12), (3, 12, 12), (2, 12, 12, 3)]
+)
 def test_another_image_size_is_refused(shape):
     refused(PatchCleanser(network(0).float(), mask_set(3)), torch.full(shape, 0.5), match="expected")
 
@@ -290,7 +317,11 @@ def test_values_outside_the_unit_interval_are_refused(value):
 
 def test_integer_images_are_refused():
     """0 and 1 would pass for a unit interval, but bytes are not floats."""
-    refused(PatchCleanser(network(0).float(), mask_set(3)), torch.ones(2, 3, *SIZE, dtype=torch.uint8), match="float")
+    refused(
+        PatchCleanser(network(0).float(), mask_set(3)),
+        torch.ones(2, 3, *SIZE, dtype=torch.uint8),
+        match="float",
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -305,7 +336,9 @@ def test_logits_beyond_float32_are_refused():
     model = network(0)
     model[4].bias.data[2:] = torch.tensor([1e300, 2e300], dtype=torch.float64)
     refused(PatchCleanser(model, mask_set(3)), GOOD.double(), match="finite")
-    model[4].bias.data[2:] = torch.tensor([3e38, -3e38], dtype=torch.float64)  # whose margin would be infinite, and no JSON
+    model[4].bias.data[2:] = torch.tensor(
+        [3e38, -3e38], dtype=torch.float64
+    )  # whose margin would be infinite, and no JSON
     refused(PatchCleanser(model, mask_set(3)), GOOD.double(), match="finite")
 
 
@@ -339,10 +372,16 @@ def test_outputs_that_are_no_logits_are_refused(output):
             return output(images)
 
     refused(PatchCleanser(Model().eval(), mask_set(3)), GOOD, match="model output")
-    refused(PatchCleanser(Model().eval(), mask_set(3), compile=True, shared_prefix=True), GOOD, match="model output")
+    refused(
+        PatchCleanser(Model().eval(), mask_set(3), compile=True, shared_prefix=True),
+        GOOD,
+        match="model output",
+    )
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([0]), torch.tensor([[0, 0]]), torch.tensor([0, -1]), torch.tensor(0)])
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([0]), torch.tensor([[0, 0]]), torch.tensor([0, -1]), torch.tensor(0)]
+)
 def test_labels_that_are_no_classes_are_refused(labels):
     """-1 above all: it is how the tables write "not known"."""
     with pytest.raises(SoundnessError, match="labels"):
@@ -361,7 +400,8 @@ def test_masks_that_do_not_cover_are_refused():
 
 @pytest.mark.parametrize("patch", [(5, 5), (5, 1), (1, 5), (6, 6)])
 def test_a_patch_larger_than_the_image_is_refused(patch):
-    """It has no position, so "every position is covered" would hold of any masks, and certify them for smaller patches too."""
+    """It has no position, so "every position is covered" would hold of any masks, and certify them for
+    smaller patches too."""
     with pytest.raises(CertiPatchError):
         PatchCleanser(network(0), MaskSet((4, 4), patch, 0, ((Window(0, 0, 1, 1),),)))
 
@@ -380,8 +420,14 @@ def test_a_negative_batch_size_is_refused(batch_size):
 
 
 def test_a_model_that_mixes_the_images_of_a_batch_is_refused():
-    """Without running statistics BatchNorm normalises by its batch: what was certified in one batch is not what answers alone."""
-    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, track_running_stats=False), torch.nn.Flatten(), torch.nn.LazyLinear(3)]
+    """Without running statistics BatchNorm normalises by its batch: what was certified in one batch is not
+    what answers alone."""
+    layers = [
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4, track_running_stats=False),
+        torch.nn.Flatten(),
+        torch.nn.LazyLinear(3),
+    ]
     model = torch.nn.Sequential(*layers).eval()
     images = torch.rand(2, 3, *mask_set(3).image_size)
     model(images)

@@ -1,4 +1,5 @@
-"""The schedule changes the cost and no answer: certificates and defended labels are those of the full table."""
+"""The schedule changes the cost and no answer: certificates and defended labels are those of the full
+table."""
 
 import numpy as np
 import pytest
@@ -19,13 +20,18 @@ def start(table):
 
 
 def reveal(full, labels, rng, *, size, exhaustive):
-    """Play the network for several images at once. Returns their tables as far as the schedule asked for them."""
+    """Play the network for several images at once. Returns their tables as far as the schedule asked for
+    them."""
     n = len(full[0])
     halves = rng.random((n, n)) < rng.choice([0, 0.5, 1])
     apart = np.triu(halves, 1) | np.triu(halves, 1).T
     schedule = Schedule(apart, exhaustive=exhaustive)
     known = [start(table) for table in full]
-    undecided = {a for a, (table, label) in enumerate(zip(known, labels, strict=True)) if schedule.add(a, table, label, rng.random((n, n)))}
+    undecided = {
+        a
+        for a, (table, label) in enumerate(zip(known, labels, strict=True))
+        if schedule.add(a, table, label, rng.random((n, n)))
+    }
     while schedule.images:
         assert set(schedule.images) == undecided
         views, kind = schedule.next(size)
@@ -43,7 +49,11 @@ def reveal(full, labels, rng, *, size, exhaustive):
 
 
 def check(full, rng, exhaustive=False):
-    for labels in ([None] * len(full), rng.integers(0, 3, len(full)).tolist(), [int(table[0, 0]) for table in full]):
+    for labels in (
+        [None] * len(full),
+        rng.integers(0, 3, len(full)).tolist(),
+        [int(table[0, 0]) for table in full],
+    ):
         known = reveal(full, labels, rng, size=int(rng.integers(1, 12)), exhaustive=exhaustive)
         for table, part, label in zip(full, known, labels, strict=True):
             assert ((part == table) | (part == UNKNOWN)).all()
@@ -65,7 +75,9 @@ def test_answers_of_several_images():
     rng, cases = np.random.default_rng(1), []
     for _ in range(300):
         n = int(rng.integers(1, 7))
-        full = [table for table in (random_table(rng) for _ in range(20)) if len(table) == n] or [np.zeros((n, n), np.int64)]
+        full = [table for table in (random_table(rng) for _ in range(20)) if len(table) == n] or [
+            np.zeros((n, n), np.int64)
+        ]
         check(full, rng, exhaustive=bool(rng.random() < 0.2))
         cases += [decide(table)[1] for table in full]
     assert min(cases.count(case) for case in CASES) >= 50

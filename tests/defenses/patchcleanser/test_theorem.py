@@ -1,11 +1,12 @@
-"""The theorem by exhaustion: on tiny worlds no patch, of any content and at any place, changes a certified answer.
+"""The theorem by exhaustion: on tiny worlds no patch, of any content and at any place, changes a certified
+answer.
 
-A world is every image of a few pixels and values, and a classifier is a random look-up table of masked images. An
-attacked image is itself an image of the world, so every image is defended once, and an attack is a look-up.
-The masks and both algorithms are the library's; the patches are tried here, one by one.
+A world is every image of a few pixels and values, and a classifier is a random look-up table of masked
+images. An attacked image is itself an image of the world, so every image is defended once, and an attack is a
+look-up. The masks and both algorithms are the library's; the patches are tried here, one by one.
 
-The twins must fail: with one mask taken away, for a patch larger or of another shape than the masks were made for, for two
-patches where they were made for one, or with a certificate from fewer views, attacks succeed.
+The twins must fail: with one mask taken away, for a patch larger or of another shape than the masks were made
+for, for two patches where they were made for one, or with a certificate from fewer views, attacks succeed.
 """
 
 from collections import Counter
@@ -44,7 +45,11 @@ class World:
     @property
     def masks(self):
         return MaskSet.covering(
-            image_size=self.image, patch_size=self.patch, other_patch_sizes=self.others, masks_per_axis=self.k, patches=self.patches
+            image_size=self.image,
+            patch_size=self.patch,
+            other_patch_sizes=self.others,
+            masks_per_axis=self.k,
+            patches=self.patches,
         )
 
     @property
@@ -63,7 +68,12 @@ class World:
         for h, w in (self.patch, *self.others):
             for top, left in product(range(height - h + 1), range(width - w + 1)):
                 places.append(pixels[top : top + h, left : left + w].ravel())
-        for some in sorted({tuple(np.unique(np.concatenate(one))) for one in combinations_with_replacement(places, self.patches)}):
+        for some in sorted(
+            {
+                tuple(np.unique(np.concatenate(one)))
+                for one in combinations_with_replacement(places, self.patches)
+            }
+        ):
             for content in product(range(self.values), repeat=len(some)):
                 yield list(some), content
 
@@ -97,8 +107,8 @@ TWICE = [
 def random_classifier(world, seed):
     """A random look-up table of the pixels looked at: label 0 for most, so that certificates occur.
 
-    Classifiers that look at all pixels are the most general; those that look at few are the easiest to attack,
-    because every view that shows the patch is wrong in the same way.
+    Classifiers that look at all pixels are the most general; those that look at few are the easiest to
+    attack, because every view that shows the patch is wrong in the same way.
     """
     rng = np.random.default_rng(seed)
     pixels = world.image[0] * world.image[1]
@@ -111,7 +121,10 @@ def random_classifier(world, seed):
 def looks(world, masks, classify):
     """The table (masks, masks) of every image."""
     images = world.images
-    keeps = [oracle.keep_of(world.image, [(w.top, w.left, w.height, w.width) for w in mask]).ravel() for mask in masks.windows]
+    keeps = [
+        oracle.keep_of(world.image, [(w.top, w.left, w.height, w.width) for w in mask]).ravel()
+        for mask in masks.windows
+    ]
     tables = np.empty((len(images), len(masks), len(masks)), dtype=np.int64)
     for (i, a), (j, b) in product(enumerate(keeps), repeat=2):
         tables[:, i, j] = classify(np.where(a & b, images, world.fill))
@@ -121,8 +134,8 @@ def looks(world, masks, classify):
 def exhaust(world, masks, classify, certify=two_mask_correct, inference="double-masking"):
     """Attack every image in every way and count.
 
-    Returns the numbers of certified images; of attacks on them, by the case of the inference that answered; of attacks
-    on them that changed the answer (broken); and of attacks on the other images that did.
+    Returns the numbers of certified images; of attacks on them, by the case of the inference that answered;
+    of attacks on them that changed the answer (broken); and of attacks on the other images that did.
     """
     images, tables = world.images, looks(world, masks, classify)
     answers, cases = zip(*(answer(table, inference) for table in tables), strict=True)
@@ -145,7 +158,8 @@ def exhaust(world, masks, classify, certify=two_mask_correct, inference="double-
 @pytest.mark.parametrize("inference", INFERENCES)
 @pytest.mark.parametrize("world", WORLDS + SHAPES + TWICE, ids=str)
 def test_no_attack_on_a_certified_image_succeeds(world, inference):
-    """The theorem; and what makes the test worth its name: all cases answer, and uncertified images do break."""
+    """The theorem; and what makes the test worth its name: all cases answer, and uncertified images do
+    break."""
     counts = Counter()
     for seed in range(SEEDS):
         counts.update(exhaust(world, world.masks, random_classifier(world, seed), inference=inference))
@@ -155,18 +169,22 @@ def test_no_attack_on_a_certified_image_succeeds(world, inference):
     assert counts["others broken"] >= 50
 
 
-# --- Twins that must fail --------------------------------------------------------------------------------------------
+# --- Twins that must fail
+# --------------------------------------------------------------------------------------------
 
 
 def some_attack_succeeds(world, masks, **options):
     """Is any certified image broken, by any attack, for any of many classifiers?"""
-    return any(exhaust(world, masks, random_classifier(world, seed), **options)["broken"] for seed in range(60))
+    return any(
+        exhaust(world, masks, random_classifier(world, seed), **options)["broken"] for seed in range(60)
+    )
 
 
 @pytest.mark.parametrize("inference", INFERENCES)
 @pytest.mark.parametrize("world", WORLDS, ids=str)
 def test_twin_with_a_mask_less(world, inference):
-    """Every mask is needed: whichever is dropped, some patch is covered by no mask, and some certificate is false."""
+    """Every mask is needed: whichever is dropped, some patch is covered by no mask, and some certificate is
+    false."""
     masks = world.masks
     for i in range(len(masks)):
         fewer = replace(masks, windows=masks.windows[:i] + masks.windows[i + 1 :], grid=None)
@@ -178,7 +196,9 @@ def test_twin_with_a_mask_less(world, inference):
 def test_twin_with_a_larger_patch(world):
     """Masks made for one patch promise nothing about a wider one that they do not cover."""
     masks, (height, width) = world.masks, world.patch
-    wider = next((height, w) for w in range(width + 1, world.image[1] + 1) if masks.uncovered_patch((height, w)))
+    wider = next(
+        (height, w) for w in range(width + 1, world.image[1] + 1) if masks.uncovered_patch((height, w))
+    )
     assert some_attack_succeeds(replace(world, patch=wider), masks)
 
 
@@ -191,23 +211,31 @@ def test_twin_with_one_mask_views_only(world, inference):
 
 
 def wary_classifier(world, hole):
-    """Label 1 where a pixel of the hole has the value of an attacker: neither 0 nor the fill colour; else 0. It breaks wherever there is a hole."""
+    """Label 1 where a pixel of the hole has the value of an attacker: neither 0 nor the fill colour; else 0.
+    It breaks wherever there is a hole."""
     pixels = np.arange(world.image[0] * world.image[1]).reshape(world.image)
-    there = np.concatenate([pixels[w.top : w.top + w.height, w.left : w.left + w.width].ravel() for w in hole])
+    there = np.concatenate(
+        [pixels[w.top : w.top + w.height, w.left : w.left + w.width].ravel() for w in hole]
+    )
     clean = 0 if world.fill == world.values else world.fill
-    return lambda views: ((views[:, there] != clean) & (views[:, there] != world.fill)).any(axis=1).astype(int)
+    return lambda views: (
+        ((views[:, there] != clean) & (views[:, there] != world.fill)).any(axis=1).astype(int)
+    )
 
 
 def breaks(world, masks):
     """Whether the masks, which are not the world's, leave a hole; if so, certified images break."""
-    hole = replace(masks, patch_size=world.patch, other_patch_sizes=world.others, patches=world.patches).uncovered_patches()
+    hole = replace(
+        masks, patch_size=world.patch, other_patch_sizes=world.others, patches=world.patches
+    ).uncovered_patches()
     assert hole is None or exhaust(world, masks, wary_classifier(world, hole))["broken"] > 0
     return hole is not None
 
 
 @pytest.mark.parametrize("world", SHAPES + TWICE, ids=str)
 def test_twin_with_a_mask_less_of_several_shapes_or_two_patches(world):
-    """Masks are needed here too; in worlds as tiny as these some happen to cover what another was made for."""
+    """Masks are needed here too; in worlds as tiny as these some happen to cover what another was made
+    for."""
     masks = world.masks
     fewer = [replace(masks, windows=masks.windows[:i] + masks.windows[i + 1 :]) for i in range(len(masks))]
     assert sum(breaks(world, some) for some in fewer) >= len(masks) / 3
@@ -216,7 +244,9 @@ def test_twin_with_a_mask_less_of_several_shapes_or_two_patches(world):
 @pytest.mark.parametrize("world", SHAPES, ids=str)
 def test_twin_with_the_masks_of_another_shape(world):
     """Masks for one of the shapes promise nothing about the other."""
-    assert any(breaks(world, replace(world, patch=shape, others=()).masks) for shape in (world.patch, *world.others))
+    assert any(
+        breaks(world, replace(world, patch=shape, others=()).masks) for shape in (world.patch, *world.others)
+    )
 
 
 @pytest.mark.parametrize("world", TWICE, ids=str)

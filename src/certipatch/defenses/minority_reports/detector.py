@@ -1,4 +1,5 @@
-"""Minority Reports around a model: the undefended label, and an alarm where a confident one-mask view disagrees with it.
+"""Minority Reports around a model: the undefended label, and an alarm where a confident one-mask view
+disagrees with it.
 
 What follows from labels and confidences, and why a certificate holds, is in ``minority_reports``.
 """
@@ -25,10 +26,12 @@ class Detection:
         label: the true label, None if none was given.
         vanilla_label: the undefended model's label F(x), which is the answer unless there is an alarm.
         alarm: a one-mask label other than F(x) has a confidence above the threshold.
-        certified: under every patch the answer is the true label or there is an alarm; None if no label was given.
-        agreement: the smallest one-mask confidence if all one-mask labels are the true one, else None: certified at every
+        certified: under every patch the answer is the true label or there is an alarm; None if no label was
+            given.
+        agreement: the smallest one-mask confidence if all one-mask labels are the true one, else None:
+            certified at every threshold below it.
+        dissent: the largest confidence of a one-mask label other than F(x), else None: an alarm at every
             threshold below it.
-        dissent: the largest confidence of a one-mask label other than F(x), else None: an alarm at every threshold below it.
         passes: forward passes spent on this image.
     """
 
@@ -42,9 +45,11 @@ class Detection:
 
 
 class MinorityReports(MaskedClassifier):
-    """A classifier that raises an alarm where there may be a patch, with a certificate against every patch its masks cover.
+    """A classifier that raises an alarm where there may be a patch, with a certificate against every patch
+    its masks cover.
 
-    Source: Minority Reports (McCoyd et al., 2020), with PatchCleanser's masks. K+1 forward passes an image for K masks.
+    Source: Minority Reports (McCoyd et al., 2020), with PatchCleanser's masks. K+1 forward passes an image
+        for K masks.
 
     Args:
         threshold: tau, from 0 to 1. A lower one certifies more images and raises more false alarms.
@@ -70,13 +75,15 @@ class MinorityReports(MaskedClassifier):
         super().__init__(model, masks, fill=fill, batch_size=batch_size, precision=precision, compile=compile)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels (N,) int64 and the alarms (N,) bool of (N, 3, H, W) float images in [0, 1]. With an alarm, use no label."""
+        """The labels (N,) int64 and the alarms (N,) bool of (N, 3, H, W) float images in [0, 1]. With an
+        alarm, use no label."""
         found = self.examine(images)
         labels = torch.tensor([one.vanilla_label for one in found], dtype=torch.int64)
         return labels, torch.tensor([one.alarm for one in found], dtype=torch.bool)
 
     def certify(self, images: Tensor, labels: Tensor) -> list[Detection]:
-        """One detection an image. Certified: under every patch ``predict`` answers the label, or raises an alarm.
+        """One detection an image. Certified: under every patch ``predict`` answers the label, or raises an
+        alarm.
 
         Args:
             images: (N, 3, H, W) float in [0, 1].
@@ -91,14 +98,21 @@ class MinorityReports(MaskedClassifier):
         n, k = len(images), len(self.masks)
         windows = window_tensor(self.masks, images.device)
         windows = torch.cat([torch.zeros_like(windows[:1]), windows])  # the first hides nothing
-        which, mask = torch.arange(n, device=images.device).repeat_interleave(k + 1), torch.arange(k + 1, device=images.device).repeat(n)
+        which, mask = (
+            torch.arange(n, device=images.device).repeat_interleave(k + 1),
+            torch.arange(k + 1, device=images.device).repeat(n),
+        )
         answers, confidences = np.empty(n * (k + 1), np.int64), np.empty(n * (k + 1))
         for start in range(0, len(which), self.batch_size):
             part = slice(start, start + self.batch_size)
             shown = mask[part]
-            answers[part], confidences[part] = _read(self.network(images[which[part]], windows[shown]), len(shown))
+            answers[part], confidences[part] = _read(
+                self.network(images[which[part]], windows[shown]), len(shown)
+            )
         truth = [None] * n if labels is None else labels.tolist()
-        rows = zip(truth, answers.reshape(n, k + 1).tolist(), confidences.reshape(n, k + 1).tolist(), strict=True)
+        rows = zip(
+            truth, answers.reshape(n, k + 1).tolist(), confidences.reshape(n, k + 1).tolist(), strict=True
+        )
         return [self._decide(label, answered, confident) for label, answered, confident in rows]
 
     def _decide(self, label: int | None, answers: list[int], confidences: list[float]) -> Detection:
@@ -107,11 +121,14 @@ class MinorityReports(MaskedClassifier):
         against = dissent(vanilla, masked, of_masked)
         together = None if label is None else agreement(label, masked, of_masked)
         certified = None if label is None else above(together, self.threshold)
-        return Detection(label, vanilla, above(against, self.threshold), certified, together, against, len(answers))
+        return Detection(
+            label, vanilla, above(against, self.threshold), certified, together, against, len(answers)
+        )
 
 
 def _read(logits: Tensor, views: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (the first of equals) and their confidences, in double precision, so that those near 1 are told apart."""
+    """Labels (the first of equals) and their confidences, in double precision, so that those near 1 are told
+    apart."""
     logits = check_logits(logits, views).cpu()
     labels = logits.argmax(dim=1)
     confidences = logits.double().softmax(dim=1).gather(1, labels[:, None])[:, 0]

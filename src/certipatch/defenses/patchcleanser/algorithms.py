@@ -30,7 +30,9 @@ def majority_label(first_round: Sequence[int] | np.ndarray) -> int:
     return int(labels[counts.argmax()])
 
 
-def double_masking(first_round: Sequence[int], second_round: Callable[[int], Iterable[int]]) -> tuple[int, Case]:
+def double_masking(
+    first_round: Sequence[int], second_round: Callable[[int], Iterable[int]]
+) -> tuple[int, Case]:
     """Algorithm 1: the defended label, and which of its three cases decided.
 
     Args:
@@ -48,16 +50,18 @@ def double_masking(first_round: Sequence[int], second_round: Callable[[int], Ite
 
 
 def challenger_masking(first_round: Sequence[int], pair: Callable[[int, int], int]) -> tuple[int, Case]:
-    """Challenger masking: the same certificate as :func:`double_masking`, with a second round of at most n-1 passes for n masks.
+    """Challenger masking: the same certificate as :func:`double_masking`, with a second round of at most n-1
+    passes for n masks.
 
-    Source: PatchCleanser's own code (``challenger_masking``). If all one-mask labels agree, that label is the answer. Otherwise
-    mask 0 is champion, and the first mask left of another label challenges it. If the two-mask label is the challenger's, the
-    champion is out and the challenger takes its place; if it is the champion's or neither's, the challenger is out. When all
-    masks left have one label, that is the answer. One mask is out after each game, and the champion is always left.
+    Source: PatchCleanser's own code (``challenger_masking``). If all one-mask labels agree, that label is the
+    answer. Otherwise mask 0 is champion, and the first mask left of another label challenges it. If the
+    two-mask label is the challenger's, the champion is out and the challenger takes its place; if it is the
+    champion's or neither's, the challenger is out. When all masks left have one label, that is the answer.
+    One mask is out after each game, and the champion is always left.
 
-    Why a certified image is answered right, whatever the patch: a mask c that covers it shows the clean image alone, so c has the
-    true label y, and so have all its pairs. Played against a mask of another label, c as challenger wins and as champion stays:
-    c is never out, and the label that all masks left share is c's.
+    Why a certified image is answered right, whatever the patch: a mask c that covers it shows the clean image
+    alone, so c has the true label y, and so have all its pairs. Played against a mask of another label, c as
+    challenger wins and as champion stays: c is never out, and the label that all masks left share is c's.
 
     Args:
         first_round: the label under each single mask.
@@ -73,7 +77,8 @@ def challenger_masking(first_round: Sequence[int], pair: Callable[[int, int], in
 
 
 def answer(table: np.ndarray, inference: Inference) -> tuple[int, Case]:
-    """The defended label and its case from what is known of a table: enough for the inference, see ``schedule``."""
+    """The defended label and its case from what is known of a table: enough for the inference, see
+    ``schedule``."""
     first_round = table.diagonal().tolist()
     if inference == "challenger":
         return challenger_masking(first_round, lambda i, j: int(table[i, j]))

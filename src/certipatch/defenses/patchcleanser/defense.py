@@ -16,26 +16,30 @@ from .examination import _Examination
 class PatchCleanser(MaskedClassifier):
     """A classifier defended by double masking, with a certificate against every patch its masks cover.
 
-    Source: PatchCleanser (USENIX Security 2022), Algorithms 1 (predict) and 2 (certify), and challenger masking from its code.
+    Source: PatchCleanser (USENIX Security 2022), Algorithms 1 (predict) and 2 (certify), and challenger
+        masking from its code.
 
     Args:
-        model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, normalisation inside, in evaluation mode.
+        model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, normalisation inside, in evaluation
+            mode.
         masks: cover whatever the attacker may place (``masks.threat``); checked here.
         fill: colour of masked pixels, a number or (3,) in [0, 1]; default: the mean of the model's Normalize
             layer (so 0 after normalisation), or 0.5 for a model without one.
         batch_size: views in one forward pass; default by image size.
         exhaustive: compute every pair of every image, also where the answer is already settled.
-        inference: "double-masking" (Algorithm 1), or "challenger": where masks disagree, at most one pass for each mask but one,
-            and not one for each pair. Both answer the label of a certified image under every patch; on others they may differ.
+        inference: "double-masking" (Algorithm 1), or "challenger": where masks disagree, at most one pass for
+            each mask but one, and not one for each pair. Both answer the label of a certified image under
+            every patch; on others they may differ.
         precision: "32-true", or "bf16-mixed" or "16-mixed" for a forward pass under autocast.
-        compile: compile the network with torch.compile, its weights frozen as they are now: some times faster after some
-            seconds to a minute. Where it cannot be compiled, a line says so and ``network.compiled`` is False.
-        shared_prefix: run the first, local layers of a CNN for the one-mask views only, if the model has such; or the
-            name of the layer where they end (``network.prefix.layer`` of an earlier one).
+        compile: compile the network with torch.compile, its weights frozen as they are now: some times faster
+            after some seconds to a minute. Where it cannot be compiled, a line says so and
+            ``network.compiled`` is False.
+        shared_prefix: run the first, local layers of a CNN for the one-mask views only, if the model has
+            such; or the name of the layer where they end (``network.prefix.layer`` of an earlier one).
 
     Raises:
-        SoundnessError: the masks do not cover every patch; on use: training mode, a model that changed since it was
-            compiled or cut, images of another size or outside [0, 1], logits that are not finite.
+        SoundnessError: the masks do not cover every patch; on use: training mode, a model that changed since
+            it was compiled or cut, images of another size or outside [0, 1], logits that are not finite.
         ConfigError: an unknown precision or inference, a fill that is no colour.
     """
 
@@ -55,13 +59,23 @@ class PatchCleanser(MaskedClassifier):
         if inference not in INFERENCES:
             raise ConfigError(f"inference {inference!r}: expected one of {', '.join(INFERENCES)}")
         self.exhaustive, self.inference = exhaustive, inference
-        super().__init__(model, masks, fill=fill, batch_size=batch_size, precision=precision, compile=compile, shared_prefix=shared_prefix)
+        super().__init__(
+            model,
+            masks,
+            fill=fill,
+            batch_size=batch_size,
+            precision=precision,
+            compile=compile,
+            shared_prefix=shared_prefix,
+        )
 
     def check_precision(self, certified: str) -> None:
-        """Raises SoundnessError if the network does not run here in the precision that it was certified in."""
+        """Raises SoundnessError if the network does not run here in the precision that it was certified
+        in."""
         if self.network.precision != certified:
             raise SoundnessError(
-                f"precision: expected {certified}, in which it was certified, found {self.network.precision}, in which the model runs here; "
+                f"precision: expected {certified}, in which it was certified, found "
+                f"{self.network.precision}, in which the model runs here; "
                 "certify again on this machine"
             )
 
@@ -80,11 +94,14 @@ class PatchCleanser(MaskedClassifier):
 
     @torch.inference_mode()
     def examine(self, images: Tensor, labels: Tensor | None = None) -> list[Verdict]:
-        """The verdicts behind both: with labels the certificates too, without them only what the inference needs.
+        """The verdicts behind both: with labels the certificates too, without them only what the inference
+        needs.
 
-        All images share the forward passes: batches are filled with the next missing pairs of the images that are
-        still undecided, and a decided image makes room for another.
+        All images share the forward passes: batches are filled with the next missing pairs of the images that
+        are still undecided, and a decided image makes room for another.
         """
         self.check(images, labels)
         truth: list[int | None] = [None] * len(images) if labels is None else [int(label) for label in labels]
-        return _Examination(self.network, self.masks, images, truth, exhaustive=self.exhaustive, inference=self.inference).run()
+        return _Examination(
+            self.network, self.masks, images, truth, exhaustive=self.exhaustive, inference=self.inference
+        ).run()

@@ -40,19 +40,43 @@ class _Answers:
                 failing = (int(wrong[first, 0]), int(wrong[first, 1]))
                 failing_label = int(table[failing])
         passes = 1 + int(np.triu(table != UNKNOWN).sum())
-        return Verdict(label, self.vanilla, defended, case, certified, failing, failing_label, float(self.margins.min()), passes)
+        return Verdict(
+            label,
+            self.vanilla,
+            defended,
+            case,
+            certified,
+            failing,
+            failing_label,
+            float(self.margins.min()),
+            passes,
+        )
 
 
 class _Examination:
     """One way through some images: the network's answers go into tables, tables become verdicts.
 
-    Activations of the shared prefix are kept for as many images as fit; an image that is decided makes room for the next.
+    Activations of the shared prefix are kept for as many images as fit; an image that is decided makes room
+    for the next.
     """
 
     def __init__(
-        self, network: Network, masks: MaskSet, images: Tensor, truth: list[int | None], *, exhaustive: bool, inference: Inference
+        self,
+        network: Network,
+        masks: MaskSet,
+        images: Tensor,
+        truth: list[int | None],
+        *,
+        exhaustive: bool,
+        inference: Inference,
     ) -> None:
-        self.network, self.images, self.truth, self.masks, self.inference = network, images, truth, len(masks), inference
+        self.network, self.images, self.truth, self.masks, self.inference = (
+            network,
+            images,
+            truth,
+            len(masks),
+            inference,
+        )
         windows = window_tensor(masks, images.device)
         self.windows = torch.cat([torch.zeros_like(windows[:1]), windows])  # the first hides nothing
         self.schedule = Schedule(network.apart, exhaustive=exhaustive, inference=inference)
@@ -66,7 +90,11 @@ class _Examination:
         waiting = deque(range(len(self.images)))
         while waiting or self.schedule.images:
             new = min(len(waiting), len(self.room))
-            if new and (new * len(self.windows) >= self.network.batch_size or new == len(waiting) or not self.schedule.images):
+            if new and (
+                new * len(self.windows) >= self.network.batch_size
+                or new == len(waiting)
+                or not self.schedule.images
+            ):
                 self._first_round([waiting.popleft() for _ in range(new)])
             else:
                 self._second_round(*self.schedule.next(self.network.batch_size))
@@ -86,9 +114,16 @@ class _Examination:
             if self.shared is not None:
                 self.shared[self._at(which[part], mask[part])] = activations.permute(0, 2, 3, 1)
             labels[part], margins[part] = _read(self.network.tail(activations), len(shown))
-        for image, found, gap in zip(images, labels.reshape(n, k + 1), margins.reshape(n, k + 1), strict=True):
+        for image, found, gap in zip(
+            images, labels.reshape(n, k + 1), margins.reshape(n, k + 1), strict=True
+        ):
             gap = gap[1:]
-            one = _Answers(int(found[0]), np.full((k, k), UNKNOWN), np.full((k, k), np.inf, np.float32), gap[:, None] + gap[None, :])
+            one = _Answers(
+                int(found[0]),
+                np.full((k, k), UNKNOWN),
+                np.full((k, k), np.inf, np.float32),
+                gap[:, None] + gap[None, :],
+            )
             np.fill_diagonal(one.labels, found[1:])
             np.fill_diagonal(one.margins, gap)
             self.answers[image] = one
@@ -119,11 +154,14 @@ class _Examination:
 
     def _at(self, which: np.ndarray, mask: np.ndarray) -> Tensor:
         """Where the activations of images under masks are kept."""
-        return self._index(np.array([self.place[image] for image in which.tolist()]) * len(self.windows) + mask)
+        return self._index(
+            np.array([self.place[image] for image in which.tolist()]) * len(self.windows) + mask
+        )
 
 
 def _read(logits: Tensor, views: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (the first of equals, which topk does not promise) and margins (best minus second-best logit) of so many views."""
+    """Labels (the first of equals, which topk does not promise) and margins (best minus second-best logit) of
+    so many views."""
     logits = check_logits(logits, views)
     best = logits.topk(2, dim=1).values
     return logits.argmax(dim=1).cpu().numpy(), (best[:, 0] - best[:, 1]).cpu().numpy()

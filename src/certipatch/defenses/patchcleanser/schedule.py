@@ -1,8 +1,10 @@
-"""Which views are looked at next: no view that cannot matter, and first those that are likely to decide. Integers only.
+"""Which views are looked at next: no view that cannot matter, and first those that are likely to decide.
+Integers only.
 
-The outcome is that of the full table (``patchcleanser``): a certificate falls with its first wrong pair of masks, a row of
-Algorithm 1 with its first label that disagrees, and of challenger masking only the games are asked for. The order is only about how soon that is met: pairs come
-in the order of the two masks' summed one-mask margins, smallest first.
+The outcome is that of the full table (``patchcleanser``): a certificate falls with its first wrong pair of
+masks, a row of Algorithm 1 with its first label that disagrees, and of challenger masking only the games are
+asked for. The order is only about how soon that is met: pairs come in the order of the two masks' summed
+one-mask margins, smallest first.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ Pair = tuple[int, int]
 View = tuple[int, int, int]  # image, and its masks i <= j
 
 
-def missing_pairs(table: np.ndarray, label: int | None, inference: Inference = "double-masking") -> tuple[np.ndarray, int]:
-    """The pairs (i <= j) that must still be known, as an (n, 2) array, and the label that each must have for the rest to matter.
+def missing_pairs(
+    table: np.ndarray, label: int | None, inference: Inference = "double-masking"
+) -> tuple[np.ndarray, int]:
+    """The pairs (i <= j) that must still be known, as an (n, 2) array, and the label that each must have for
+    the rest to matter.
 
     The table's diagonal is known. For the certificate (``label`` given) one wrong entry decides; for
-    Algorithm 1 a row decides as soon as one entry disagrees. Rows are asked for one at a time, in the order in
-    which Algorithm 1 looks at them; of challenger masking the next game, since its outcome decides who plays then.
-    Nothing is missing when everything is decided.
+    Algorithm 1 a row decides as soon as one entry disagrees. Rows are asked for one at a time, in the order
+    in which Algorithm 1 looks at them; of challenger masking the next game, since its outcome decides who
+    plays then. Nothing is missing when everything is decided.
     """
     nothing = np.empty((0, 2), dtype=np.int64)
     first_round = table.diagonal()
@@ -49,7 +54,8 @@ def missing_pairs(table: np.ndarray, label: int | None, inference: Inference = "
 
 
 def next_game(table: np.ndarray) -> np.ndarray:
-    """The first pair that challenger masking asks for and that is not known yet, as (1, 2), or (0, 2) if it has its answer."""
+    """The first pair that challenger masking asks for and that is not known yet, as (1, 2), or (0, 2) if it
+    has its answer."""
     unknown: list[Pair] = []
 
     def pair(i: int, j: int) -> int:
@@ -57,7 +63,9 @@ def next_game(table: np.ndarray) -> np.ndarray:
             unknown.append((min(i, j), max(i, j)))
         return int(table[i, j])
 
-    challenger_masking(table.diagonal().tolist(), pair)  # what it does beyond the first unknown pair is of no interest
+    challenger_masking(
+        table.diagonal().tolist(), pair
+    )  # what it does beyond the first unknown pair is of no interest
     return np.array(unknown[:1], dtype=np.int64).reshape(-1, 2)
 
 
@@ -67,7 +75,9 @@ class _Image:
     label: int | None
     order: np.ndarray
     expected: int = UNKNOWN
-    queues: tuple[deque[Pair], deque[Pair]] = field(default_factory=lambda: (deque(), deque()))  # not apart, apart
+    queues: tuple[deque[Pair], deque[Pair]] = field(
+        default_factory=lambda: (deque(), deque())
+    )  # not apart, apart
 
     def next_is_apart(self) -> bool:
         near, apart = self.queues
@@ -78,17 +88,21 @@ class Schedule:
     """The undecided images and what is to be asked about each.
 
     Args:
-        apart: (masks, masks) bool: pairs that are looked at in another way than the rest, so in batches of their own.
+        apart: (masks, masks) bool: pairs that are looked at in another way than the rest, so in batches of
+            their own.
         exhaustive: ask for every pair, also where the answer is settled.
         inference: how the defended label is found.
     """
 
-    def __init__(self, apart: np.ndarray, *, exhaustive: bool = False, inference: Inference = "double-masking") -> None:
+    def __init__(
+        self, apart: np.ndarray, *, exhaustive: bool = False, inference: Inference = "double-masking"
+    ) -> None:
         self.apart, self.exhaustive, self.inference = apart, exhaustive, inference
         self.images: dict[int, _Image] = {}
 
     def add(self, image: int, table: np.ndarray, label: int | None, order: np.ndarray) -> bool:
-        """Take on an image whose diagonal of the table (masks, masks) is known. Returns whether it is undecided.
+        """Take on an image whose diagonal of the table (masks, masks) is known. Returns whether it is
+        undecided.
 
         ``order`` (masks, masks) is small for pairs to ask for early. Answers are written into the table.
         """
@@ -101,7 +115,9 @@ class Schedule:
         The images take turns, so that few pairs of one image are under way when one of them decides it.
         """
         turn = list(self.images)[:size]
-        apart = 2 * sum(self.images[image].next_is_apart() for image in turn) > len(turn)  # as most of them would have it
+        apart = 2 * sum(self.images[image].next_is_apart() for image in turn) > len(
+            turn
+        )  # as most of them would have it
         views: list[View] = []
         while any(one.queues[apart] for one in self.images.values()) and len(views) < size:
             for image, one in self.images.items():
@@ -121,7 +137,8 @@ class Schedule:
         return [
             image
             for image, one in asked.items()
-            if ((image in surprised and not self.exhaustive) or not any(one.queues)) and not self._refill(image)
+            if ((image in surprised and not self.exhaustive) or not any(one.queues))
+            and not self._refill(image)
         ]
 
     def _refill(self, image: int) -> bool:

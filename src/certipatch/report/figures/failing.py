@@ -16,7 +16,8 @@ CERTIFIED, WRONG = "#0072b2", "#d55e00"  # blue and vermilion: told apart by col
 
 
 def failing_masks(path: Path, images: dict[int, np.ndarray], folders: dict[str, Path]) -> None:
-    """A PNG with a row for each image and a column for each certification: the mask pair that the model fails on.
+    """A PNG with a row for each image and a column for each certification: the mask pair that the model fails
+    on.
 
     Args:
         images: index in the records -> (3, H, W) uint8.
@@ -41,16 +42,22 @@ def failing_masks(path: Path, images: dict[int, np.ndarray], folders: dict[str, 
                 axis.set_xlabel(f"✗ reads {classes[record.failing_label]}", fontsize=8, color=WRONG)
             axes[row, 0].set_xlabel(f"a {classes[record.label]}", fontsize=8)
     axes[0, 0].set_title("image", fontsize=9)
-    figure.supxlabel("Grey: the pair of masks under which the model's answer is wrong first; none where certified.", fontsize=8)
+    figure.supxlabel(
+        "Grey: the pair of masks under which the model's answer is wrong first; none where certified.",
+        fontsize=8,
+    )
     figure.savefig(path, dpi=130)
 
 
 def _masked(pixels: np.ndarray, record: Record, manifest: dict[str, Any]) -> np.ndarray:
-    """The image with the failing pair of masks in the fill colour, hatched lightly so that it is seen on any image."""
+    """The image with the failing pair of masks in the fill colour, hatched lightly so that it is seen on any
+    image."""
     shown = pixels.transpose(1, 2, 0).copy()
     for mask in record.failing_pair or ():
         for top, left, height, width in manifest["masks"]["windows"][mask]:
-            shown[top : top + height, left : left + width] = np.round(np.array(manifest["fill"]) * 255).astype(np.uint8)
+            shown[top : top + height, left : left + width] = np.round(
+                np.array(manifest["fill"]) * 255
+            ).astype(np.uint8)
     return shown
 
 

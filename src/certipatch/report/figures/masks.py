@@ -1,6 +1,7 @@
 """What each strategy masks, on one image: a figure of the width of a page.
 
-Which pair of masks a search takes depends on the model, so it is drawn where there is one; from records alone the geometry is.
+Which pair of masks a search takes depends on the model, so it is drawn where there is one; from records alone
+the geometry is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ NEUTRAL = np.full((1, 1, 3), 235, np.uint8)
 
 @dataclass(frozen=True)
 class Panel:
-    """One masked copy: ``hidden`` are its masks, which may reach beyond the image; ``others`` are outlined only."""
+    """One masked copy: ``hidden`` are its masks, which may reach beyond the image; ``others`` are outlined
+    only."""
 
     title: str
     hidden: tuple[Window, ...] = ()
@@ -52,12 +54,15 @@ def geometry(masks: MaskSet, seed: int = 0) -> list[Panel]:
 
     square = round(height * 128 / 224), round(width * 128 / 224)
     squares = tuple(
-        Window(int(rng.integers(height)) - square[0] // 2, int(rng.integers(width)) - square[1] // 2, *square) for _ in range(2)
+        Window(int(rng.integers(height)) - square[0] // 2, int(rng.integers(width)) - square[1] // 2, *square)
+        for _ in range(2)
     )
     return [
         Panel(f"a patch\n{h}x{w} of {height}x{width}", (Window((height - h) // 2, (width - w) // 2, h, w),)),
         Panel(f"fine set\n{len(masks)} masks", masks.windows[0], tuple(mask[0] for mask in masks.windows)),
-        Panel(f"coarse set\n{len(coarse)} masks", coarse.windows[0], tuple(mask[0] for mask in coarse.windows)),
+        Panel(
+            f"coarse set\n{len(coarse)} masks", coarse.windows[0], tuple(mask[0] for mask in coarse.windows)
+        ),
         Panel("random-cutout\n", squares),
         Panel("random-coarse\n", pair(coarse)),
         Panel("random-fine\n", pair(masks)),
@@ -66,7 +71,9 @@ def geometry(masks: MaskSet, seed: int = 0) -> list[Panel]:
     ]
 
 
-def draw_panels(image: np.ndarray | None, size: tuple[int, int], panels: list[Panel], caption: str = "") -> Figure:
+def draw_panels(
+    image: np.ndarray | None, size: tuple[int, int], panels: list[Panel], caption: str = ""
+) -> Figure:
     """The panels in reading order, on an image (3, H, W) uint8 of that ``size``, or on none."""
     rows, (height, width) = -(-len(panels) // ACROSS), size
     pixels = NEUTRAL if image is None else image.transpose(1, 2, 0)
@@ -83,7 +90,11 @@ def draw_panels(image: np.ndarray | None, size: tuple[int, int], panels: list[Pa
                 axes.add_patch(_rectangle(window, fill=False, edgecolor="0.5", linewidth=0.4))
             for window in panel.hidden:
                 axes.add_patch(_rectangle(window, facecolor="0.6", edgecolor="black", linewidth=0.5))
-            axes.add_patch(_rectangle(Window(0, 0, height, width), fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False))
+            axes.add_patch(
+                _rectangle(
+                    Window(0, 0, height, width), fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False
+                )
+            )
             axes.set(xlim=(0, width), ylim=(height, 0))
             axes.set_title(panel.title, fontsize=6.5, pad=2)
         if caption:

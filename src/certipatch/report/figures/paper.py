@@ -1,4 +1,5 @@
-"""Figures for a two-column paper, from summaries: as wide as a column, in 8 point type, told apart without colour too.
+"""Figures for a two-column paper, from summaries: as wide as a column, in 8 point type, told apart without
+colour too.
 
 What holds for all that a figure shows is in its title, what differs in its legend.
 """
@@ -41,20 +42,30 @@ def draw_comparisons(summaries: list[Summary]) -> tuple[dict[str, Figure], list[
         if not summary.complete:
             notes.append(f"left out: {summary.folder} is not complete; continue it with certify --resume")
         elif _images(summary) != _images(summaries[0]):
-            notes.append(f"left out: {summary.folder} is of other images than {summaries[0].folder}, or of another size")
+            notes.append(
+                f"left out: {summary.folder} is of other images than {summaries[0].folder}, or of another size"
+            )
         else:
             shown.append(summary)
     names = _names(shown)
     one_patch = [summary for summary in shown if set(threat_of(_masks(summary))) == {"patch_size"}]
-    found = {f"certified-against-patch-k{k}": _against_patch(group, names) for k, group in _grouped(one_patch, _k).items()}
+    found = {
+        f"certified-against-patch-k{k}": _against_patch(group, names)
+        for k, group in _grouped(one_patch, _k).items()
+    }
     if not any(found.values()):
         notes.append(
-            "skipped certified-against-patch: needs one model certified for two patch sizes with the same k (certify --patch 1%,2%,3%)"
+            "skipped certified-against-patch: needs one model certified for two patch sizes with the same k "
+            "(certify --patch 1%,2%,3%)"
         )
-    against_k = {f"certified-against-k-{_file(group[0])}": _against_k(group, names) for group in _grouped(shown, _threat).values()}
+    against_k = {
+        f"certified-against-k-{_file(group[0])}": _against_k(group, names)
+        for group in _grouped(shown, _threat).values()
+    }
     if not any(against_k.values()):
         notes.append(
-            "skipped certified-against-k: needs one model certified for two k against the same patch (certify --masks-per-axis 3,6)"
+            "skipped certified-against-k: needs one model certified for two k against the same patch "
+            "(certify --masks-per-axis 3,6)"
         )
     strategies = {
         f"strategies-{_file(group[0])}-k{k}": _strategies(group, names)
@@ -106,9 +117,14 @@ def _names(summaries: list[Summary]) -> dict[Model, str]:
         others += [] if seed is None else [f"seed {seed}"]
         words[_model(summary)] = [first, experiment["model"]["arch"], *others, *_model(summary)[1:]]
     common = set.intersection(*map(set, words.values())) if words else set()
-    names = {model: ", ".join([first, *(word for word in others if word not in common)]) for model, (first, *others) in words.items()}
+    names = {
+        model: ", ".join([first, *(word for word in others if word not in common)])
+        for model, (first, *others) in words.items()
+    }
     shown = list(names.values())
-    return {model: name if shown.count(name) == 1 else f"{name} ({model[0][:6]})" for model, name in names.items()}
+    return {
+        model: name if shown.count(name) == 1 else f"{name} ({model[0][:6]})" for model, name in names.items()
+    }
 
 
 def _wrapped(name: str, width: int) -> str:
@@ -147,7 +163,9 @@ def _against_patch(summaries: list[Summary], names: dict[Model, str]) -> Figure 
         xs, label = [float(h) for h, _ in sizes], f"side of the patch (pixels of {height}x{width})"
     else:
         xs, label = [100 * h * w / (height * width) for h, w in sizes], "area of the patch (% of the image)"
-    return _lines(list(zip(xs, summaries, strict=True)), names, label, _about(summaries[0], f"k={_k(summaries[0])}"))
+    return _lines(
+        list(zip(xs, summaries, strict=True)), names, label, _about(summaries[0], f"k={_k(summaries[0])}")
+    )
 
 
 def _against_k(summaries: list[Summary], names: dict[Model, str]) -> Figure | None:
@@ -155,8 +173,11 @@ def _against_k(summaries: list[Summary], names: dict[Model, str]) -> Figure | No
     return _lines(points, names, "masks per axis k", _about(summaries[0], _patch_of(summaries[0])))
 
 
-def _lines(points: list[tuple[float, Summary]], names: dict[Model, str], xlabel: str, title: str) -> Figure | None:
-    """A line a model; None unless one of them has two points. Models that share an x stand beside each other, by points of type."""
+def _lines(
+    points: list[tuple[float, Summary]], names: dict[Model, str], xlabel: str, title: str
+) -> Figure | None:
+    """A line a model; None unless one of them has two points. Models that share an x stand beside each other,
+    by points of type."""
     lines: dict[Model, dict[float, Share]] = {}
     for x, summary in sorted(points, key=lambda point: point[0]):
         lines.setdefault(_model(summary), {}).setdefault(x, summary.certified_robust_accuracy)
@@ -166,7 +187,13 @@ def _lines(points: list[tuple[float, Summary]], names: dict[Model, str], xlabel:
         shown = {model: _wrapped(names[model], 44) for model in lines}
         figure = new_figure(COLUMN, 2.2 + 0.13 * sum(label.count("\n") + 1 for label in shown.values()))
         axes = figure.subplots()
-        looks = dict(zip(names, zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), cycle((True, False)), strict=False), strict=False))
+        looks = dict(
+            zip(
+                names,
+                zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), cycle((True, False)), strict=False),
+                strict=False,
+            )
+        )
         top = 0.0
         for place, model in enumerate(model for model in names if model in lines):
             colour, marker, dashes, filled = looks[model]
@@ -202,7 +229,9 @@ def _strategies(summaries: list[Summary], names: dict[Model, str]) -> Figure | N
     with mpl.rc_context(STYLE):
         figure = new_figure(COLUMN, 0.8 + row * len(rows))
         axes = figure.subplots()
-        for offset, (name, (attribute, colour, marker, face)) in zip((-0.24, 0, 0.24), ACCURACIES.items(), strict=True):
+        for offset, (name, (attribute, colour, marker, face)) in zip(
+            (-0.24, 0, 0.24), ACCURACIES.items(), strict=True
+        ):
             places = [row + offset for row in range(len(rows))]
             lengths, reach = percents([getattr(summary, attribute) for summary in rows.values()])
             axes.errorbar(

@@ -15,7 +15,15 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from ...records.files import write_atomically
 from ..certification import Share
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito: told apart by everybody
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)  # Okabe-Ito: told apart by everybody
 
 
 MARKERS = "osD^vPX"
@@ -59,7 +67,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figures: Mapping[str, Figure], folder: Path, *, endings: tuple[str, ...] = ("svg", "png"), dpi: int = 300) -> list[Path]:
+def save(
+    figures: Mapping[str, Figure], folder: Path, *, endings: tuple[str, ...] = ("svg", "png"), dpi: int = 300
+) -> list[Path]:
     """Each as ``folder``/name.svg and .png, in the same bytes each time."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -67,7 +77,9 @@ def save(figures: Mapping[str, Figure], folder: Path, *, endings: tuple[str, ...
         for ending in endings:
             data = io.BytesIO()
             with mpl.rc_context(STYLE):
-                figure.savefig(data, format=ending, dpi=dpi, metadata={"Date": None} if ending == "svg" else {})
+                figure.savefig(
+                    data, format=ending, dpi=dpi, metadata={"Date": None} if ending == "svg" else {}
+                )
             paths.append(folder / f"{name}.{ending}")
             write_atomically(paths[-1], data.getvalue())
     return paths

@@ -21,7 +21,11 @@ def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -
     plane = heat(pairs, run.masks, e["masks"]["image_size"])
     hardest = of_classes(records, run.summary.min_margin)
     fill = e.get("fill")
-    grey = isinstance(fill, list) and len(fill) == 3 and all(isinstance(part, int | float) and 0 <= part <= 1 for part in fill)
+    grey = (
+        isinstance(fill, list)
+        and len(fill) == 3
+        and all(isinstance(part, int | float) and 0 <= part <= 1 for part in fill)
+    )
     place = {record.index: number for number, record in enumerate(records)}
     gallery = {name: [place[r.index] for r in group] for name, group in _grouped(shown, run).items()}
     return {
@@ -41,7 +45,9 @@ def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -
             "pair": [r.failing_pair for r in records],
             "fails": [r.failing_label for r in records],
             # Of a certificate; between wrong answers a margin says nothing.
-            "margin": [float(f"{r.margin:.4g}") if r.certified and r.margin is not None else None for r in records],
+            "margin": [
+                float(f"{r.margin:.4g}") if r.certified and r.margin is not None else None for r in records
+            ],
             "passes": [r.passes for r in records],
             "error": {number: r.error for number, r in enumerate(records) if r.error is not None},
         },

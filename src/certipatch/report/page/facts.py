@@ -46,9 +46,14 @@ def _facts(run: Run, name: str) -> dict[str, Any]:
         "near": near(s, run.records),
         "rounding": rounding(e),
         "data": str(s.manifest.get("data") or "?"),
-        "records_sha256": [_dict(m["finished"]).get("sha256", "?") for m in read_manifests(Path(s.folder)).values()],
+        "records_sha256": [
+            _dict(m["finished"]).get("sha256", "?") for m in read_manifests(Path(s.folder)).values()
+        ],
         "finished": _dict(finished).get("at", "not finished"),
-        "environment": {**environment, **{name: _dict(environment.get(name)) for name in ("versions", "network")}},
+        "environment": {
+            **environment,
+            **{name: _dict(environment.get(name)) for name in ("versions", "network")},
+        },
         "experiment": e,
         "started": str(s.manifest.get("started", "?")),
     }
@@ -62,7 +67,13 @@ def _answer(runs: list[Run], attacks: list[dict[str, Any]]) -> dict[str, Any] | 
     attack = next((a for a in attacks if a["run"] == run.summary.folder), None)
     most = max(other.summary.certified_robust_accuracy.count for other in runs)
     certified = run.summary.certified_robust_accuracy
-    return {**facts, "certified": certified, "attack": attack, "runs": len(runs), "best": len(runs) > 1 and certified.count == most}
+    return {
+        **facts,
+        "certified": certified,
+        "attack": attack,
+        "runs": len(runs),
+        "best": len(runs) > 1 and certified.count == most,
+    }
 
 
 def _scale(run: Run, pictures: dict[str, str], shown: list[Record]) -> dict[str, Any]:
@@ -78,7 +89,14 @@ def _scale(run: Run, pictures: dict[str, str], shown: list[Record]) -> dict[str,
         patches.append((max(0, round(at * height - h / 2)), max(0, round(at * width - w / 2)), h, w))
     top, left, h, w = patches[0]
     cover = next((m for m in run.masks if any(_inside((top, left, h, w), rectangle) for rectangle in m)), [])
-    return {"height": height, "width": width, "image": image, "patches": patches, "mask": cover, "more": len(shapes) > 3}
+    return {
+        "height": height,
+        "width": width,
+        "image": image,
+        "patches": patches,
+        "mask": cover,
+        "more": len(shapes) > 3,
+    }
 
 
 def _inside(patch: Sequence[int], rectangle: Sequence[int]) -> bool:

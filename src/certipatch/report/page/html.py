@@ -1,7 +1,8 @@
 """``certipatch report --html``: one self-contained page out of the records of some runs.
 
-Every number comes from ``summary``, ``findings``, ``detection`` and ``attacked``. Text and charts are laid out by the template ``page/page.html.j2``;
-what can be stepped through is drawn by ``page/page.js`` from one block of JSON. The page asks the network for nothing.
+Every number comes from ``summary``, ``findings``, ``detection`` and ``attacked``. Text and charts are laid
+out by the template ``page/page.html.j2``; what can be stepped through is drawn by ``page/page.js`` from one
+block of JSON. The page asks the network for nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ PAGE = Path(__file__).parent
 
 
 TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=jinja2.FileSystemLoader(PAGE),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 
 
@@ -53,8 +58,8 @@ def write_page(
 
     Args:
         attacks: folders that ``attack`` wrote.
-        data, split, class_map: where the images are, as ``certify`` had them; None: as the manifests say. A page
-            without images is complete but for its pictures.
+        data, split, class_map: where the images are, as ``certify`` had them; None: as the manifests say. A
+            page without images is complete but for its pictures.
 
     Returns:
         A line for each thing that is not shown, and why.
@@ -66,7 +71,9 @@ def write_page(
     notes: list[str] = []
     pictures, shown = _pictures(runs, attacks, notes, data, split, class_map)
     place, names = _names([run.summary.folder for run in runs])
-    blocks = [_block(run, names[run.summary.folder], pictures, some) for run, some in zip(runs, shown, strict=True)]
+    blocks = [
+        _block(run, names[run.summary.folder], pictures, some) for run, some in zip(runs, shown, strict=True)
+    ]
     under_attack = [_attack(folder, runs, pictures, names) for folder in attacks]
     script, style = (PAGE / "page.js").read_text(), (PAGE / "page.css").read_text()
     text = TEMPLATES.get_template("page.html.j2").render(
@@ -102,4 +109,9 @@ def _names(folders: list[str]) -> tuple[str, dict[str, str]]:
 
 def _json(value: Any) -> Markup:
     """JSON that no text in it can end the script element of."""
-    return Markup(json.dumps(value, separators=(",", ":")).replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+    return Markup(
+        json.dumps(value, separators=(",", ":"))
+        .replace("&", "\\u0026")
+        .replace("<", "\\u003c")
+        .replace(">", "\\u003e")
+    )

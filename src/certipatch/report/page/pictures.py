@@ -1,6 +1,7 @@
 """Images for a report, as the model saw them: found by the hash in their record, or not shown.
 
-The only part of a report that loads torch, which the transform of images needs; it is imported when a picture is asked for.
+The only part of a report that loads torch, which the transform of images needs; it is imported when a picture
+is asked for.
 """
 
 from __future__ import annotations
@@ -40,9 +41,15 @@ EACH = 8  # of an outcome in a gallery
 
 
 def _pictures(
-    runs: list[Run], attacks: Sequence[Path], notes: list[str], data: str | None, split: str | None, class_map: str | None
+    runs: list[Run],
+    attacks: Sequence[Path],
+    notes: list[str],
+    data: str | None,
+    split: str | None,
+    class_map: str | None,
 ) -> tuple[dict[str, str], list[list[Record]]]:
-    """The pictures of the page by the hash of their pixels, and for each run the records that its gallery shows."""
+    """The pictures of the page by the hash of their pixels, and for each run the records that its gallery
+    shows."""
     each = max(2, min(EACH, PICTURES // (3 * max(1, len(runs)))))
     found: dict[str, str] = {}
     gallery = []
@@ -52,7 +59,9 @@ def _pictures(
         groups = telling(run.records, each, run.summary.min_margin)
         some = {record.index: record for group in groups.values() for record in group}
         gallery.append(list(some.values()))
-        for pair, _ in failing_pairs(run.records)[:PAIRS]:  # an example of each, one in the gallery if there is one
+        for pair, _ in failing_pairs(run.records)[
+            :PAIRS
+        ]:  # an example of each, one in the gallery if there is one
             failing = [record for record in run.records if record.failing_pair == pair]
             some |= {r.index: r for r in failing[:1] if not any(r.index in some for r in failing)}
         some |= {record.index: record for record in run.records if record.index in under_attack}
@@ -106,19 +115,25 @@ def images_of(manifest: dict[str, Any], data: str | None, split: str | None, cla
     # Without a split `digits` is its test part, as in certify; other names of timm have one or the other.
     for part in (split,) if split else ("test",) if place == "digits" else (None, "test", "validation"):
         try:
-            source = load_source(place, split=part, class_map=class_map, classes=classes).first(int(there["images"]))
+            source = load_source(place, split=part, class_map=class_map, classes=classes).first(
+                int(there["images"])
+            )
         except CertiPatchError as error:
             problems.append(str(error))
             continue
         differing = differences(there, source.describe())
         if not differing:
             return Images(source, spec)
-        problems.append(f"data {place}: expected the images that were certified, found others ({'; '.join(differing[:2])})")
+        problems.append(
+            f"data {place}: expected the images that were certified, found others "
+            f"({'; '.join(differing[:2])})"
+        )
     raise DataError(problems[0])
 
 
 def pictures(images: Images, records: Iterable[Record]) -> dict[str, str]:
-    """``data:`` addresses by the hash of the pixels (``record.pixels``); what is not the image that was certified is left out."""
+    """``data:`` addresses by the hash of the pixels (``record.pixels``); what is not the image that was
+    certified is left out."""
     found = {}
     for record in records:
         pixels = images[record.index].pixels

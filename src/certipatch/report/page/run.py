@@ -40,10 +40,16 @@ class Run:
 
 
 def _records(summary: Summary) -> list[Record]:
-    records, masks = read_records(Path(summary.folder)), len(summary.manifest["experiment"]["masks"]["windows"])
+    records, masks = (
+        read_records(Path(summary.folder)),
+        len(summary.manifest["experiment"]["masks"]["windows"]),
+    )
     for record in records:
         if record.failing_pair is not None and not all(0 <= mask < masks for mask in record.failing_pair):
-            raise RecordsError(f"{summary.folder}: image {record.index}: expected a pair of its {masks} masks, found {record.failing_pair}")
+            raise RecordsError(
+                f"{summary.folder}: image {record.index}: expected a pair of its {masks} masks, found "
+                f"{record.failing_pair}"
+            )
     return records
 
 
@@ -55,6 +61,8 @@ def _dict(value: Any) -> dict[str, Any]:
 def _seconds(manifest: dict[str, Any]) -> float | None:
     """From the start to the end of a run, pauses before a resume included."""
     try:
-        return (datetime.fromisoformat(manifest["finished"]["at"]) - datetime.fromisoformat(manifest["started"])).total_seconds()
+        return (
+            datetime.fromisoformat(manifest["finished"]["at"]) - datetime.fromisoformat(manifest["started"])
+        ).total_seconds()
     except (KeyError, TypeError, ValueError):
         return None
