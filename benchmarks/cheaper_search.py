@@ -1,14 +1,14 @@
-"""How much search does Multi-size Greedy Cutout need? Cheaper searches against the exact one, at equal
-epochs.
+"""How much search does Multi-size Greedy Cutout need? Cheaper searches against the exact one.
 
     python benchmarks/cheaper_search.py --data ../shared/data/cifar10 --write benchmarks/results/NAME
 
-trains and certifies as the setup cifar10-48px of the recipe table3 does, in all but the search: timm's
-test_resnet, trained on 50,000 images of CIFAR-10 at 48 pixels, fine-tuned on 4,000 and certified on 1,000. A
-search only has to find *bad* masks: what it misses costs certified accuracy, never soundness. The trials are
-functions here and not in the package, which has the one that was kept: ``--search-every``, here every-other
-and every-third, which give the same weights. A killed run of this script continues with the training it was
-at; one to five minutes a row and seed on one core, and eight for the network that all begin with.
+trains and certifies, at equal epochs, as the setup cifar10-48px of the recipe table3 does, in all but the
+search: timm's test_resnet, trained on 50,000 images of CIFAR-10 at 48 pixels, fine-tuned on 4,000 and
+certified on 1,000. A search only has to find *bad* masks: what it misses costs certified accuracy, never
+soundness. The trials are functions here and not in the package, which has the one that was kept:
+``--search-every``, here every-other and every-third, which give the same weights. A killed run of this script
+continues with the training it was at; one to five minutes a row and seed on one core, and eight for the
+network that all begin with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,9 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from certipatch.geometry.masks import MaskSet
-from certipatch.records.read import read_lines, read_records
+from certipatch.records.read import read_folder, read_written
+from certipatch.records.schema import EPOCHS
 from certipatch.report.certification import summarize
-from certipatch.reproduce.plan import Run, _done, plan
+from certipatch.reproduce.done import is_done, training
+from certipatch.reproduce.plan import Run, plan
 from certipatch.reproduce.recipe import read_recipe
 from certipatch.reproduce.run import run as run_all
 from certipatch.runtime.devices import make_fabric
@@ -42,12 +44,9 @@ from certipatch.views.masked import frozen, mask_images, visible, window_tensor
 
 SMALL = 32  # pixels, of 48, that the search at low resolution sees
 
-# --- Multi-size Greedy Cutout over some of the candidates
-# ----------------------------------------------------------------
-
-Pick = Callable[
-    [int, Tensor], Tensor
-]  # (which of the four choices, (N, C) candidates) -> (N, fewer) candidates
+Search = Callable[..., list[Tensor]]  # called as a strategy is
+# (which of the four choices, (N, C) candidates) -> (N, fewer) candidates
+Pick = Callable[[int, Tensor], Tensor]
 
 
 def everything(_choice: int, candidates: Tensor) -> Tensor:
@@ -64,11 +63,10 @@ def four_masks(
     pick: Pick,
     seen: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """(N, 4): M1, M11, m3, m6 of each image, each the worst of the candidates that ``pick`` leaves, for what
-    ``seen`` predicts.
+    """(N, 4): M1, M11, m3, m6 of each image.
 
-    The coarse mask M1 contains M11, so its loss on x.M11 is known from the first choice, and it is always in
-    the third.
+    Each is the worst of the candidates that ``pick`` leaves, for what ``seen`` predicts. The coarse mask M1
+    contains M11, so its loss on x.M11 is known from the first choice, and it is always in the third.
     """
     coarse, children = masks.coarsen()
     every, child = torch.arange(len(coarse)).expand(len(images), -1), torch.tensor(children)
@@ -107,19 +105,17 @@ def copies(masks: MaskSet, four: Tensor) -> list[Tensor]:
 
 
 def some(share: float, generator: torch.Generator, candidates: Tensor, first: Tensor | None = None) -> Tensor:
-    """A random share of each image's candidates, rounded up; with ``first`` (N,) among them where it is a
-    candidate."""
+    """A random share of each image's candidates, rounded up.
+
+    With ``first`` (N,) among them where it is a candidate.
+    """
     scores = torch.rand(candidates.shape, generator=generator)
     if first is not None:
         scores = scores + (candidates == first[:, None])
     return candidates.gather(1, scores.topk(math.ceil(share * candidates.shape[1]), dim=1).indices)
 
 
-# --- The trials: each makes a strategy, with a memory of its own if it has one
-# -------------------------------------------
-
-
-def multisize_share(share: float) -> Strategy:
+def multisize_share(share: float) -> Search:
     """A random share of the candidates in each of the four choices."""
 
     def strategy(model, images, labels, masks, *, fill, generator, **_):
@@ -131,7 +127,7 @@ def multisize_share(share: float) -> Strategy:
     return strategy
 
 
-def random_first() -> Strategy:
+def random_first() -> Search:
     """M1 and its child M11 at random; only the second round is searched."""
 
     def strategy(model, images, labels, masks, *, fill, generator, **_):
@@ -143,9 +139,11 @@ def random_first() -> Strategy:
     return strategy
 
 
-def last_winners() -> Strategy:
-    """Half of the candidates, what won for the image an epoch ago among them. The pixels say which image it
-    is."""
+def last_winners() -> Search:
+    """Half of the candidates, what won for the image an epoch ago among them.
+
+    The pixels say which image it is.
+    """
     memory: dict[bytes, Tensor] = {}
 
     def strategy(model, images, labels, masks, *, fill, generator, **_):
@@ -162,9 +160,11 @@ def last_winners() -> Strategy:
     return strategy
 
 
-def reused(due: Callable[[int], bool], *, starting_weights: bool = False) -> Strategy:
-    """Search when it is ``due`` at an image's n-th visit, and use again what was found then:
-    ``--search-every`` of the package."""
+def reused(due: Callable[[int], bool], *, starting_weights: bool = False) -> Search:
+    """Search when it is ``due`` at an image's n-th visit, and use again what was found then.
+
+    This is ``--search-every`` of the package.
+    """
     memory: dict[bytes, tuple[int, Tensor]] = {}
     start: dict[str, Tensor] = {}
 
@@ -189,7 +189,7 @@ def reused(due: Callable[[int], bool], *, starting_weights: bool = False) -> Str
     return strategy
 
 
-def low_resolution() -> Strategy:
+def low_resolution() -> Search:
     """The exact search on smaller views."""
 
     def strategy(model, images, labels, masks, *, fill, **_):
@@ -201,7 +201,7 @@ def low_resolution() -> Strategy:
     return strategy
 
 
-def coarse_share(share: float) -> Strategy:
+def coarse_share(share: float) -> Search:
     """greedy-coarse over a random share of the candidates of both rounds."""
 
     def strategy(model, images, labels, masks, *, fill, generator, **_):
@@ -226,18 +226,34 @@ def coarse_share(share: float) -> Strategy:
     return strategy
 
 
-def exact() -> Strategy:
+@dataclass(frozen=True)
+class Trial(Strategy):
+    """A strategy that is a function here; what it costs is counted on the model, not stated."""
+
+    search: Search
+
+    def __call__(self, *arguments: Any, **options: Any) -> list[Tensor]:
+        return self.search(*arguments, **options)
+
+
+def trial(name: str, search: Search) -> Strategy:
+    """A search as a row of ``STRATEGIES``."""
+    if isinstance(search, Strategy):
+        return search
+    return Trial(name, "", by="loss", copies=2, passes=lambda _masks: 0, search=search)
+
+
+def exact() -> Search:
     return STRATEGIES["greedy-multisize"]
 
 
-def every(n: int) -> Callable[[], Strategy]:
+def every(n: int) -> Callable[[], Search]:
     return partial(reused, lambda visit: visit % n == 0)
 
 
 EXACT, LONGER = "greedy-multisize", "greedy-multisize, 6 epochs"
-TRIALS: dict[
-    str, tuple[str, str, Callable[[], Strategy]]
-] = {  # row: what it is compared with, what it is, and how to make it
+# Row: what it is compared with, what it is, and how to make it.
+TRIALS: dict[str, tuple[str, str, Callable[[], Search]]] = {
     EXACT: ("", "the package's exact search", exact),
     "every-other": (
         EXACT,
@@ -274,10 +290,6 @@ TRIALS: dict[
 PASS = {"low-resolution": (SMALL / 48) ** 2}  # what a pass of its search costs of a whole one
 
 
-# --- Running and showing
-# -------------------------------------------------------------------------------------------------
-
-
 def runs_of(row: str, seeds: list[int], scale: float) -> list[Run]:
     """The runs of a trial: those of greedy-multisize in the recipe under another name."""
     exact = plan(read_recipe("table3"), only="cifar10-48px,test_resnet,greedy-multisize", scale=scale)
@@ -288,43 +300,45 @@ def runs_of(row: str, seeds: list[int], scale: float) -> list[Run]:
 
 def result(run: Run, out: Path) -> dict[str, Any] | None:
     """What is known of one run once it is complete: shares, certified images by k, and counted passes."""
-    if not _done(run, out):
+    if not is_done(run, out):
         return None
-    lines = read_lines(out / run.name / "epochs.jsonl")
+    lines = read_written(out / run.name, EPOCHS)
     # What is recorded is search and gradient step; a view of the latter is worth 3 passes.
-    searched = sum(line["forward_equivalents"] - 3 * line["masked_views"] for line in lines) / sum(
-        line["images"] for line in lines
-    )
+    searched = sum(line["forward_equivalents"] - 3 * line["masked_views"] for line in lines)
+    images = sum(line["images"] for line in lines)
     found: dict[str, Any] = {
         "seed": run.seed,
-        "passes": searched * PASS.get(run.row, 1),
+        "passes": searched / images * PASS.get(run.row, 1),
         "epochs": len(lines),
-        "seconds": 0.0,
+        "seconds": sum(line["seconds"] for line in lines),
     }
-    found["seconds"] = sum(line["seconds"] for line in lines)
     for patch, k in run.certifications:
-        folder = out / run.certified(patch, k)
+        folder = read_folder(out / run.certified(patch, k))
         summary = summarize(folder)
         found[f"certified k={k}"] = summary.certified_robust_accuracy.count
         found[f"clean k={k}"] = summary.clean_accuracy.count
         found["vanilla"], found["images"] = summary.vanilla_accuracy.count, summary.vanilla_accuracy.images
-        found[f"which k={k}"] = [int(record.certified) for record in read_records(folder)]
+        found[f"which k={k}"] = [int(record.certified) for record in folder.records]
     return found
 
 
+def results_of(row: str, seeds: list[int], scale: float, out: Path) -> list[dict[str, Any]]:
+    """What is known of the runs of a trial that are complete."""
+    found = [result(run, out) for run in runs_of(row, seeds, scale)]
+    return [one for one in found if one]
+
+
 def difference(trial: list[dict[str, Any]], exact: list[dict[str, Any]], k: int) -> str:
-    """Certified points more than the exact search, of the seeds that both have, with a 95 % interval over the
-    images."""
-    pairs = [(a, b) for a in trial for b in exact if a["seed"] == b["seed"]]
+    """Certified points more than the exact search, with a 95 % interval over the images.
+
+    Of the seeds that both have.
+    """
+    which = f"which k={k}"
+    pairs = [(a[which], b[which]) for a in trial for b in exact if a["seed"] == b["seed"]]
     if not pairs:
         return ""
-    per_image = [
-        mean(d)
-        for d in zip(
-            *([x - y for x, y in zip(a[f"which k={k}"], b[f"which k={k}"], strict=True)] for a, b in pairs),
-            strict=True,
-        )
-    ]
+    of_seed = [[x - y for x, y in zip(a, b, strict=True)] for a, b in pairs]
+    per_image = [mean(differences) for differences in zip(*of_seed, strict=True)]
     half = 196 * stdev(per_image) / math.sqrt(len(per_image))
     return f"{100 * mean(per_image):+.1f} ± {half:.1f}"
 
@@ -332,8 +346,7 @@ def difference(trial: list[dict[str, Any]], exact: list[dict[str, Any]], k: int)
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
         "| search | epochs | passes of search per image and epoch | certified k=3 | against exact | "
-        "certified k=6 | against exact "
-        "| clean k=3 | clean k=6 | vanilla | what it is |",
+        "certified k=6 | against exact | clean k=3 | clean k=6 | vanilla | what it is |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row, found in results.items():
@@ -353,8 +366,9 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-NOTES = """Accuracies in %: mean of the seeds, then each seed. passes of search: counted on the model, the exact search's 25 (17) being 9 + 4 + 8 + 4
-(9 + 8). against exact: percentage points against the exact search for as many epochs with the same seeds, and a 95 % interval over the test images.
+NOTES = """Accuracies in %: mean of the seeds, then each seed. passes of search: counted on the model, the
+exact search's 25 (17) being 9 + 4 + 8 + 4 (9 + 8). against exact: percentage points against the exact search
+for as many epochs with the same seeds, and a 95 % interval over the test images.
 """
 
 
@@ -376,10 +390,7 @@ def main() -> None:
     fabric = cache(lambda precision: make_fabric(device="cpu", precision=precision))
 
     def show() -> str:
-        results = {
-            row: [found for run in runs_of(row, seeds, asked.scale) if (found := result(run, asked.out))]
-            for row in TRIALS
-        }
+        results = {row: results_of(row, seeds, asked.scale, asked.out) for row in TRIALS}
         text = table(results)
         if asked.write:
             asked.write.with_suffix(".md").write_text(f"# Cheaper searches\n\n{text}\n{NOTES}")
@@ -399,11 +410,10 @@ def main() -> None:
     for seed in [] if asked.show else seeds:
         for row in rows:
             (run,) = runs_of(row, [seed], asked.scale)
-            if (
-                run.training(asked.out) is None
-            ):  # what a strategy remembered is lost with its process: begin again
+            if training(run, asked.out) is None:
+                # What a strategy remembered is lost with its process: begin again.
                 shutil.rmtree(asked.out / run.name, ignore_errors=True)
-            STRATEGIES[run.strategy] = TRIALS[row][2]()
+            STRATEGIES[run.strategy] = trial(run.strategy, TRIALS[row][2]())
             failures = run_all(
                 [run], asked.out, locations={run.setup.data: asked.data}, fabric=fabric, after_each=show
             )

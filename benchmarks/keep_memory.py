@@ -1,5 +1,6 @@
-"""What keeping freed memory is worth on a CPU (certipatch.runtime): training steps with and without, in turn,
-and the weights after.
+"""What keeping freed memory is worth on a CPU (certipatch.runtime.devices).
+
+Training steps with and without it are timed in turn, and the weights after them compared.
 
     python benchmarks/keep_memory.py [--batch-size 64] [--rounds 3]
 

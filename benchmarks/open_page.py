@@ -18,11 +18,12 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from certipatch.report.certification import summarize
+from certipatch.records.read import read_folder
+from certipatch.report.compared import compare
 from certipatch.report.page.html import write_page
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from test_page import certification
+from invented import certification
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
             Path(place) / "run", images=images, k=6, classes=tuple(f"class {n}" for n in range(1000))
         )
         page = Path(place) / "page.html"
-        write_page(page, [summarize(run)])
+        write_page(page, compare([read_folder(run)]))
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         opened, filtered = [], []
         for _ in range(5):

@@ -1,12 +1,11 @@
-"""What the compiled search finds beside the plain one in float32: on photographs, before and after training
-steps.
+"""What the compiled search finds beside the plain one in float32, before and after training steps.
 
     python benchmarks/same_masks.py [--images 32] [--data ../shared/data/imagenet-sample]
 
-Of each precision: how many images get the very masks of the plain search, in both copies; the mean float32
-loss under the masks found, as a share of that under those of the plain search; milliseconds a view. For
-scale: two masks at random; and what a view takes if the weights may be part of the code, which those of a
-model in training cannot be.
+On photographs, of each precision: how many images get the very masks of the plain search, in both copies;
+the mean float32 loss under the masks found, as a share of that under those of the plain search; milliseconds
+a view. For scale: two masks at random; and what a view takes if the weights may be part of the code, which
+those of a model in training cannot be.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from certipatch.data.source import Images, as_float, collate
 from certipatch.models.build import build, describe
 from certipatch.models.weights import LITE0_PACKAGE
 from certipatch.runtime.devices import autocast, make_fabric
-from certipatch.training.strategies import greedy_multisize, random_both
+from certipatch.training.strategies import STRATEGIES
 from certipatch.views.masked import find_mean, mask_images, visible
 from certipatch.views.masked import frozen as evaluation
 from certipatch.views.network import Network
@@ -51,6 +50,7 @@ def main() -> None:
         MaskSet.covering(image_size=(224, 224), patch_size=(39, 39), masks_per_axis=6),
     )
     fill = torch.as_tensor(find_mean(model)).expand(3)
+    search = STRATEGIES["greedy-multisize"]
 
     def compiled(precision: str, *, frozen: bool = False) -> Network:
         with evaluation(model):
@@ -72,13 +72,15 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for steps in range(3):
         random = torch.stack(
-            random_both(model, x, labels, masks, fill=fill, generator=torch.Generator().manual_seed(steps)),
+            STRATEGIES["random-both"](
+                model, x, labels, masks, fill=fill, generator=torch.Generator().manual_seed(steps)
+            ),
             dim=1,
         )
         for name, look in looks.items():
             started = time.perf_counter()
             with autocast("32-true" if look is None else look.precision, x.device):
-                found = torch.stack(greedy_multisize(model, x, labels, masks, fill=fill, look=look), dim=1)
+                found = torch.stack(search(model, x, labels, masks, fill=fill, look=look), dim=1)
             milliseconds = 1000 * (time.perf_counter() - started) / len(x) / 25
             if look is None:
                 plain, best = found, loss(found)

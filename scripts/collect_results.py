@@ -1,5 +1,4 @@
-"""What to keep of a reproduction: its tables, figures, and all manifests (one a line), without records and
-weights.
+"""Keep the tables, the figures and all manifests (one a line) of a reproduction, without records and weights.
 
 python scripts/collect_results.py OUT results/NAME
 """

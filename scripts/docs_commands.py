@@ -1,8 +1,9 @@
-"""Every command and Python block of README.md and docs/, and who executes it: python scripts/docs_commands.py
-(make docs-commands)
+"""Every command and Python block of README.md and docs/, and who executes it.
 
-* **tiny**: a test runs it in a world of small images with a small network (tests/test_readme.py says what it
-puts in place of what).
+    python scripts/docs_commands.py  (make docs-commands)
+
+* **tiny**: a test runs it in a world of small images with a small network; tests/journeys/test_readme.py says
+  what it puts in place of what.
 * **real**: this script runs it as it stands, with the real weights and ../shared, in a folder of its own. It
   goes on where it was interrupted; what takes hours is run in the smaller form of ``SMALLER``.
 * **make**: it is a target of the Makefile.
@@ -59,7 +60,7 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Of a shell block: one command each, without comments; a loop is one. Of others: none."""
+        """The commands of a shell block, without comments; a loop is one. Other blocks have none."""
         if self.kind != "sh":
             return []
         lines = [

@@ -1,10 +1,9 @@
-"""What MkDocs does not do by itself for our site (mkdocs.yml): pages written by the code, files from outside
-docs/, formulas.
+"""What MkDocs does not do by itself for our site (mkdocs.yml).
 
 * ``cli.md`` gets what typer writes about the commands, ``records.md`` the JSON schema of each kind of record
-and manifest.
+  and manifest.
 * A page may link to a file of the repository, as it does on GitHub. The file comes along, under
-``repository/``.
+  ``repository/``.
 * ``$...$`` becomes MathML, which browsers draw by themselves. An option (``--limit``) stays on one line.
 """
 

@@ -1,5 +1,6 @@
-"""Kill, fill, damage and disturb real runs: nothing that was written may be lost, and nothing wrong may be
-accepted.
+"""Kill, fill, damage and disturb real runs.
+
+Nothing that was written may be lost, and nothing wrong may be accepted.
 
     python scripts/fault_bench.py --out faults.json
 
@@ -30,14 +31,11 @@ from fault_work import Outcome, Row, Work, call, complete_lines, end, start, wai
 from PIL import Image
 
 from certipatch.data.load import load_source
-from certipatch.records.manifest import read_manifest
+from certipatch.records.manifest import MANIFEST, read_manifest
 from certipatch.records.read import read_records
-from certipatch.records.schema import Record
+from certipatch.records.schema import EPOCHS, RECORDS, PatchCleanserRecord
 
 PARTS = ("kill-certify", "kill-train", "disks", "damages", "images", "writers")
-
-# --- a. Kills
-# --------------------------------------------------------------------------------------------------------
 
 
 def kills(name: str, work: Work, n: int, place: Path, rng: random.Random) -> Iterator[Row]:
@@ -92,13 +90,11 @@ def kills(name: str, work: Work, n: int, place: Path, rng: random.Random) -> Ite
     yield from rows.values()
 
 
-# --- b. A full disk
-# --------------------------------------------------------------------------------------------------
-
-
 def full_disk(name: str, work: Work, sizes: list[int], place: Path) -> Row:
-    """Disks of so many KiB: one line, nothing written is lost, and ``--resume`` on a larger one ends as if
-    nothing had been."""
+    """Disks of so many KiB: one line, and nothing that was written is lost.
+
+    ``--resume`` on a larger disk ends as if nothing had been.
+    """
     row = Row(f"full disk, {name}")
     for size in sizes:
         place.mkdir(exist_ok=True)
@@ -125,14 +121,12 @@ def full_disk(name: str, work: Work, sizes: list[int], place: Path) -> Row:
     return row
 
 
-# --- c. Damaged files
-# ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Reader:
-    """A command that reads a folder. ``right`` says, of an outcome without complaint, what is wrong with it,
-    if anything."""
+    """A command that reads a folder.
+
+    ``right`` says, of an outcome without complaint, what is wrong with it, if anything.
+    """
 
     name: str
     run: Callable[[], Outcome]
@@ -218,7 +212,7 @@ def partial_report(folder: Path) -> Reader:
 def unfinished(work: Work, folder: Path, lines: int) -> None:
     """What a kill leaves once so many lines are there (and, in training, a checkpoint)."""
     process = work.start(folder)
-    train = work.lines == "epochs.jsonl"
+    train = work.lines == EPOCHS
     wait_until(
         process,
         lambda: (
@@ -228,14 +222,14 @@ def unfinished(work: Work, folder: Path, lines: int) -> None:
     )
     process.kill()
     end(process)
-    assert read_manifest(folder)["finished"] is None
+    assert read_manifest(folder).finished is None
 
 
 def damages(place: Path, run: Path, image: Path, n: dict[str, int], rng: random.Random) -> Iterator[Row]:
-    training = Work.undisturbed(place / "run", "train", "--model", "small-cnn", "--data", "digits", "--strategy", "vanilla", "--limit", 64,
-                                "--patch", 5, "--epochs", 8, "--batch-size", 8)  # fmt: skip
-    certifying = Work.undisturbed(place / "c", "certify", "--model", run, "--data", "digits", "--patch", 5, "--masks-per-axis", 3,
-                                  "--limit", 192)  # fmt: skip
+    options = "--data digits --strategy vanilla --limit 64 --patch 5 --epochs 8 --batch-size 8"
+    training = Work.undisturbed(place / "run", "train", "--model", "small-cnn", *options.split())
+    options = "--data digits --patch 5 --masks-per-axis 3 --limit 192"
+    certifying = Work.undisturbed(place / "c", "certify", "--model", run, *options.split())
     unfinished(certifying, place / "half-c", 64)
     unfinished(training, place / "half-run", 2)
 
@@ -243,7 +237,7 @@ def damages(place: Path, run: Path, image: Path, n: dict[str, int], rng: random.
     again = same_output(
         *training.arguments, "--out", place / "run", "--resume", "--json", name="train --resume"
     )
-    for name in ("manifest.json", "model.safetensors", "epochs.jsonl", "epochs.sha256"):
+    for name in (MANIFEST, "model.safetensors", EPOCHS, "epochs.sha256"):
         yield damage("a finished training", place / "run", name, [answers, again], n, rng)
 
     defended = same_output("predict", image, "--model", run, "--certified", place / "c")
@@ -251,10 +245,10 @@ def damages(place: Path, run: Path, image: Path, n: dict[str, int], rng: random.
     again = same_output(
         *certifying.arguments, "--out", place / "c", "--resume", "--json", name="certify --resume"
     )
-    for name in ("manifest.json", "records.jsonl", "records.sha256"):
+    for name in (MANIFEST, RECORDS, "records.sha256"):
         yield damage("a finished certification", place / "c", name, [*seen, again, defended], n, rng)
 
-    for name in ("manifest.json", "epochs.jsonl", "epochs.sha256", "checkpoint.pt"):
+    for name in (MANIFEST, EPOCHS, "epochs.sha256", "checkpoint.pt"):
         yield damage(
             "an unfinished training",
             place / "half-run",
@@ -265,12 +259,8 @@ def damages(place: Path, run: Path, image: Path, n: dict[str, int], rng: random.
         )
 
     readers = [partial_report(place / "half-c"), ends_the_same(certifying, place / "half-c")]
-    for name in ("manifest.json", "records.jsonl", "records.sha256"):
+    for name in (MANIFEST, RECORDS, "records.sha256"):
         yield damage("an unfinished certification", place / "half-c", name, readers, n, rng)
-
-
-# --- d. Images that go or change under way
-# ---------------------------------------------------------------------------
 
 
 def write_digits(folder: Path, each: int) -> Path:
@@ -294,9 +284,11 @@ def spoil(path: Path, how: str) -> None:
         pixels.save(path)
 
 
-def _alone(record: Record) -> Record:
-    """What of a record does not depend on the other images of its block: an image less, and they share other
-    batches."""
+def _alone(record: PatchCleanserRecord) -> PatchCleanserRecord:
+    """What of a record does not depend on the other images of its block.
+
+    With an image less, they share other batches.
+    """
     return record.model_copy(
         update={"passes": 0, "margin": None, "failing_pair": None, "failing_label": None}
     )
@@ -307,8 +299,10 @@ def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row
     certifying = Work.undisturbed(
         place / "c", "certify", "--model", run, "--data", photos, "--patch", 5, "--masks-per-axis", 5
     )
-    training = Work.undisturbed(place / "run", "train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy",
-                                "greedy-coarse", "--patch", 5, "--epochs", 6, "--batch-size", 20)  # fmt: skip
+    options = "--model small-cnn --strategy greedy-coarse --patch 5 --epochs 6 --batch-size 20"
+    training = Work.undisturbed(
+        place / "run", "train", "--data", photos, "--val-data", photos, *options.split()
+    )
     whole = {record.name: record for record in read_records(place / "c")}
     row, later, trained = (
         Row("image spoiled while certify runs"),
@@ -328,7 +322,7 @@ def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row
 
         out = place / f"c{number}"
         process = certifying.start(out)
-        wait_until(process, lambda out=out: complete_lines(out / "records.jsonl").count(b"\n") >= 32)
+        wait_until(process, lambda out=out: complete_lines(out / RECORDS).count(b"\n") >= 32)
         spoil(photos / late, how)
         done = end(process)
         problem = None if done.code == 0 else done.err[-500:]
@@ -369,16 +363,12 @@ def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row
             continue
         out = place / f"r{number}"
         process = training.start(out)
-        wait_until(process, lambda out=out: complete_lines(out / "epochs.jsonl") != b"")
+        wait_until(process, lambda out=out: complete_lines(out / EPOCHS) != b"")
         spoil(photos / early, how)
         problem = end(process).complaint(early)
         restore()
         trained.count((problem or training.resumed(out)) and f"{how}: {problem or training.difference(out)}")
     yield from (row, later, trained)
-
-
-# --- e. Two writers
-# --------------------------------------------------------------------------------------------------
 
 
 def two_writers(name: str, work: Work, n: int, place: Path, rng: random.Random, *more: object) -> Row:
@@ -404,16 +394,13 @@ def two_writers(name: str, work: Work, n: int, place: Path, rng: random.Random, 
     return row
 
 
-# --- All -------------------------------------------------------------------------------------------------------------
-
-
 def faults(place: Path, arguments: argparse.Namespace) -> Iterator[Row]:
     rng, quick = random.Random(arguments.seed), arguments.quick
     parts = [arguments.only] if arguments.only else [part for part in PARTS if part != "images" or not quick]
-    train = Work.undisturbed(place / "run", "train", "--model", "small-cnn", "--data", "digits", "--strategy", "greedy-coarse",
-                             "--limit", 400, "--patch", 5, "--epochs", 5, "--batch-size", 16)  # fmt: skip
-    certify = Work.undisturbed(place / "c", "certify", "--model", place / "run", "--data", "digits", "--patch", 5, "--masks-per-axis", 5,
-                               "--limit", 256)  # fmt: skip
+    options = "--data digits --strategy greedy-coarse --limit 400 --patch 5 --epochs 5 --batch-size 16"
+    train = Work.undisturbed(place / "run", "train", "--model", "small-cnn", *options.split())
+    options = "--data digits --patch 5 --masks-per-axis 5 --limit 256"
+    certify = Work.undisturbed(place / "c", "certify", "--model", place / "run", *options.split())
     works = {"certify": certify, "train": train}
     for name, work in works.items():
         if f"kill-{name}" in parts:

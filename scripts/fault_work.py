@@ -1,5 +1,7 @@
-"""What the bench of faults works with: a command in a process, what it leaves undisturbed, and a row of
-counts."""
+"""What the bench of faults works with.
+
+That is: a command in a process of its own, what it leaves when nothing disturbs it, and a row of counts.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from certipatch.cli.app import main as command_line
-from certipatch.records.manifest import read_manifest
+from certipatch.records.manifest import MANIFEST, read_manifest
 from certipatch.records.read import read_lines
+from certipatch.records.schema import EPOCHS, RECORDS
 
 PATIENCE = 7200  # seconds for one process, on a machine that may be busy with other things, or pause this one
-LINES = {"certify": "records.jsonl", "train": "epochs.jsonl"}
+LINES = {"certify": RECORDS, "train": EPOCHS}
 
 
 @dataclass
@@ -101,7 +104,7 @@ class Work:
     def undisturbed(cls, whole: Path, *arguments: object) -> Work:
         began, process, seen = time.monotonic(), start(*arguments, "--out", whole), 0.0
         while process.poll() is None:
-            seen = seen or ((whole / "manifest.json").exists() and time.monotonic() - began) or 0.0
+            seen = seen or ((whole / MANIFEST).exists() and time.monotonic() - began) or 0.0
             time.sleep(0.005)
         done = end(process)
         assert done.code == 0, done.err
@@ -122,15 +125,12 @@ class Work:
     def difference(self, folder: Path) -> str | None:
         """What is not as in the undisturbed run; None if nothing."""
         here, there = read_manifest(folder), read_manifest(self.whole)
-        if here["finished"] is None:
+        if here.finished is None or there.finished is None:
             return "not finished"
-        if self.lines == "records.jsonl":
+        if self.lines == RECORDS:
             same = (folder / self.lines).read_bytes() == (self.whole / self.lines).read_bytes()
-            return (
-                None
-                if same and here["finished"]["sha256"] == there["finished"]["sha256"]
-                else "other records"
-            )
+            stated_alike = here.finished["sha256"] == there.finished["sha256"]
+            return None if same and stated_alike else "other records"
         untimed = [
             [{**line, "seconds": 0} for line in read_lines(place / self.lines)]
             for place in (folder, self.whole)
@@ -138,8 +138,8 @@ class Work:
         if untimed[0] != untimed[1]:
             return "other lines of epochs"
         weights = [(place / "model.safetensors").read_bytes() for place in (folder, self.whole)]
-        hashes = [manifest["finished"]["weights_sha256"] for manifest in (here, there)]
-        return None if weights[0] == weights[1] and hashes[0] == hashes[1] else "other weights"
+        stated_alike = here.finished["weights_sha256"] == there.finished["weights_sha256"]
+        return None if weights[0] == weights[1] and stated_alike else "other weights"
 
     def resumed(self, folder: Path) -> str | None:
         """Resume and compare: what is wrong, or None."""

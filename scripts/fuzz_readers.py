@@ -1,4 +1,4 @@
-"""Feed damaged and malicious files to everything that reads one: nothing but a clear refusal may come of it.
+"""Feed damaged and malicious files to everything that reads one: only a clear refusal may come of it.
 
     python scripts/fuzz_readers.py --inputs 1000000
 
@@ -33,20 +33,24 @@ from PIL import Image
 from rich.console import Console
 
 from certipatch.certification.certify import certify
-from certipatch.certification.detect import detect
-from certipatch.certification.restore import as_certified, images_as_certified
+from certipatch.certification.restore import (
+    certified_masks,
+    images_as_certified,
+    read_certification,
+    restore,
+)
 from certipatch.data.decode import UNREADABLE, decode, open_image
 from certipatch.data.load import load_source
 from certipatch.data.source import Images
 from certipatch.errors import CertiPatchError, DataError
 from certipatch.geometry.masks import MaskSet
 from certipatch.models.build import build, describe
-from certipatch.models.runs import load_run
+from certipatch.models.runs import open_run
 from certipatch.models.small import SMALL_CNN
 from certipatch.models.weights import read_weights
-from certipatch.records.manifest import read_manifest
-from certipatch.records.read import read_images, read_records
-from certipatch.records.schema import DetectionRecord
+from certipatch.records.manifest import MANIFEST, read_manifest
+from certipatch.records.read import read_folder, read_lines
+from certipatch.records.schema import ATTACKS, RECORDS
 from certipatch.records.seals import LineHashes, seal, sha256
 from certipatch.redteam.attack import attack
 from certipatch.redteam.climb import AttackConfig
@@ -61,11 +65,21 @@ from certipatch.training.config import TrainConfig
 from certipatch.training.train import train
 from certipatch.verify.check import verify
 
+WORDS = "0 1 a NaN null ../x /dev/zero [red] [/red] [ \\ %s {} $\\x$ 3% 1e9% 1/0% 32x32"
+NUMBERS = "0 1 -1 2 3 7 255 0.5 -0.0 1e308 -1e308 1e-320 NaN Infinity"
+LARGE = [2**31, 2**63, 2**64, -(2**63), 10**40]
+TEXTS = ["", "\x00", "\x1b[2J", "\n", "\ud800", "é" * 3, "a" * 3000, "9" * 5000]
+TREES: list[Any] = [[], [[]], [None], [0] * 50, {}, {"a": 1}, {"": {}}]
 ODD: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 7, 255, 2**31, 2**63, 2**64, -(2**63), 10**40, 0.5, -0.0, 1e308, -1e308, 1e-320, float("nan"), float("inf"),
-    "", "0", "1", "a", "NaN", "null", "../x", "/dev/zero", "[red]", "[/red]", "[", "\\", "%s", "{}", "$\\x$", "\x00", "\x1b[2J", "\n", "\ud800", "é" * 3,
-    "a" * 3000, "9" * 5000, "3%", "1e9%", "1/0%", "32x32", [], [[]], [None], [0] * 50, {}, {"a": 1}, {"": {}},
-]  # fmt: skip
+    *(None, True, False),
+    *map(json.loads, NUMBERS.split()),
+    *LARGE,
+    *WORDS.split(),
+    *TEXTS,
+    *TREES,
+]
+INSERTED = [b"\x00", b"\n", b"\xff", b"{", b"[" * 2000, b'"', b"\\ud800", b"1e999", b"-", b"9" * 5000]
+INSERTED.append(b"\xed\xa0\x80")  # a lone surrogate in what would be UTF-8
 
 
 def damaged_tree(value: Any, rng: random.Random) -> Any:
@@ -116,21 +130,7 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
             case 2:
                 out[at:to] = rng.randbytes(to - at)
             case 3:
-                out[at:at] = rng.choice(
-                    [
-                        b"\x00",
-                        b"\n",
-                        b"\xff",
-                        b"{",
-                        b"[" * 2000,
-                        b'"',
-                        b"\\ud800",
-                        b"1e999",
-                        b"-",
-                        b"9" * 5000,
-                        b"\xed\xa0\x80",
-                    ]
-                )
+                out[at:at] = rng.choice(INSERTED)
             case _:
                 if at < len(out):
                     out[at] ^= 1 << rng.randrange(8)
@@ -153,32 +153,25 @@ class Targets:
                 colour = tuple(40 + 60 * (c == 2 - label) + 5 * i for c in range(3))
                 Image.new("RGB", (32, 32), colour).save(photos / name / f"{i}.png")
         source = load_source(str(photos))
-        self.spec = describe(SMALL_CNN, classes=source.classes, num_classes=3)
+        spec = describe(SMALL_CNN, classes=source.classes, num_classes=3)
         fabric = make_fabric(device="cpu")
         config = TrainConfig(strategy="vanilla", patch_size=(5, 5), masks_per_axis=2, epochs=1, batch_size=4)
-        train(build(self.spec), self.spec, source, source, config, folder / "run", fabric=fabric)
-        self.network = load_run(folder / "run")[1]
+        train(build(spec), spec, source, source, config, folder / "run", fabric=fabric)
+        self.opened = open_run(folder / "run")
         masks = MaskSet.covering(image_size=(32, 32), patch_size=(12, 12), masks_per_axis=2)
-        certify(self.network, self.spec, source, masks, folder / "c", fabric=fabric)
-        detect(self.network, self.spec, source, masks, folder / "d", fabric=fabric)
-        self.detect = read_manifest(folder / "d")
-        self.detections = [
-            json.loads(line) for line in (folder / "d" / "records.jsonl").read_text().splitlines()
-        ]
+        certify(self.opened, source, masks, folder / "c", fabric=fabric)
+        certify(self.opened, source, masks, folder / "d", fabric=fabric, defense="minority-reports")
+        self.detect = {**read_manifest(folder / "d").written, "finished": None}
+        self.detections = read_lines(folder / "d" / RECORDS)
+        certified = read_folder(folder / "c")
+        defense = restore(certified.manifest, self.opened, fabric)
         quick = AttackConfig(steps=1, restarts=1, certified_restarts=1)
-        attack(
-            self.network, self.spec, source, masks, folder / "c", folder / "a",
-            fabric=fabric, config=quick, options=as_certified(folder / "c", self.spec, self.network)[1],
-        )  # fmt: skip
-        self.manifest = read_manifest(folder / "c")
-        self.records = [
-            json.loads(line) for line in (folder / "c" / "records.jsonl").read_text().splitlines()
-        ]
-        self.run = read_manifest(folder / "run")
-        self.attack = {**read_manifest(folder / "a"), "finished": None}
-        self.attacks = [
-            json.loads(line) for line in (folder / "a" / "attacks.jsonl").read_text().splitlines()
-        ]
+        attack(self.opened, source, defense, certified, folder / "a", fabric=fabric, config=quick)
+        self.manifest = certified.manifest.written
+        self.records = read_lines(folder / "c" / RECORDS)
+        self.run = read_manifest(folder / "run").written
+        self.attack = {**read_manifest(folder / "a").written, "finished": None}
+        self.attacks = read_lines(folder / "a" / ATTACKS)
         self.recipes = [(FOLDER / f"{name}.toml").read_bytes() for name in NAMES]
         self.png = (photos / "red" / "0.png").read_bytes()
         pictures = {"jpeg": "JPEG", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "webp": "WEBP"}
@@ -200,7 +193,7 @@ class Targets:
 
     def _show(self, folder: Path, rng: random.Random) -> None:
         """The summary; of one in five its table, which takes longer than all else."""
-        found = summarize(folder)
+        found = summarize(read_folder(folder))
         if rng.random() < 0.2:
             Console(file=io.StringIO(), width=80).print(table([found]))
 
@@ -208,71 +201,59 @@ class Targets:
         """``verify``; of some folders with the model and the images, of which one is looked at again."""
         if rng.random() > 0.01:
             return lambda: verify(folder)
-        given = self.spec, self.network, self.run["experiment"]["train"]
-        return lambda: verify(folder, model=given, source=self.source, sample=1, device="cpu")
+        return lambda: verify(folder, model=self.opened, source=self.source, sample=1, device="cpu")
 
     def records_lines(self, rng: random.Random) -> None:
         folder = self.folder / "c"
-        (folder / "manifest.json").write_bytes(dump({**self.manifest, "finished": None}))
+        (folder / MANIFEST).write_bytes(dump({**self.manifest, "finished": None}))
         share = rng.choice([0, 0.1, 0.5])
         lines = [dump(damaged_tree(line, rng) if rng.random() < share else line) for line in self.records]
         data = b"".join(lines)
-        self.write_lines(
-            folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.5 else data, rng
-        )
-        each(self._verifier(folder, rng), lambda: read_records(folder), lambda: self._show(folder, rng))
+        self.write_lines(folder / RECORDS, damaged_bytes(data, rng) if rng.random() < 0.5 else data, rng)
+        each(self._verifier(folder, rng), lambda: self._show(folder, rng))
 
     def manifests(self, rng: random.Random) -> None:
         folder = self.folder / "c"
         data = dump(damaged_tree(seal(self.manifest) if rng.random() < 0.1 else self.manifest, rng))
-        (folder / "records.jsonl").write_bytes(b"".join(map(dump, self.records)))
-        self.write(folder / "manifest.json", damaged_bytes(data, rng) if rng.random() < 0.3 else data)
+        (folder / RECORDS).write_bytes(b"".join(map(dump, self.records)))
+        self.write(folder / MANIFEST, damaged_bytes(data, rng) if rng.random() < 0.3 else data)
         each(
-            lambda: read_manifest(folder),
             self._verifier(folder, rng),
             lambda: self._show(folder, rng),
-            lambda: as_certified(folder, self.spec, self.network),
-            lambda: images_as_certified(folder, self.source),
+            lambda: read_certification(folder).network,
+            lambda: certified_masks(read_certification(folder), self.opened),
+            lambda: images_as_certified(read_certification(folder), self.source),
         )
 
     def runs(self, rng: random.Random) -> None:
         data = dump(damaged_tree(self.run, rng))
-        self.write(
-            self.folder / "run" / "manifest.json", damaged_bytes(data, rng) if rng.random() < 0.3 else data
-        )
-        load_run(self.folder / "run")
+        path = self.folder / "run" / MANIFEST
+        self.write(path, damaged_bytes(data, rng) if rng.random() < 0.3 else data)
+        open_run(self.folder / "run")
 
     def attacks_lines(self, rng: random.Random) -> None:
         folder = self.folder / "a"
         manifest = damaged_tree(self.attack, rng) if rng.random() < 0.5 else self.attack
-        (folder / "manifest.json").write_bytes(dump(manifest))
+        (folder / MANIFEST).write_bytes(dump(manifest))
         data = b"".join(
             dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.attacks
         )
-        self.write_lines(
-            folder / "attacks.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng
-        )
-        attack_text(summarize_attack(folder))
+        self.write_lines(folder / ATTACKS, damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng)
+        attack_text(summarize_attack(read_folder(folder)))
 
     def detections_lines(self, rng: random.Random) -> None:
         folder = self.folder / "d"
-        manifest = {**self.detect, "finished": None}
-        (folder / "manifest.json").write_bytes(
-            dump(damaged_tree(manifest, rng) if rng.random() < 0.3 else manifest)
-        )
+        manifest = damaged_tree(self.detect, rng) if rng.random() < 0.3 else self.detect
+        (folder / MANIFEST).write_bytes(dump(manifest))
         data = b"".join(
             dump(damaged_tree(line, rng) if rng.random() < 0.2 else line) for line in self.detections
         )
-        self.write_lines(
-            folder / "records.jsonl", damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng
-        )
-        each(
-            self._verifier(folder, rng),
-            lambda: read_images(folder, DetectionRecord),
-            lambda: Console(file=io.StringIO(), width=80).print(
-                detection_table([summarize_detection(folder)])
-            ),
-        )
+        self.write_lines(folder / RECORDS, damaged_bytes(data, rng) if rng.random() < 0.3 else data, rng)
+        each(self._verifier(folder, rng), lambda: self._show_detection(folder))
+
+    def _show_detection(self, folder: Path) -> None:
+        found = summarize_detection(read_folder(folder))
+        Console(file=io.StringIO(), width=80).print(detection_table([found]))
 
     def recipe_files(self, rng: random.Random) -> None:
         data = rng.choice(self.recipes)
@@ -300,7 +281,7 @@ class Targets:
 
     def tars(self, rng: random.Random) -> None:
         self.write(self.folder / "x.tar", damaged_bytes(self.tar, rng))
-        images = Images(load_source(str(self.folder / "x.tar")), self.spec)
+        images = Images(load_source(str(self.folder / "x.tar")), self.opened.spec)
         images[rng.randrange(len(images))]
 
     def write_lines(self, path: Path, data: bytes, rng: random.Random) -> None:

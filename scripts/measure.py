@@ -17,12 +17,20 @@ from radon.complexity import cc_visit
 from radon.visitors import Class
 
 SRC = Path(__file__).parents[1] / "src" / "certipatch"
-MOST = {"function p95": 36, "complexity mean": 3.5, "complexity max": 14, "longest line": 110, "longest file": 400}
+MOST = {
+    "function p95": 36,
+    "complexity mean": 3.5,
+    "complexity max": 14,
+    "longest line": 110,
+    "longest file": 400,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worst", type=int, default=0, help="name so many of the longest and most complex functions")
+    parser.add_argument(
+        "--worst", type=int, default=0, help="name so many of the longest and most complex functions"
+    )
     worst = parser.parse_args().worst
 
     lengths: dict[str, int] = {}
@@ -56,7 +64,11 @@ def main() -> int:
     for what, value in found.items():
         promised = f"  (at most {MOST[what]:g})" if what in MOST else ""
         print(f"{what:16} {value:8.4g}{promised}")
-    for title, of in (("longest functions", lengths), ("most complex", complexities), ("longest files", files)):
+    for title, of in (
+        ("longest functions", lengths),
+        ("most complex", complexities),
+        ("longest files", files),
+    ):
         for name, value in sorted(of.items(), key=lambda item: -item[1])[:worst]:
             print(f"{title}: {value:4} {name}")
     return int(any(found[what] > most for what, most in MOST.items()))

@@ -1,5 +1,4 @@
-"""How far do logits move with what should not matter: the batch a view is computed in, and the number of
-threads?
+"""How far do logits move with what should not matter: the batch of a view, and the number of threads?
 
     python scripts/numerical_soundness.py --model runs/digits --records runs/digits-k6 --records
     runs/digits-k6-bf16 --data digits --limit 20
@@ -19,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from certipatch.certification.restore import as_certified, images_as_certified
-from certipatch.cli.open import open_model, source_for
+from certipatch.certification.restore import certified_masks, images_as_certified
+from certipatch.cli.open import open_both
+from certipatch.config import DataAsked, ModelAsked
 from certipatch.data.source import Images, as_float
-from certipatch.records.manifest import read_manifest
-from certipatch.records.read import read_records
+from certipatch.records.read import read_folder
 from certipatch.verify.views import LOW_PRECISION, TOLERANCE
 from certipatch.views.masked import check_logits, window_tensor
 from certipatch.views.network import Network
@@ -56,21 +55,23 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20)
     arguments = parser.parse_args()
 
-    first = arguments.records[0]
-    source = images_as_certified(
-        first, source_for(arguments.model, arguments.data, arguments.split, arguments.class_map)
+    folders = [read_folder(path) for path in arguments.records]
+    first = folders[0]
+    source, opened = open_both(
+        ModelAsked(arguments.model, arguments.weights),
+        DataAsked(arguments.data, arguments.split, arguments.class_map),
+        as_in=first.manifest,
     )
-    spec, network, _ = open_model(arguments.model, source, arguments.weights, False, None, None)
-    masks, certified = as_certified(first, spec, network)[0], {}
-    for folder in arguments.records:
-        other, options = as_certified(folder, spec, network)
-        if (other, images_as_certified(folder, source).describe()) != (masks, source.describe()):
-            parser.error(f"{folder} is of other masks or images than {first}")
-        certified[options["precision"]] = np.array(
-            [record.margin for record in read_records(folder) if record.certified]
+    masks, certified = certified_masks(first.manifest, opened), {}
+    for folder in folders:
+        other = certified_masks(folder.manifest, opened)
+        if (other, images_as_certified(folder.manifest, source).describe()) != (masks, source.describe()):
+            parser.error(f"{folder.path} is of other masks or images than {first.path}")
+        certified[folder.manifest.certification.precision] = np.array(
+            [record.margin for record in folder.records if record.certified]
         )
-    fill = torch.tensor(read_manifest(first)["experiment"]["fill"])
-    some = Images(source.first(arguments.limit), spec)
+    fill = torch.tensor(first.manifest.certification.fill)
+    some = Images(source.first(arguments.limit), opened.spec)
     pixels = torch.stack(
         [item.pixels for item in map(some.__getitem__, range(len(some))) if item.pixels is not None]
     )
@@ -87,7 +88,7 @@ def main() -> None:
             order = shuffled if shuffle else torch.arange(len(which))
             torch.set_num_threads(threads)
             look = Network(
-                network, masks, fill=fill, batch_size=batch_size, precision=precision, compile=False
+                opened.network, masks, fill=fill, batch_size=batch_size, precision=precision, compile=False
             )
             parts = [
                 check_logits(look(images[which[some]], pairs[some]), len(some))

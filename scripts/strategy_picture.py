@@ -1,4 +1,6 @@
-"""Draw docs/strategies.png, what each strategy masks: python scripts/strategy_picture.py
+"""Draw docs/strategies.png, what each strategy masks.
+
+    python scripts/strategy_picture.py
 
 A photograph of the package foolbox under EfficientNet-Lite0 with its ImageNet weights, 3 % patch, k=6, seed
 0; about a minute on one free core, most of it for the 666 passes of grid-fine. Needs the extras lite0 and

@@ -1,5 +1,7 @@
-"""Fixtures: the command line in this process, a folder of small images, a trained run. No network, no
-../shared."""
+"""Fixtures: the command line in this process, a folder of small images, a trained run.
+
+They need neither the network nor ../shared.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from certipatch.models.build import build, describe
 from certipatch.models.small import SMALL_CNN
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.train import train
-from inputs import write_photos
+from inputs import typed, write_photos
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,20 @@ class Outcome:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts processes comes first, so that at the end no worker waits long for the other."""
+    """Run what starts processes first, so that at the end no worker waits long for the other."""
     items.sort(key=lambda item: item.path.stem not in ("test_distributed", "test_resume", "test_shards"))
 
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """``cli("certify", "--model", ...)`` as a user types it: exit code, stdout, stderr."""
+    """Run a command as a user types it; its exit code, stdout and stderr.
+
+    Options are words (``"--limit", 3``) or keywords (``limit=3``; ``json=True`` is ``--json``).
+    """
     from certipatch.cli.app import main
 
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr("sys.argv", ["certipatch", *map(str, arguments)])
+    def call(*words: object, **options: object) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["certipatch", *map(str, typed(*words, **options))])
         capsys.readouterr()
         code = 0
         try:
@@ -46,6 +51,17 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         except SystemExit as stop:
             code = int(stop.code or 0)
         return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def blocks_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """``blocks_of(8)``: from now on ``certify`` examines 8 images together, and its manifest says so."""
+
+    def call(images: int) -> None:
+        for module in ("blocks", "experiment"):
+            monkeypatch.setattr(f"certipatch.certification.{module}.BLOCK", images)
 
     return call
 

@@ -1,4 +1,4 @@
-"""What tests feed to the command line: small photographs, forged manifests, and where the real images are."""
+"""What tests feed to the command line: options, small photographs, forged manifests, real images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from PIL import Image
 from certipatch.records.seals import seal
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def typed(*words: object, **options: object) -> list[object]:
+    """A command line as words: ``typed("train", lr=0.1, json=True)`` is ["train", "--lr", 0.1, "--json"]."""
+    line = list(words)
+    for name, value in options.items():
+        line += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+    return line
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
@@ -31,3 +39,13 @@ def write_photos(
             pixels[..., 2 - label % 3] += 100
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
+
+
+def refused(outcome, *words: str) -> None:
+    """One line, exit code 2, no traceback, and the words a user needs."""
+    lines = [line for line in outcome.err.strip().splitlines() if line.startswith("certipatch:")]
+    assert outcome.code == 2, outcome
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in lines[0]

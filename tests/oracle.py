@@ -13,9 +13,6 @@ import itertools
 import numpy as np
 import torch
 
-# --- Masks
-# -----------------------------------------------------------------------------------------------------------
-
 
 def axis_starts(n, p, k):
     """Stride, mask side and mask starts on one axis: n pixels, patch side p, at most k masks."""
@@ -114,10 +111,6 @@ def coarse_blocks(rows, columns):
     ]
 
 
-# --- PatchCleanser
-# ---------------------------------------------------------------------------------------------------
-
-
 def double_masking(table):
     """Algorithm 1: the defended label and the case that decided."""
     n = len(table)
@@ -161,10 +154,6 @@ def certified(table, label):
     return all(table[i][j] == label for i in range(len(table)) for j in range(i, len(table)))
 
 
-# --- Minority Reports
-# ------------------------------------------------------------------------------------------------
-
-
 def alarm(vanilla, views, threshold):
     """Some one-mask view, (label, confidence), disagrees with F(x) and is more confident than the
     threshold."""
@@ -174,10 +163,6 @@ def alarm(vanilla, views, threshold):
 def detection_certified(true_label, views, threshold):
     """Every one-mask view answers the true label and is more confident than the threshold."""
     return all(label == true_label and confidence > threshold for label, confidence in views)
-
-
-# --- Greedy Cutout: masks chosen for one image, given loss(keep)
-# -----------------------------------------------------
 
 
 def worst(candidates):
@@ -212,10 +197,6 @@ def grid(loss, keeps):
     pairs = [(i, j) for i in range(len(keeps)) for j in range(i, len(keeps))]
     i, j = pairs[worst([loss(keeps[i] & keeps[j]) for i, j in pairs])]
     return keeps[i] & keeps[j]
-
-
-# --- Gutout: masks chosen for one image, given the network cut in two at a feature map
-# -------------------------------
 
 
 def grad_cam(cut, image, label):

@@ -16,6 +16,7 @@ from .geometry.masks import MaskSet
 from .geometry.patch import Window
 
 if TYPE_CHECKING:
+    from .certification.restore import load_defense
     from .defenses.contract import Verdict
     from .defenses.minority_reports.detector import Detection, MinorityReports
     from .defenses.patchcleanser.defense import PatchCleanser
@@ -32,6 +33,7 @@ __all__ = [
     "SoundnessError",
     "Verdict",
     "Window",
+    "load_defense",
     "load_run",
 ]
 
@@ -42,6 +44,7 @@ LAZY = {
     "PatchCleanser": "defenses.patchcleanser.defense",
     "STRATEGIES": "training.strategies",
     "Verdict": "defenses.contract",
+    "load_defense": "certification.restore",
     "load_run": "models.runs",
 }
 

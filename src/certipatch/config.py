@@ -1,14 +1,18 @@
-"""What a run was asked to do: frozen, validated, written into its manifest, and compared before it is
+"""What a command was asked for: frozen, validated, written into manifests, and compared before a run is
 resumed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Frozen(BaseModel):
+    """A value that cannot be changed, with no entries but the stated ones and no number that is not
+    finite."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -31,6 +35,40 @@ class ModelSpec(Frozen):
     crop_pct: float = 1.0
     crop_mode: str = "center"
     interpolation: str = "bicubic"
+
+
+@dataclass(frozen=True)
+class DataAsked:
+    """Where images are, as ``--data``, ``--split`` and ``--class-map`` say it."""
+
+    place: str
+    split: str | None = None
+    class_map: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelAsked:
+    """A model as ``--model``, ``--weights``, ``--pretrained``, ``--image-size`` and ``--crop-pct`` ask for
+    it.
+
+    ``name`` is a training run (a folder) or the name of an architecture; the rest goes with the latter only.
+    """
+
+    name: str
+    weights: str | None = None
+    pretrained: bool = False
+    image_size: str | None = None
+    crop_pct: float | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights were asked for besides the name."""
+        return bool(self.weights or self.pretrained)
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing was asked for besides the name, as it must be for a training run."""
+        return not (self.has_weights or self.image_size or self.crop_pct)
 
 
 def differences(found: Any, expected: Any, at: str = "") -> list[str]:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bad_input import refused
 from torch import nn
 
 import oracle
@@ -26,13 +25,14 @@ from certipatch.bench.published import published_answer, published_loop
 from certipatch.bench.rounds import interleaved as interleave
 from certipatch.errors import ProcessError
 from certipatch.records.read import read_records
+from inputs import refused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("certipatch.bench.rounds.LEAST_SECONDS", 0.01)
+    monkeypatch.setattr("certipatch.bench.network.LEAST_SECONDS", 0.01)
 
 
 def options(model: Path, photos: Path, *more: object, **changed: object) -> list[object]:
@@ -55,8 +55,7 @@ def options(model: Path, photos: Path, *more: object, **changed: object) -> list
     ]
 
 
-# --- The published loop against the naive restatement of the paper
-# ---------------------------------------------------
+# The published loop against the naive restatement of the paper.
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -100,8 +99,7 @@ def test_published_answer_is_the_papers(table: np.ndarray, label: int, agreeing:
     )
 
 
-# --- Nothing wrong is timed
-# ------------------------------------------------------------------------------------------
+# Nothing wrong is timed.
 
 
 @pytest.mark.parametrize("wrong", ["certified", "defended_label"])
@@ -192,8 +190,7 @@ def test_rounds_are_interleaved():
     assert [len(of_action) for of_action in seconds] == [3, 3]
 
 
-# --- What is written
-# -------------------------------------------------------------------------------------------------
+# What is written.
 
 
 def test_results_say_what_was_measured_where_and_how(cli, trained: Path, photos: Path, tmp_path: Path):
@@ -293,8 +290,7 @@ def test_the_peak_is_that_of_the_child(tmp_path: Path):
         in_a_process([sys.executable, "-c", "{}['missing']"])
 
 
-# --- Images of which every pair must be computed
-# ---------------------------------------------------------------------
+# Images of which every pair must be computed.
 
 
 def mislabelled(photos: Path, folder: Path, **shown: str) -> Path:

@@ -1,23 +1,27 @@
-"""What should not matter moves no certificate above the margin that docs/trust.md states, in float32 and in
-bf16."""
+"""What should not matter moves no certificate above the margin that docs/trust.md states.
+
+That is the batch, its order, the number of threads and a resume, in float32 and in bf16.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from certipatch.certification.blocks import _look
-from certipatch.certification.certify import certify as certify_source
+from certipatch.certification.blocks import look
+from certipatch.certification.certify import WayAsked
+from certipatch.certification.certify import certify as certify_opened
 from certipatch.data.load import load_source
 from certipatch.data.source import Images, Item, as_float
+from certipatch.defenses.contract import CertifiedDefense
 from certipatch.defenses.patchcleanser.defense import PatchCleanser
 from certipatch.geometry.masks import MaskSet
-from certipatch.models.runs import load_run
+from certipatch.models.runs import load_run, open_run
 from certipatch.records.read import read_records
-from certipatch.records.schema import Record
+from certipatch.records.schema import Line
 from certipatch.runtime.devices import make_fabric
 
 STATED = {"32-true": 1e-3, "bf16-mixed": 0.25}  # logits, as in docs/trust.md
@@ -27,8 +31,8 @@ STATED = {"32-true": 1e-3, "bf16-mixed": 0.25}  # logits, as in docs/trust.md
 def test_batch_order_and_threads_flip_no_certificate(
     trained: Path, photos: Path, one_thread: None, precision: str
 ):
-    """Patches so large, and logits halved, that some certificates are below the stated margin in bf16; in
-    float32 none is."""
+    """Patches are so large, and logits are halved, that some certificates are below the stated margin in
+    bf16; in float32 none is."""
     stated = STATED[precision]
     spec, network, _ = load_run(trained)
     with torch.no_grad():
@@ -82,46 +86,35 @@ def test_resume_with_another_batch_size_and_more_threads(
     tmp_path: Path,
     one_thread: None,
     monkeypatch: pytest.MonkeyPatch,
+    blocks_of: Callable[[int], None],
     precision: str,
 ):
-    """The second half in other batches: no certificate above the stated margin flips. As it was begun: the
+    """A resume in other batches flips no certificate above the stated margin; one as it was begun writes the
     same bytes."""
-    monkeypatch.setattr("certipatch.certification.blocks.BLOCK", 8)
-    spec, network, _ = load_run(trained)
-    source, masks = (
-        load_source(str(photos)),
-        MaskSet.covering(image_size=spec.image_size, patch_size=(12, 12), masks_per_axis=2),
-    )
+    blocks_of(8)
+    opened, source = open_run(trained), load_source(str(photos))
+    masks = MaskSet.covering(image_size=opened.spec.image_size, patch_size=(12, 12), masks_per_axis=2)
 
     def certify(folder: Path, batch_size: int, threads: int, *, resume: bool = False) -> None:
         torch.set_num_threads(threads)
-        certify_source(
-            network,
-            spec,
-            source,
-            masks,
-            folder,
-            fabric=make_fabric(device="cpu", precision=precision),
-            batch_size=batch_size,
-            resume=resume,
-        )
+        fabric = make_fabric(device="cpu", precision=precision)
+        way = WayAsked(batch_size=batch_size)
+        certify_opened(opened, source, masks, folder, fabric=fabric, way=way, resume=resume)
 
     class Killed(BaseException):
         pass
 
-    look = _look
-
     def killed_in_the_second_block(
-        certify: Any, record: Any, device: torch.device, items: list[Item]
-    ) -> list[Record]:
+        defense: CertifiedDefense, device: torch.device, items: list[Item]
+    ) -> list[Line]:
         if items[0].index == 8:
             raise Killed
-        return look(certify, record, device, items)
+        return look(defense, device, items)
 
     certify(tmp_path / "whole", 64, 1)
     for folder, batch_size, threads in ((tmp_path / "same", 64, 1), (tmp_path / "other", 7, 2)):
         with monkeypatch.context() as patch:
-            patch.setattr("certipatch.certification.certify._look", killed_in_the_second_block)
+            patch.setattr("certipatch.certification.certify.look", killed_in_the_second_block)
             with pytest.raises(Killed):
                 certify(folder, 64, 1)
         certify(folder, batch_size, threads, resume=True)

@@ -10,9 +10,9 @@ import time
 
 import pytest
 from filelock import FileLock
-from test_distributed import kill_process_1
 
-from inputs import write_photos
+from inputs import typed, write_photos
+from processes import kill_process_1
 
 
 @pytest.fixture(scope="module")
@@ -24,20 +24,8 @@ def many(tmp_path_factory):
 @pytest.fixture
 def certify(cli, trained, many):
     def call(out, *options, patch="5", k="3"):
-        return cli(
-            "certify",
-            "--model",
-            trained,
-            "--data",
-            many,
-            "--patch",
-            patch,
-            "--masks-per-axis",
-            k,
-            "--out",
-            out,
-            *options,
-        )
+        given = typed("certify", model=trained, data=many, patch=patch, masks_per_axis=k, out=out)
+        return cli(*given, *options)
 
     return call
 
@@ -65,9 +53,8 @@ def test_report_reads_any_set_of_shards(cli, certify, one, tmp_path):
     certify(tmp_path / "parts", "--shard", "2/2")
     (half,) = json.loads(cli("report", tmp_path / "parts", "--json").out)
     assert not half["complete"]
-    assert (
-        half["certified_robust_accuracy"]["images"] == 32 + 6
-    )  # of blocks of 32, 32, 32 and 6 the second and fourth
+    # Of blocks of 32, 32, 32 and 6 images the second and the fourth.
+    assert half["certified_robust_accuracy"]["images"] == 32 + 6
     certify(tmp_path / "parts", "--shard", "1/2")
     (whole,) = json.loads(cli("report", tmp_path / "parts", "--json").out)
     assert whole["complete"]
@@ -116,7 +103,7 @@ def test_a_changed_shard_is_refused(cli, certify, tmp_path):
 
 
 def test_records_without_their_manifest_are_refused(cli, certify, tmp_path):
-    """Copied in from elsewhere: nothing says of which weights and masks they are."""
+    """Nothing says of which weights and masks records are that were copied in from elsewhere."""
     certify(tmp_path / "parts", "--shard", "1/2")
     certify(tmp_path / "other", "--shard", "2/2")
     (tmp_path / "other" / "records-2-of-2.jsonl").rename(tmp_path / "parts" / "records-2-of-2.jsonl")
@@ -142,20 +129,30 @@ def test_bad_shards(certify, tmp_path, shard):
     assert f"shard '{shard}': expected i/n" in outcome.err
 
 
+SLOW = """
+import sys, time
+from certipatch.cli.app import main
+from certipatch.defenses.patchcleanser.defense import PatchCleanser
+
+examine = PatchCleanser.examine
+PatchCleanser.examine = lambda *arguments: (time.sleep(2), examine(*arguments))[1]
+sys.argv[0] = "certipatch"
+main()
+"""
+
+
 @pytest.mark.slow  # the next test kills too
 def test_a_killed_shard_loses_nothing(certify, one, trained, many, tmp_path):
     """Two processes at once; one is killed after its first block. The other ends, --resume does the rest."""
     out = tmp_path / "parts"
-    command = [sys.executable, "-m", "certipatch", "certify", "--model", trained, "--data", many, "--patch", "5", "--masks-per-axis", "3",
-               "--out", out]  # fmt: skip
-    slow = "import certipatch.defense as d, time\nold = d.PatchCleanser.certify\n"
-    slow += "d.PatchCleanser.certify = lambda *a: (time.sleep(2), old(*a))[1]\n"
-    slow += "import sys; from certipatch.cli import main; sys.argv[0] = 'certipatch'; main()"
-    victim = subprocess.Popen(
-        [sys.executable, "-c", slow, *map(str, command[3:]), "--shard", "1/2"], stderr=subprocess.DEVNULL
+    arguments = [*map(str, typed("certify", model=trained, data=many, patch=5, masks_per_axis=3, out=out))]
+    slow, as_usual = (
+        [sys.executable, "-c", SLOW, *arguments],
+        [sys.executable, "-m", "certipatch", *arguments],
     )
+    victim = subprocess.Popen([*slow, "--shard", "1/2"], stderr=subprocess.DEVNULL)
     other = subprocess.Popen(
-        [*map(str, command), "--shard", "2/2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*as_usual, "--shard", "2/2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     lines, deadline = out / "records-1-of-2.jsonl", time.monotonic() + 60
     while not (lines.exists() and lines.stat().st_size) and time.monotonic() < deadline:
@@ -170,27 +167,14 @@ def test_a_killed_shard_loses_nothing(certify, one, trained, many, tmp_path):
 
 @pytest.mark.slow
 def test_two_devices_and_one_of_them_killed(certify, trained, many, tmp_path):
-    """Process 1 is killed in its second block: one line, exit code 2; what both wrote is kept, --resume does
-    the rest."""
+    """Process 1 is killed in its second block: there is one line and exit code 2, what both wrote is kept,
+    and --resume does the rest."""
     options = ["--exhaustive", "--device", "cpu"]
     assert certify(tmp_path / "one", *options, k="4").code == 0
     out = tmp_path / "two"
-    command = [
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        many,
-        "--patch",
-        5,
-        "--masks-per-axis",
-        4,
-        "--out",
-        out,
-        *options,
-        "--devices",
-        2,
-    ]
+    command = typed(
+        "certify", *options, model=trained, data=many, patch=5, masks_per_axis=4, out=out, devices=2
+    )
     killed = kill_process_1(command, out / "records-2-of-2.jsonl")
     assert (killed.code, killed.out) == (2, "")
     assert [line for line in killed.err.splitlines() if not line.startswith("certify ")] == [
@@ -208,12 +192,8 @@ def test_several_patches_and_k_in_one_run(cli, certify, tmp_path):
     """A folder for each, with the records of a run of its own."""
     outcome = certify(tmp_path / "all", "--limit", 32, "--json", patch="5,3x4", k="2,3")
     assert outcome.code == 0, outcome.err
-    assert [(s["patch_size"], s["masks_per_axis"]) for s in json.loads(outcome.out)] == [
-        ([5, 5], 2),
-        ([5, 5], 3),
-        ([3, 4], 2),
-        ([3, 4], 3),
-    ]
+    found = [(one["patch_size"], one["masks_per_axis"]) for one in json.loads(outcome.out)]
+    assert found == [([5, 5], 2), ([5, 5], 3), ([3, 4], 2), ([3, 4], 3)]
     assert {path.name for path in (tmp_path / "all").iterdir()} == {"5x5-k2", "5x5-k3", "3x4-k2", "3x4-k3"}
     certify(tmp_path / "single", "--limit", 32, patch="3x4", k="2")
     assert records(tmp_path / "all" / "3x4-k2") == records(tmp_path / "single")

@@ -117,8 +117,7 @@ def test_masks_that_do_not_cover_all_of_it_are_refused(name):
         assert str(refused.value).count("Window") == masks.patches
 
 
-# --- The command line
-# ------------------------------------------------------------------------------------------------
+# The command line
 
 
 def test_several_shapes_on_the_command_line(cli, trained: Path, photos: Path, tmp_path: Path):

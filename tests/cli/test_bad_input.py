@@ -1,4 +1,4 @@
-"""Bad input gets one clear line on stderr and exit code 2; nothing is lost."""
+"""Bad input gets one clear line on stderr and exit code 2, and nothing is lost by it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,30 @@ import shutil
 import struct
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from certipatch.data.load import load_source
 from certipatch.errors import DataError
 from certipatch.records.read import read_lines, read_records
-from certipatch.records.schema import Record
-from inputs import write_manifest, write_photos
-
-
-def refused(outcome, *words: str) -> None:
-    """One line, exit code 2, no traceback, and the words a user needs."""
-    lines = [line for line in outcome.err.strip().splitlines() if line.startswith("certipatch:")]
-    assert outcome.code == 2, outcome
-    assert len(lines) == 1, outcome.err
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in lines[0]
+from certipatch.records.schema import PatchCleanserRecord
+from inputs import refused, typed, write_manifest, write_photos
 
 
 def train_options(photos: Path, out: Path, **changed: object) -> list[object]:
-    options = {"model": "small-cnn", "data": photos, "val-data": photos, "strategy": "vanilla", "patch": 5, "epochs": 1,
-               "batch-size": 8, "out": out} | {key.replace("_", "-"): value for key, value in changed.items()}  # fmt: skip
-    return ["train", *(word for key, value in options.items() for word in (f"--{key}", value))]
+    options = {"model": "small-cnn", "data": photos, "val_data": photos, "strategy": "vanilla", "patch": 5}
+    return typed("train", **options | {"epochs": 1, "batch_size": 8, "out": out} | changed)
 
 
 def certify_options(model: Path, photos: Path, out: Path, **changed: object) -> list[object]:
-    options = {"model": model, "data": photos, "patch": 5, "masks-per-axis": 2, "out": out}
-    options |= {key.replace("_", "-"): value for key, value in changed.items()}
-    return ["certify", *(word for key, value in options.items() for word in (f"--{key}", value))]
+    options = {"model": model, "data": photos, "patch": 5, "masks_per_axis": 2, "out": out}
+    return typed("certify", **options | changed)
 
 
 @pytest.mark.parametrize(
@@ -147,25 +137,20 @@ class TestData:
 
     @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "stumbles"])
     def test_unreadable_image(self, cli, trained: Path, photos: Path, tmp_path: Path, damage: str):
-        """Named and not certified in certify; refused in train; never replaced by its neighbour."""
+        """It is named and not certified in certify, refused in train, and never replaced by its neighbour."""
         data = tmp_path / "data"
         shutil.copytree(photos, data)
         bad = data / "green" / "3.png"
         content = bad.read_bytes()
         tiff = io.BytesIO()
         Image.open(bad).save(tiff, "TIFF")
-        strips = struct.Struct(
-            "<HHI"
-        )  # tag 273: where the pixels are, as a whole number (4) or a float (11), which Pillow stumbles over
+        # Tag 273 says where the pixels are: as a whole number (4), or as a float (11), over which Pillow
+        # stumbles.
+        strips = struct.Struct("<HHI")
         stumbles = tiff.getvalue().replace(strips.pack(273, 4, 1), strips.pack(273, 11, 1))
-        bad.write_bytes(
-            {
-                "truncated": content[: len(content) // 2],
-                "empty": b"",
-                "text": b"not an image",
-                "stumbles": stumbles,
-            }[damage]
-        )
+        truncated = content[: len(content) // 2]
+        damaged = {"truncated": truncated, "empty": b"", "text": b"not an image", "stumbles": stumbles}
+        bad.write_bytes(damaged[damage])
 
         done = cli(*certify_options(trained, data, tmp_path / "c"))
         assert done.code == 0, done.err
@@ -177,21 +162,17 @@ class TestData:
         assert not record.certified
         assert record.defended_label is None
 
-        refused(
-            cli(*train_options(data, tmp_path / "run", val_data=photos)), "green/3.png", "remove or replace"
-        )
-        done = cli(
-            "predict", bad, photos / "red" / "0.png", "--model", trained, "--patch", 5, "--masks-per-axis", 2
-        )
+        training = cli(*train_options(data, tmp_path / "run", val_data=photos))
+        refused(training, "green/3.png", "remove or replace")
+        done = cli("predict", bad, photos / "red" / "0.png", model=trained, patch=5, masks_per_axis=2)
         refused(done, "1 of 2 images")
         assert len(done.out.splitlines()) == 2
 
     def test_decompression_bomb(
         self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        monkeypatch.setattr(
-            Image, "MAX_IMAGE_PIXELS", 500
-        )  # 32 x 32 is now more than the limit that Pillow warns at
+        # 32 x 32 is now more than the limit that Pillow warns at.
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
         done = cli(*certify_options(trained, photos, tmp_path / "c"))
         assert done.code == 0, done.err
         assert all("DecompressionBomb" in record.error for record in read_records(tmp_path / "c"))
@@ -291,16 +272,10 @@ class TestWords:
         assert done.code == 0, done.err
         done = cli(*certify_options(run, data, tmp_path / "c"))
         assert (done.code, "\x1b" in done.out + done.err) == (0, False), done.err
-        answer = cli("predict", data / self.NAMES[1] / "0.png", "--model", run, "--patch", 5)
+        answer = cli("predict", data / self.NAMES[1] / "0.png", model=run, patch=5)
         assert len(answer.out.splitlines()) == 1
-        refused(
-            cli(
-                *certify_options(
-                    run, write_photos(tmp_path / "o", classes=("x\ny\x1b[31m",), each=1), tmp_path / "d"
-                )
-            ),
-            "x\\ny\\x1b[31m",
-        )
+        others = write_photos(tmp_path / "o", classes=("x\ny\x1b[31m",), each=1)
+        refused(cli(*certify_options(run, others, tmp_path / "d")), "x\\ny\\x1b[31m")
 
     def test_records(self, cli, trained: Path, photos: Path, tmp_path: Path):
         cli(*certify_options(trained, photos, tmp_path / "c"))
@@ -332,20 +307,13 @@ class TestWeights:
         assert not out.exists()
 
     def test_good_ones_load(self, cli, trained: Path, photos: Path, tmp_path: Path):
-        done = cli(
-            *certify_options("small-cnn", photos, tmp_path / "c", weights=trained / "model.safetensors")
-        )
+        weights = trained / "model.safetensors"
+        done = cli(*certify_options("small-cnn", photos, tmp_path / "c", weights=weights))
         assert done.code == 0, done.err
 
     def test_other_architecture(self, cli, trained: Path, photos: Path, tmp_path: Path):
-        self.refuse(
-            cli,
-            photos,
-            tmp_path,
-            trained / "model.safetensors",
-            "another architecture",
-            model="test_efficientnet",
-        )
+        weights = trained / "model.safetensors"
+        self.refuse(cli, photos, tmp_path, weights, "another architecture", model="test_efficientnet")
 
     def test_other_class_count(self, cli, trained: Path, tmp_path: Path):
         data = write_photos(tmp_path / "two", classes=("blue", "green"))
@@ -389,11 +357,8 @@ class TestOut:
     def test_another_experiment(self, cli, trained: Path, photos: Path, tmp_path: Path):
         cli(*certify_options(trained, photos, tmp_path / "c"))
         before = (tmp_path / "c" / "records.jsonl").read_bytes()
-        refused(
-            cli(*certify_options(trained, photos, tmp_path / "c", patch=6), "--resume"),
-            "another experiment",
-            "patch_size",
-        )
+        other = cli(*certify_options(trained, photos, tmp_path / "c", patch=6), "--resume")
+        refused(other, "another experiment", "patch_size")
         refused(cli(*certify_options(trained, photos, tmp_path / "c")), "--resume")
         assert (tmp_path / "c" / "records.jsonl").read_bytes() == before
 
@@ -407,11 +372,17 @@ class TestOut:
         refused(cli(*certify_options(trained, photos, tmp_path / "file" / "c")), "--out")
 
     def test_full_disk(
-        self, cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        cli,
+        trained: Path,
+        photos: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        blocks_of: Callable[[int], None],
     ):
-        """The second write fails as on a full disk: one line, and --resume goes on from what was written."""
-
-        monkeypatch.setattr("certipatch.certification.blocks.BLOCK", 8)
+        """The second write fails as on a full disk: there is one line, and --resume goes on from what was
+        written."""
+        blocks_of(8)
         whole = tmp_path / "whole"
         cli(*certify_options(trained, photos, whole))
 
@@ -446,28 +417,33 @@ class TestOut:
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[:10]))
         refused(cli("report", tmp_path / "c"), "10 lines found, 24 written")
-        wrong = next(line for line in lines if '"certified": true' in line).replace(
-            '"failing_pair": null', '"failing_pair": [0, 1]'
-        )
-        path.write_text(wrong)
+        certified = next(line for line in lines if '"certified": true' in line)
+        path.write_text(certified.replace('"failing_pair": null', '"failing_pair": [0, 1]'))
         refused(cli("report", tmp_path / "c"), "line 1", "certified, but")
 
     def test_two_writers(self, cli, trained: Path, photos: Path, tmp_path: Path):
-        from filelock import FileLock
-
         (tmp_path / "c").mkdir()
         with FileLock(tmp_path / "c" / ".lock"):
             refused(cli(*certify_options(trained, photos, tmp_path / "c")), "another process")
 
 
-FLAWS = [{"pixels": None}, {"margin": None}, {"margin": -1.0}, {"failing_label": 1}, {"failing_pair": (0, 1)}, {"defended_label": 1},
-         {"case": "majority"}, {"error": "x"}]  # fmt: skip
+FLAWS = [
+    {"pixels": None},
+    {"margin": None},
+    {"margin": -1.0},
+    {"failing_label": 1},
+    {"failing_pair": (0, 1)},
+    {"defended_label": 1},
+    {"case": "majority"},
+    {"error": "x"},
+]
 
 
 @pytest.mark.parametrize("flaw", FLAWS, ids=str)
 def test_what_a_certified_record_cannot_say(flaw: dict[str, object]):
-    fields = {"index": 0, "name": "x", "label": 0, "pixels": "0" * 64, "vanilla_label": 1, "defended_label": 0, "case": "agreed", "certified": True,
-              "failing_pair": None, "failing_label": None, "margin": 0.0, "passes": 11}  # fmt: skip
-    assert Record(**fields).certified
+    image = {"index": 0, "name": "x", "label": 0, "pixels": "0" * 64, "vanilla_label": 1, "defended_label": 0}
+    failing = {"failing_pair": None, "failing_label": None}
+    fields = {**image, **failing, "case": "agreed", "certified": True, "margin": 0.0, "passes": 11}
+    assert PatchCleanserRecord(**fields).certified
     with pytest.raises(ValueError, match="its other fields say it is not"):
-        Record(**fields | flaw)
+        PatchCleanserRecord(**fields | flaw)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from certipatch.records.manifest import read_manifest
+from certipatch.data.decode import decode
+from certipatch.records.manifest import MANIFEST, read_manifest, read_manifest_file
 from certipatch.records.read import read_lines, read_records
-from inputs import write_manifest
+from inputs import typed, write_manifest
 
 
 def test_masks_proves_coverage_and_states_the_costs(cli):
@@ -24,63 +27,53 @@ def test_masks_proves_coverage_and_states_the_costs(cli):
     assert facts["uncovered_patch"] is None
     assert facts["passes"]["certify_at_most"] == 666
     assert facts["passes"]["search"] == {
-        "gutout-coarse": 4, "gutout-fine": 4, "gutout-both": 8,
-        "greedy-coarse": 17, "greedy-fine": 71, "greedy-multisize": 26, "grid-coarse": 45, "grid-fine": 666,
-    }  # fmt: skip
+        "gutout-coarse": 4,
+        "gutout-fine": 4,
+        "gutout-both": 8,
+        "greedy-coarse": 17,
+        "greedy-fine": 71,
+        "greedy-multisize": 26,
+        "grid-coarse": 45,
+        "grid-fine": 666,
+    }
 
 
 def test_train_with_gutout(cli, photos: Path, tmp_path: Path):
-    """Two rounds of a forward and a backward pass, which the papers count as one each, for the one masked
-    copy."""
+    """The one masked copy costs two rounds of a forward and a backward pass, which the papers count as one
+    each."""
+    given = typed("train", model="small-cnn", data=photos, val_data=photos, strategy="gutout-coarse", patch=5)
     for layer in ((), ("--gradcam-layer", "8")):
         run = tmp_path / f"run{len(layer)}"
-        done = cli("train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "gutout-coarse",
-                   "--patch", 5, "--epochs", 1, "--batch-size", 8, "--precision", "bf16-mixed", *layer, "--out", run)  # fmt: skip
+        done = cli(*given, *layer, epochs=1, batch_size=8, precision="bf16-mixed", out=run)
         assert done.code == 0, done.err
         (epoch,) = read_lines(run / "epochs.jsonl")
         assert epoch["forward_equivalents"] == (4 + 3) * epoch["images"]
-        assert read_manifest(run)["experiment"]["train"]["gradcam_layer"] == (layer[1] if layer else None)
+        assert read_manifest(run).stated["train"]["gradcam_layer"] == (layer[1] if layer else None)
 
 
 def test_a_run_from_before_there_was_a_cheaper_search(cli, trained: Path, photos: Path, tmp_path: Path):
-    """Its manifest has nothing of when and how precisely to search: it is that of the defaults, and no
+    """Its manifest says nothing of when and how precisely to search: it is a run of the defaults, and no
     other."""
-    import shutil
-
-    shutil.copytree(trained, tmp_path / "old")
-    manifest = read_manifest(trained)
+    old = tmp_path / "old"
+    shutil.copytree(trained, old)
+    manifest = read_manifest_file(trained / MANIFEST)
     for key in ("search_every", "search_precision"):
         assert manifest["experiment"]["train"].pop(key) is None
-    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
-    again = ["train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "greedy-coarse", "--patch", 5,
-             "--epochs", 4, "--batch-size", 8, "--lr", 0.05, "--device", "cpu", "--out", tmp_path / "old", "--resume"]  # fmt: skip
+    (old / MANIFEST).write_text(json.dumps(manifest))
+    again = typed("train", model="small-cnn", data=photos, val_data=photos, strategy="greedy-coarse", patch=5)
+    again += typed(epochs=4, batch_size=8, lr=0.05, device="cpu", out=old, resume=True)
     for options in ((), ("--search-every", 1)):
         done = cli(*again, *options)
         assert done.code == 0, done.err
     assert "search_every: None there, 2 here" in cli(*again, "--search-every", 2).err
     assert "search_precision: None there" in cli(*again, "--search-precision", "bf16-mixed").err
-    assert (
-        cli(
-            "certify",
-            "--model",
-            tmp_path / "old",
-            "--data",
-            photos,
-            "--patch",
-            5,
-            "--limit",
-            3,
-            "--out",
-            tmp_path / "c",
-        ).code
-        == 0
-    )
+    assert cli("certify", model=old, data=photos, patch=5, limit=3, out=tmp_path / "c").code == 0
 
 
 def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
     run, cert = tmp_path / "run", tmp_path / "cert"
-    done = cli("train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "greedy-multisize",
-               "--patch", 5, "--epochs", 2, "--batch-size", 8, "--lr", 0.05, "--out", run, "--json")  # fmt: skip
+    given = typed("train", model="small-cnn", data=photos, val_data=photos, strategy="greedy-multisize")
+    done = cli(*given, patch=5, epochs=2, batch_size=8, lr=0.05, out=run, json=True)
     assert done.code == 0, done.err
     epochs = read_lines(run / "epochs.jsonl")
     assert [line["epoch"] for line in epochs] == [1, 2]
@@ -89,16 +82,14 @@ def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
     assert (run / "model.safetensors").exists()
     assert not (run / "checkpoint.pt").exists()
 
-    done = cli(
-        "certify", "--model", run, "--data", photos, "--patch", 5, "--masks-per-axis", 3, "--out", cert
-    )
+    done = cli("certify", model=run, data=photos, patch=5, masks_per_axis=3, out=cert)
     assert done.code == 0, done.err
     assert "certified" in done.out
     records = read_records(cert)
     assert [record.index for record in records] == list(range(24))
     manifest = read_manifest(cert)
-    assert manifest["experiment"]["weights_sha256"] == read_manifest(run)["finished"]["weights_sha256"]
-    assert manifest["finished"]["lines"] == 24
+    assert manifest.certification.weights_sha256 == read_manifest(run).finished["weights_sha256"]
+    assert manifest.finished["lines"] == 24
 
     summary = json.loads(cli("report", cert, "--json").out)[0]
     assert summary["certified_robust_accuracy"]["count"] == sum(record.certified for record in records)
@@ -108,26 +99,14 @@ def test_train_certify_predict_report(cli, photos: Path, tmp_path: Path):
     assert summary["vanilla_accuracy"]["images"] == 24
 
     image = photos / "red" / "3.png"
-    answer = json.loads(cli("predict", image, "--model", run, "--patch", 5, "--masks-per-axis", 3).out)
+    answer = json.loads(cli("predict", image, model=run, patch=5, masks_per_axis=3).out)
     (same,) = (record for record in records if record.name == "red/3.png")
     assert (answer["label"], answer["case"]) == (same.defended_label, same.case)
     assert answer["class"] == ["blue", "green", "red"][answer["label"]]
 
 
 def test_min_margin_counts_fewer_certificates(cli, trained: Path, photos: Path, tmp_path: Path):
-    cli(
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        5,
-        "--masks-per-axis",
-        2,
-        "--out",
-        tmp_path / "c",
-    )
+    cli("certify", model=trained, data=photos, patch=5, masks_per_axis=2, out=tmp_path / "c")
     margins = sorted(record.margin for record in read_records(tmp_path / "c") if record.certified)
     assert len(margins) > 2
     (summary,) = json.loads(cli("report", tmp_path / "c", "--min-margin", margins[1], "--json").out)
@@ -139,17 +118,15 @@ def test_min_margin_counts_fewer_certificates(cli, trained: Path, photos: Path, 
 
 def test_a_timm_model_and_a_tar(cli, photos: Path, tmp_path: Path):
     """A timm network from random weights on a tar of class folders, at another image size than its own."""
-    import tarfile
-
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         tar.add(photos, arcname="photos")
-    done = cli("train", "--model", "test_efficientnet", "--data", tmp_path / "photos.tar", "--val-data", photos, "--strategy",
-               "random-cutout", "--patch", "3%", "--image-size", 48, "--epochs", 1, "--batch-size", 8, "--out", tmp_path / "run")  # fmt: skip
+    given = typed("train", model="test_efficientnet", data=tmp_path / "photos.tar", val_data=photos)
+    given += typed(strategy="random-cutout", patch="3%", image_size=48, epochs=1, batch_size=8)
+    done = cli(*given, out=tmp_path / "run")
     assert done.code == 0, done.err
-    assert read_manifest(tmp_path / "run")["experiment"]["masks"]["patch_size"] == [9, 9]
-    assert (
-        read_manifest(tmp_path / "run")["experiment"]["model"]["crop_pct"] == 1.0
-    )  # small images keep their border
+    experiment = read_manifest(tmp_path / "run").stated
+    assert experiment["masks"]["patch_size"] == [9, 9]
+    assert experiment["model"]["crop_pct"] == 1.0  # small images keep their border
 
 
 def test_every_kind_of_image_is_read(cli, trained: Path, photos: Path, tmp_path: Path):
@@ -161,33 +138,17 @@ def test_every_kind_of_image_is_read(cli, trained: Path, photos: Path, tmp_path:
     picture.convert("P").save(tmp_path / "palette.png")
     picture.resize((1, 1)).save(tmp_path / "1x1.png")
     files = sorted(tmp_path.glob("*.png"))
-    done = cli("predict", *files, "--model", trained, "--patch", 5, "--masks-per-axis", 2)
+    done = cli("predict", *files, model=trained, patch=5, masks_per_axis=2)
     assert done.code == 0, done.err
     assert len(done.out.splitlines()) == len(files) == 5
 
 
 def test_16_bits_are_scaled_not_clipped():
-    from certipatch.data.decode import decode
-
     assert decode(Image.new("I;16", (2, 2), 257 * 100)).getpixel((0, 0)) == (100, 100, 100)
 
 
 def test_limit_takes_images_of_every_class(cli, trained: Path, photos: Path, tmp_path: Path):
-    cli(
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        5,
-        "--masks-per-axis",
-        2,
-        "--limit",
-        6,
-        "--out",
-        tmp_path / "c",
-    )
+    cli("certify", model=trained, data=photos, patch=5, masks_per_axis=2, limit=6, out=tmp_path / "c")
     assert [record.label for record in read_records(tmp_path / "c")] == [0, 0, 1, 1, 2, 2]
 
 
@@ -199,30 +160,15 @@ def test_help(cli, command: str):
 def test_predict_as_certified(cli, trained: Path, photos: Path, tmp_path: Path):
     """The masks and the precision come from the certification, which must be of these weights."""
     folder, image = tmp_path / "certified", next(photos.glob("*/*.png"))
-    cli(
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        "5x4",
-        "--masks-per-axis",
-        3,
-        "--precision",
-        "bf16-mixed",
-        "--out",
-        folder,
-    )
-    answer = json.loads(cli("predict", image, "--model", trained, "--certified", folder).out)
+    given = typed("certify", model=trained, data=photos, patch="5x4", masks_per_axis=3)
+    cli(*given, precision="bf16-mixed", out=folder)
+    answer = json.loads(cli("predict", image, model=trained, certified=folder).out)
     assert (answer["patch_size"], answer["masks_per_axis"], answer["precision"]) == ([5, 4], 3, "bf16-mixed")
 
     for options in (["--patch", "5"], ["--masks-per-axis", 3], ["--precision", "32-true"]):
-        assert cli("predict", image, "--model", trained, "--certified", folder, *options).code == 2
-    assert "expected --certified FOLDER, or --patch" in cli("predict", image, "--model", trained).err
-    assert (
-        "expected records of certify" in cli("predict", image, "--model", trained, "--certified", trained).err
-    )
+        assert cli("predict", image, *options, model=trained, certified=folder).code == 2
+    assert "expected --certified FOLDER, or --patch" in cli("predict", image, model=trained).err
+    assert "expected records of certify" in cli("predict", image, model=trained, certified=trained).err
 
     path = folder / "manifest.json"
     original = json.loads(path.read_text())
@@ -233,6 +179,6 @@ def test_predict_as_certified(cli, trained: Path, photos: Path, tmp_path: Path):
         ({"masks": {}}, "its manifest lacks 'image_size'"),
     ]:
         write_manifest(path, {**original, "experiment": {**original["experiment"], **change}})
-        outcome = cli("predict", image, "--model", trained, "--certified", folder)
+        outcome = cli("predict", image, model=trained, certified=folder)
         assert (outcome.code, outcome.out) == (2, "")
         assert words in outcome.err

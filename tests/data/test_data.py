@@ -8,6 +8,7 @@ import io
 import pickle
 import shutil
 import tarfile
+import time
 import urllib.error
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from certipatch.data.load import load_source
-from certipatch.data.source import Images, Source
+from certipatch.data.load import judged_split, load_source
+from certipatch.data.source import Images, Source, check_training_classes
 from certipatch.errors import ConfigError, DataError
 from certipatch.models.build import describe
 from certipatch.models.small import SMALL_CNN
@@ -203,7 +204,21 @@ class TestThePapersDataSets:
 
         monkeypatch.setattr("urllib.request.urlopen", refuse)
         monkeypatch.setattr("certipatch.data.named.DOWNLOADS", tmp_path / "downloads")
-        done = cli("train", "--model", "small-cnn", "--data", data, "--val-data", photos, "--strategy", "vanilla", "--patch", 5, "--out", tmp_path / "run")  # fmt: skip
+        done = cli(
+            "train",
+            "--model",
+            "small-cnn",
+            "--data",
+            data,
+            "--val-data",
+            photos,
+            "--strategy",
+            "vanilla",
+            "--patch",
+            5,
+            "--out",
+            tmp_path / "run",
+        )
         assert done.code == 2
         assert done.err.splitlines() == [
             f"certipatch: data {data}, split 'train': cannot be had (<urlopen error no network>)"
@@ -232,3 +247,43 @@ def test_an_empty_class_folder_is_named(photos: Path, tmp_path: Path):
         load_source(str(data), classes=("blue", "fuchsia", "green", "red")).labels
         == [0] * 8 + [2] * 8 + [3] * 8
     )
+
+
+def test_a_file_that_is_no_tar_is_refused_in_one_line(tmp_path: Path):
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"expected a folder or \.tar") as refused:
+        load_source(str(tmp_path / "photos.zip"))
+    assert "\n" not in str(refused.value)
+
+
+def test_digits_are_judged_on_their_test_part():
+    assert judged_split("digits", None) == "test"
+    assert judged_split("digits", "train") == "train"
+    assert judged_split("torch/cifar10", None) is None
+    assert judged_split("torch/cifar10", "val") == "val"
+
+
+def test_every_class_needs_an_image_to_train_and_to_be_judged():
+    def source(labels: list[int], classes: tuple[str, ...] = ("cat", "dog")) -> Source:
+        return Source(
+            classes, [f"{i}.png" for i in range(len(labels))], labels, lambda i: Image.new("L", (1, 1))
+        )
+
+    check_training_classes(source([0, 1]), source([1, 0, 0]))
+    with pytest.raises(DataError, match=r"training data: .* none of dog"):
+        check_training_classes(source([0, 0]), source([0, 1]))
+    with pytest.raises(DataError, match=r"validation data: .* none of cat"):
+        check_training_classes(source([0, 1]), source([1]))
+    with pytest.raises(DataError, match="expected the classes cat, dog, found dog, cat"):
+        check_training_classes(source([0, 1]), source([0, 1], ("dog", "cat")))
+
+
+def test_a_thousand_classes_are_checked_at_once():
+    """At ImageNet's size; a set of its labels made anew for each class would take 20 s."""
+    labels = [i % 1000 for i in range(1_281_167)]
+    source = Source(
+        tuple(map(str, range(1000))), range(len(labels)), labels, lambda i: Image.new("L", (1, 1))
+    )
+    before = time.monotonic()
+    check_training_classes(source, source)
+    assert time.monotonic() - before < 5

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import oracle
 from certipatch.errors import ConfigError
+from certipatch.geometry.coverage import hidden_places
 from certipatch.geometry.masks import MaskSet, axis_starts
-from certipatch.geometry.patch import Window, parse_patch, parse_patches, threat_of, threat_text
+from certipatch.geometry.patch import Threat, Window, parse_patch, parse_patches
 
 quick = settings(deadline=None)  # the first example may import torch
 
@@ -44,8 +45,7 @@ def test_the_oracle_is_independent():
     assert set(imported(oracle.__file__)) == {"itertools", "numpy", "torch"}
 
 
-# --- Golden values: DESIGN.md, section 1
-# -----------------------------------------------------------------------------
+# Golden values: DESIGN.md, section 1
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,7 @@ def test_percent_is_rounded_up(permille, height, width):
     assert 1000 * side**2 >= permille * height * width > 1000 * (side - 1) ** 2
 
 
-# --- Errors a user can act on
-# ----------------------------------------------------------------------------------------
+# Errors a user can act on
 
 
 @pytest.mark.parametrize(
@@ -176,8 +175,7 @@ def test_only_a_grid_is_coarsened():
         MaskSet((4, 4), (1, 1), 0, ((Window(0, 0, 4, 4),),)).coarsen()
 
 
-# --- Every set: equal to the oracle's, and covering
-# ------------------------------------------------------------------
+# Every set: equal to the oracle's, and covering
 
 
 @quick
@@ -230,8 +228,7 @@ def test_coarse_set(fine):
     assert (coarse.image_size, coarse.patch_size) == (fine.image_size, fine.patch_size)
 
 
-# --- uncovered_patch: a counterexample or a proof
-# --------------------------------------------------------------------
+# uncovered_patch: a counterexample or a proof
 
 
 def check_uncovered(masks, patch):
@@ -289,6 +286,18 @@ def test_masks_of_several_windows(masks):
     assert np.array_equal(masks.keep.numpy(), keeps(masks))
 
 
+@quick
+@given(free_sets())
+def test_hidden_places_are_those_where_no_pixel_of_the_patch_shows(masks):
+    h, w = masks.patch_size
+    found = list(hidden_places(masks.windows, masks.image_size, masks.patch_size))
+    assert len(found) == len(masks)
+    for where, keep in zip(found, keeps(masks), strict=True):
+        assert where.shape == (masks.image_size[0] - h + 1, masks.image_size[1] - w + 1)
+        for top, left in np.ndindex(where.shape):
+            assert where[top, left] == (not keep[top : top + h, left : left + w].any())
+
+
 def test_two_windows_cover_together():
     """A patch astride two windows of *one* mask is covered; of two masks it is not: neither hides all of
     it."""
@@ -313,8 +322,7 @@ def test_windows_beyond_the_top_and_the_left():
         assert np.array_equal(masks.keep.numpy(), keeps(masks))
 
 
-# --- Several shapes, two patches
-# -------------------------------------------------------------------------------------
+# Several shapes, two patches
 
 
 def test_what_a_manifest_says_of_one_patch_is_what_it_always_said():
@@ -329,7 +337,9 @@ def test_what_a_manifest_says_of_one_patch_is_what_it_always_said():
     more = MaskSet.covering(**sizes, patch_size=(2, 3), other_patch_sizes=[(3, 2)], patches=2)
     assert set(more.to_json()) - set(plain) == {"other_patch_sizes", "patches"}
     stated = json.loads(json.dumps(more.to_json()))
-    assert MaskSet.covering(**sizes, **threat_of(stated)) == more
+    assert Threat.of(stated) == more.threat
+    assert MaskSet.covering(**sizes, **Threat.of(stated)) == more
+    assert Threat.of(json.loads(json.dumps(plain))).keywords == {"patch_size": (3, 2)}
     assert (more.patch_size, more.patch_sizes) == ((3, 2), ((3, 2), (2, 3))), (
         "the order in which they are named does not matter"
     )
@@ -366,8 +376,8 @@ def test_golden_counts():
 )
 def test_several_shapes_as_they_are_typed(text, sizes, shown):
     assert parse_patches(text, (224, 224)) == sizes
-    assert threat_text(sizes[0], sizes[1:]) == shown
-    assert threat_text(sizes[0], sizes[1:], 2).startswith("2 x ")
+    assert Threat(sizes[0], sizes[1:]).text == Threat(sizes[0], sizes[1:], 2).shapes == shown
+    assert Threat(sizes[0], sizes[1:], 2).text == f"2 x {f'({shown})' if sizes[1:] else shown}"
 
 
 @pytest.mark.parametrize(

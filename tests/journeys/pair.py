@@ -20,7 +20,7 @@ def run(jobs, rank):
     from certipatch.models.weights import weights_sha256
     from certipatch.training import loop, masking, train
 
-    collate, fit, results = masking.collate, loop._fit, []
+    collate, fit, results = masking.collate, loop.fit, []
     for job in jobs:
         calls, weights = [], []
 
@@ -34,7 +34,7 @@ def run(jobs, rank):
             fit(model, *arguments, **options)
             weights.append(weights_sha256(model))
 
-        loop.collate, masking.collate, train._fit = counted, counted, fitted
+        loop.collate, masking.collate, train.fit = counted, counted, fitted
         sys.argv = ["certipatch", *job["arguments"]]
         code, out, err = 0, StringIO(), StringIO()
         with redirect_stdout(out), redirect_stderr(err):

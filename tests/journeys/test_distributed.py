@@ -27,14 +27,15 @@ from certipatch.models.runs import load_run
 from certipatch.records.manifest import read_manifest
 from certipatch.records.read import read_lines
 from certipatch.runtime.devices import derived_seed
-from certipatch.runtime.processes import GONE, PARENT, _Beside
-from certipatch.training.batches import _check_batch, epoch_batches, part_of
+from certipatch.runtime.processes import GONE, PARENT, _Family
+from certipatch.training.batches import check_batch, epoch_batches, part_of
+from certipatch.training.hiding import BatchPart
 from certipatch.training.masking import _leave_clean
 from certipatch.training.strategies import STRATEGIES
 from certipatch.views.masked import visible
+from processes import ENVIRONMENT, kill_process_1
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def ours(error: str) -> list[str]:
@@ -73,7 +74,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(cli, runs: SimpleName
     assert (done["code"], ours(done["err"])) == (0, [])
     assert json.loads(done["out"])["images"] == 16, "one process prints, and only the result"
 
-    assert read_manifest(two)["experiment"]["processes"] == 2
+    assert read_manifest(two).stated["processes"] == 2
     expected, found = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     before = build(load_run(two)[0])[1].state_dict()
     for name, weights in expected.items():
@@ -140,33 +141,6 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
     )
 
 
-def kill_process_1(arguments: list[object], when: Path) -> SimpleNamespace:
-    command = [sys.executable, "-m", "certipatch", *map(str, arguments)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    try:
-        deadline, child = time.monotonic() + 90, ""
-        while not when.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            child = (
-                child
-                or subprocess.run(
-                    ["pgrep", "-f", "-P", str(process.pid), "certipatch"],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                ).stdout
-            )
-            time.sleep(0.005)
-        os.kill(int(child), signal.SIGKILL)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    return SimpleNamespace(code=process.returncode, out=out, err=err)
-
-
 def test_a_killed_process_ends_the_run_with_one_line(runs: SimpleNamespace):
     assert (runs.killed.code, runs.killed.out) == (2, "")
     (line,) = ours(runs.killed.err)
@@ -188,8 +162,8 @@ def test_a_killed_run_that_is_resumed_ends_as_an_undisturbed_one(runs: SimpleNam
     assert [line["forward_equivalents"] for line in found] == 6 * [24 * 20, 24 * 3], (
         "each uses what the other had found"
     )
-    whole = read_manifest(runs.whole)["finished"]["weights_sha256"]
-    assert read_manifest(runs.broken)["finished"]["weights_sha256"] == whole
+    whole = read_manifest(runs.whole).finished["weights_sha256"]
+    assert read_manifest(runs.broken).finished["weights_sha256"] == whole
     assert [process["weights"] for process in runs.jobs["undisturbed"]] == [[whole], [whole]], (
         "BatchNorm's statistics too"
     )
@@ -228,7 +202,7 @@ def test_a_process_that_waits_for_ever_is_ended(tmp_path: Path, monkeypatch: pyt
                 os._exit(2)
         sys.stderr = error.open("w")
         launcher = SimpleNamespace(procs=children)
-        _Beside(
+        _Family(
             SimpleNamespace(local_rank=int(gone == "parent"), strategy=SimpleNamespace(launcher=launcher))
         )  # type: ignore[arg-type]
         time.sleep(20)
@@ -257,14 +231,16 @@ def test_every_image_goes_to_one_process_at_most(images: int, batch_size: int, p
 def test_parts_of_a_batch_draw_what_the_whole_does(name: str):
     masks = MaskSet.covering(image_size=(18, 18), patch_size=(3, 3), masks_per_axis=6)
 
-    def masked(n: int, place: tuple[int, int] | None) -> list[torch.Tensor]:
+    def masked(n: int, part: BatchPart | None) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(1)
         copies = STRATEGIES[name](
-            None, torch.zeros(n, 3, 18, 18), None, masks, fill=0.0, generator=generator, place=place
+            None, torch.zeros(n, 3, 18, 18), None, masks, fill=0.0, generator=generator, part=part
         )
-        return [_leave_clean(visible(windows, (18, 18)), 0.7, place or (0, n)) for windows in copies]
+        return [_leave_clean(visible(windows, (18, 18)), 0.7, part or BatchPart(0, n)) for windows in copies]
 
-    for copy, *parts in zip(masked(6, None), *(masked(2, (start, 6)) for start in (0, 2, 4)), strict=True):
+    for copy, *parts in zip(
+        masked(6, None), *(masked(2, BatchPart(start, 6)) for start in (0, 2, 4)), strict=True
+    ):
         assert torch.equal(copy, torch.cat(parts))
         assert [bool(keep.all()) for keep in copy] == [True] * 4 + [False] * 2
 
@@ -314,6 +290,6 @@ def test_refusals(cli, photos: Path, tmp_path: Path, options: list[object], word
 
 def test_fewer_images_than_processes():
     fabric, network = SimpleNamespace(world_size=4, device=torch.device("cpu")), torch.nn.Linear(1, 1)
-    _check_batch(network, 4, 64, fabric)  # type: ignore[arg-type]
+    check_batch(network, 4, 64, fabric)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="3 images for 4 processes"):
-        _check_batch(network, 3, 64, fabric)  # type: ignore[arg-type]
+        check_batch(network, 3, 64, fabric)  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
 """The documentation site is built without a warning, asks the network for nothing, and says of the code what
-the code is."""
+it is."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import typer
 from filelock import FileLock
-from test_readme import PAGES, ROOT
 
 import certipatch
+from certipatch.cli.app import app
+from certipatch.records.schema import AttackRecord, DetectionRecord, Indexed, PatchCleanserRecord
+from documentation import PAGES, ROOT
 
 EXTERNAL = {"http", "https", "mailto"}
 
 
 class Links(HTMLParser):
-    """Of a page: its anchors, where it links to, and what it loads."""
+    """What a page has: its anchors, where it links to, and what it loads."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -117,10 +120,6 @@ def test_the_reference_names_all_that_is_public(site: dict[Path, Links]):
 
 
 def test_the_reference_names_every_option(site: dict[Path, Links]):
-    import typer
-
-    from certipatch.cli.app import app
-
     (page,) = (page for page in site if page.name == "cli.html")
     sections = dict(
         re.findall(r'<h2 id="certipatch-(\w+)">(.*?)(?=<h2|</article)', page.read_text(), flags=re.DOTALL)
@@ -138,16 +137,13 @@ def test_the_reference_names_every_option(site: dict[Path, Links]):
 
 @pytest.mark.slow
 def test_the_notebook_runs():
-    nbformat, nbclient = (
-        pytest.importorskip("nbformat"),
-        pytest.importorskip("nbclient", reason="not installed: pip install '.[dev]'"),
-    )
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient", reason="not installed: pip install '.[dev]'")
     path = ROOT / "examples" / "quickstart.ipynb"
     assert path.stat().st_size < 100_000
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3"
-    ).execute()  # an error in a cell is raised
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
+    client.execute()  # an error in a cell is raised
     printed = [
         output["text"]
         for cell in notebook.cells
@@ -160,23 +156,21 @@ def test_the_notebook_runs():
 
 @pytest.mark.parametrize(
     ("heading", "kind"),
-    [("A record of `certify`", "records.schema.Record"), ("A record of `attack`", "records.schema.AttackRecord"), ("A record of "
-                                                                                                                   "`detect`", "records.schema.DetectionRecord")],
-)  # fmt: skip
-def test_every_field_of_a_record_is_explained(heading: str, kind: str):
-    from importlib import import_module
-
-    module, _, name = kind.rpartition(".")
-    fields = set(getattr(import_module(f"certipatch.{module}"), name).model_fields)
+    [
+        ("A record of `certify`", PatchCleanserRecord),
+        ("A record of `attack`", AttackRecord),
+        ("A record of `detect`", DetectionRecord),
+    ],
+)
+def test_every_field_of_a_record_is_explained(heading: str, kind: type[Indexed]):
     text = (ROOT / "docs/records.md").read_text()
-    (section,) = re.findall(
-        rf"^## {heading}\n(.*?)<!-- schema: {kind} -->", text, flags=re.DOTALL | re.MULTILINE
-    )
+    marks = re.escape(f"<!-- schema: records.schema.{kind.__name__} -->")
+    (section,) = re.findall(rf"^## {heading}\n(.*?){marks}", text, flags=re.DOTALL | re.MULTILINE)
     explained = {
         field
         for row in re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
         for field in re.findall(r"`(\w+)`", row)
     }
-    if kind == "records.schema.DetectionRecord":  # the rest is "as above"
+    if kind is DetectionRecord:  # the rest is "as above"
         explained |= set(re.findall(r"`(\w+)`", section.strip().splitlines()[0]))
-    assert explained == fields
+    assert explained == set(kind.model_fields)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from certipatch.records.read import read_records
+from inputs import typed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -18,21 +19,9 @@ def test_certificates_are_those_of_the_cpu(cli, trained: Path, photos: Path, tmp
     """Where the smallest margin is above rounding."""
     found = {}
     for device in ("cpu", "cuda"):
-        options = [
-            "--patch",
-            5,
-            "--masks-per-axis",
-            4,
-            "--exhaustive",
-            "--precision",
-            precision,
-            "--device",
-            device,
-        ]
-        assert (
-            cli("certify", "--model", trained, "--data", photos, *options, "--out", tmp_path / device).code
-            == 0
-        )
+        given = typed("certify", model=trained, data=photos, patch=5, masks_per_axis=4, exhaustive=True)
+        done = cli(*given, precision=precision, device=device, out=tmp_path / device)
+        assert done.code == 0, done.err
         found[device] = read_records(tmp_path / device)
     threshold = 1e-3 if precision == "32-true" else 0.1
     clear = [
@@ -48,33 +37,8 @@ def test_certificates_are_those_of_the_cpu(cli, trained: Path, photos: Path, tmp
 
 @pytest.mark.parametrize("strategy", ["gutout-both", "greedy-multisize"])
 def test_training(cli, photos: Path, tmp_path: Path, strategy: str):
-    options = [
-        "--model",
-        "small-cnn",
-        "--data",
-        photos,
-        "--val-data",
-        photos,
-        "--strategy",
-        strategy,
-        "--patch",
-        5,
-        "--epochs",
-        4,
-    ]
-    done = cli(
-        "train",
-        *options,
-        "--batch-size",
-        8,
-        "--lr",
-        0.05,
-        "--device",
-        "cuda",
-        "--out",
-        tmp_path / "run",
-        "--json",
-    )
+    given = typed("train", model="small-cnn", data=photos, val_data=photos, strategy=strategy, patch=5)
+    done = cli(*given, epochs=4, batch_size=8, lr=0.05, device="cuda", out=tmp_path / "run", json=True)
     assert done.code == 0, done.err
     right = json.loads(done.out)["validation_vanilla"]
     assert right["correct"] > right["images"] / 2

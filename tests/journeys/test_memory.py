@@ -75,18 +75,20 @@ def test_what_is_counted_sees_full_size_masks():
 SCRIPT = """
 import timm, torch
 from certipatch import MaskSet
-from certipatch.bench import Settings, build_defense
-from certipatch.models import Normalize
+from certipatch.bench.case import Settings, build_defense
+from certipatch.models.small import Normalize
 
 torch.manual_seed(0)
 network = timm.create_model("tf_efficientnet_lite0")
-model = torch.nn.Sequential(Normalize((0.5,) * 3, (0.5,) * 3), network.to(memory_format=torch.channels_last)).eval()
+network = network.to(memory_format=torch.channels_last)
+model = torch.nn.Sequential(Normalize((0.5,) * 3, (0.5,) * 3), network).eval()
 masks = MaskSet.covering(image_size=(224, 224), patch_size=(39, 39), masks_per_axis=10)
 assert len(masks) == 100
 defense = build_defense(model, masks, Settings())
 images = torch.rand(3, 3, 224, 224)
 labels = defense.predict(images)
-labels[1:] += 1  # wrong, so that two images are decided by their one-mask views, and one needs all pairs, if it is certified
+# Wrong, so that two images are decided by their one-mask views; one needs all pairs, if it is certified.
+labels[1:] += 1
 verdicts = defense.certify(images, labels % 1000)
 assert all(verdict.passes > 100 for verdict in verdicts), verdicts
 """

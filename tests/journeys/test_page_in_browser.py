@@ -1,5 +1,7 @@
-"""The report page in Debian's chromium, headless: nothing asked of the network, nothing obeyed, everything
-can be used, by keyboard too."""
+"""The report page in Debian's chromium, headless.
+
+It asks the network for nothing, obeys nothing that it shows, and can be used, by keyboard too.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
-from test_page import HOSTILE, certification
 
-from certipatch.records.read import read_records
-from certipatch.report.certification import summarize
+from certipatch.records.read import read_folder, read_records
+from certipatch.report.compared import compare
+from certipatch.report.images import address as address_of
 from certipatch.report.page.html import write_page
-from certipatch.report.page.pictures import address as address_of
+from invented import HOSTILE, certification
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
@@ -43,19 +46,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]
     grey = address_of(np.full((32, 32, 3), 90, dtype=np.uint8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("certipatch.report.page.pictures.images_of", lambda *_: None)
+        patch.setattr("certipatch.report.page.gallery.images_of", lambda *_: None)
         patch.setattr(
-            "certipatch.report.page.pictures.pictures",
+            "certipatch.report.page.gallery.pictures",
             lambda _, records: {r.pixels: grey for r in records if r.pixels},
         )
-        assert write_page(folder / "page.html", [summarize(run) for run in runs]) == []
+        assert write_page(folder / "page.html", compare([read_folder(run) for run in runs])) == []
     return (folder / "page.html").as_uri()
 
 
 @pytest.fixture
 def tab(browser: playwright.Browser, address: str) -> Iterator[playwright.Page]:
-    """The open page, which must have asked for itself alone and have complained of nothing when the test is
-    over."""
+    """The open page. When the test is over it must have asked for itself alone, and complained of nothing."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     asked, complaints = [], []
     page.on("request", lambda request: asked.append(request.url))
@@ -71,8 +73,6 @@ def tab(browser: playwright.Browser, address: str) -> Iterator[playwright.Page]:
 
 
 def records_of(address: str, name: str) -> list:
-    from urllib.parse import unquote, urlparse
-
     return read_records(Path(unquote(urlparse(address).path)).parent / name)
 
 
@@ -176,6 +176,34 @@ def test_from_image_to_image(tab):
     assert not tab.locator("#viewer").evaluate("dialog => dialog.open")
 
 
+READ = [
+    *("h1", ".kicker", ".answer strong", ".warning", ".fraction", ".what", "thead th", ".state.certified"),
+    *(".state.missed", ".state.hopeless", "#failing", ".card .text", "code"),
+]
+# For the first element of each selector: what it is, and the contrast of its text with what is behind it.
+CONTRASTS = r"""
+(selectors) => {
+  const linear = (x) => (x /= 255) <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\d.]+/g).map(Number).map(linear);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = getComputedStyle(element).backgroundColor;
+      if (!/, 0\)$|transparent/.test(colour)) return colour;
+    }
+    return "rgb(255,255,255)";
+  };
+  return selectors.flatMap((name) => [...document.querySelectorAll(name)].slice(0, 1)).map((element) => {
+    const both = [light(getComputedStyle(element).color), light(behind(element))];
+    const [more, less] = both.sort((x, y) => y - x);
+    return [element.className || element.tagName, (more + 0.05) / (less + 0.05)];
+  });
+}
+"""
+
+
 @pytest.mark.parametrize(
     ("width", "scheme"), [(390, "light"), (390, "dark"), (1200, "dark"), (1200, "light")]
 )
@@ -184,14 +212,7 @@ def test_fits_the_window_and_can_be_read(tab, width: int, scheme: str):
     tab.set_viewport_size({"width": width, "height": 800})
     tab.emulate_media(color_scheme=scheme)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    contrasts = tab.evaluate(
-        """() => {
-          const light = (colour) => { const [r, g, b] = colour.match(/[\\d.]+/g).map(Number).map((x) => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
-          const behind = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (!/, 0\\)$|transparent/.test(c)) return c; } return "rgb(255,255,255)"; };
-          return ["h1", ".kicker", ".answer strong", ".warning", ".fraction", ".what", "thead th", ".state.certified", ".state.missed", ".state.hopeless", "#failing", ".card .text", "code"]
-            .flatMap((name) => [...document.querySelectorAll(name)].slice(0, 1)).map((e) => { const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => y - x); return [e.className || e.tagName, (a + .05) / (b + .05)]; });
-        }"""
-    )
+    contrasts = tab.evaluate(CONTRASTS, READ)
     assert len(contrasts) >= 10
     assert [entry for entry in contrasts if entry[1] < 4.5] == []
 

@@ -1,24 +1,30 @@
-"""What the README and the docs tell a newcomer to type works: every page is executed, from its first command
-to its last."""
+"""What the README and the docs tell a newcomer to type works.
+
+Every page is executed, from its first command to its last.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 import typer
 from PIL import Image
 
+from certipatch.certification.certify import certify
+from certipatch.cli.app import app
+from certipatch.data.load import load_source
+from certipatch.geometry.masks import MaskSet
+from certipatch.models.runs import open_run
+from certipatch.runtime.devices import make_fabric
+from documentation import PAGES, ROOT, Block, as_run, blocks, executed
 from inputs import write_photos
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-from docs_commands import PAGES, Block, as_run, blocks, executed  # noqa: E402
 
 BLOCKS = blocks()
 COMMANDS = [(block, command) for block in BLOCKS for command in block.commands]
@@ -62,32 +68,19 @@ def tiny(text: str, rules: list[tuple[str, str]]) -> str:
 def world(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     """What a reader has who did what the pages before tell: photographs, a model trained on them, and its
     certification."""
-    import safetensors.torch
-    import timm
-
-    from certipatch.certification.certify import certify
-    from certipatch.data.load import load_source
-    from certipatch.geometry.masks import MaskSet
-    from certipatch.models.runs import load_run
-    from certipatch.runtime.devices import make_fabric
-
     world = tmp_path_factory.mktemp("world")
     for part in ("all", "train", "val"):
         write_photos(world / "photos" / part, each=8 if part == "train" else 2)
     for name in ("photo1.jpg", "photo2.jpg"):
         Image.open(world / "photos/val/red/0.png").save(world / name)
     (world / "classes.txt").write_text("blue\ngreen\nred\n")
-    safetensors.torch.save_file(
-        timm.create_model("test_resnet", num_classes=3).state_dict(), world / "tiny.safetensors"
-    )
+    weights = timm.create_model("test_resnet", num_classes=3).state_dict()
+    safetensors.torch.save_file(weights, world / "tiny.safetensors")
     for run in ("mine", "vit"):
         shutil.copytree(trained, world / "runs" / run)
-    spec, network, manifest = load_run(trained)
     masks = MaskSet.covering(image_size=(32, 32), patch_size=(6, 6), masks_per_axis=6)
-    certify(
-        network, spec, load_source(str(world / "photos/val")), masks, world / "runs/mine-k6",
-        fabric=make_fabric(device="cpu"), data="photos/val", trained=manifest["experiment"]["train"],
-    )  # fmt: skip
+    source, fabric = load_source(str(world / "photos/val")), make_fabric(device="cpu")
+    certify(open_run(trained), source, masks, world / "runs/mine-k6", fabric=fabric, data="photos/val")
     return world
 
 
@@ -162,8 +155,6 @@ def test_make_has_the_targets_that_are_named():
 
 @pytest.mark.parametrize(("block", "command"), COMMANDS, ids=str)
 def test_every_command_has_the_options_it_is_shown_with(block: Block, command: str):
-    from certipatch.cli.app import app
-
     for text in (command, as_run(command), tiny(command, TINY)):
         for line in re.findall(r"^\s*(?:srun )?certipatch (.*)", text, flags=re.MULTILINE):
             name, *arguments = shlex.split(line.replace("$precision", "32-true"))
@@ -171,8 +162,6 @@ def test_every_command_has_the_options_it_is_shown_with(block: Block, command: s
 
 
 def test_every_option_that_the_text_names_is_one():
-    from certipatch.cli.app import app
-
     commands = typer.main.get_command(app).commands
     options = {
         name: {option for each in command.params for option in (*each.opts, *each.secondary_opts)}

@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from certipatch.records.manifest import read_manifest
+from certipatch.records.manifest import read_manifest, read_manifest_file
 from certipatch.records.read import read_lines
 from certipatch.runtime.progress import Progress
-from inputs import write_manifest
+from inputs import typed, write_manifest, write_photos
 
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}  # the undisturbed run is one for both
 
 
 # Forked off a process that has imported everything, which saves seconds for each.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["certipatch.certification", "certipatch.training"])
+processes.set_forkserver_preload(["certipatch.certification.certify", "certipatch.training.train"])
 
 
 def run(arguments: list[str], error: Path, ready: Callable[[], bool]) -> None:
@@ -71,22 +71,8 @@ def has_lines(path: Path, n: int) -> bool:
 
 
 def test_certify(cli, trained: Path, photos: Path, tmp_path: Path):
-    from inputs import write_photos
-
     data = write_photos(tmp_path / "many", each=34)  # 102 images: four blocks
-    options = [
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        data,
-        "--patch",
-        5,
-        "--masks-per-axis",
-        4,
-        "--batch-size",
-        64,
-    ]
+    options = typed("certify", model=trained, data=data, patch=5, masks_per_axis=4, batch_size=64)
     whole = tmp_path / "whole"
     cli(*options, "--out", whole)
 
@@ -99,19 +85,19 @@ def test_certify(cli, trained: Path, photos: Path, tmp_path: Path):
         ), error.read_text()
         assert "Traceback" not in error.read_text()
         assert 32 <= len(read_lines(path)) < 102
-        assert read_manifest(broken)["finished"] is None
+        assert read_manifest(broken).finished is None
         with path.open("ab") as file:
             file.write(b'{"index": 101, "na')  # what a kill in mid-line leaves
 
         assert cli(*options, "--out", broken, "--resume").code == 0
         assert path.read_bytes() == (whole / "records.jsonl").read_bytes()
-        assert read_manifest(broken)["finished"]["sha256"] == read_manifest(whole)["finished"]["sha256"]
+        assert read_manifest(broken).finished["sha256"] == read_manifest(whole).finished["sha256"]
 
 
 def test_train(cli, tmp_path: Path):
     """SIGKILL comes after some epoch; SIGINT also within one, where the step under way is saved."""
-    options = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", "random-both", "--limit", 300,
-               "--patch", 5, "--epochs", 5, "--batch-size", 16, "--seed", 3]  # fmt: skip
+    options = typed("train", model="small-cnn", data="digits", strategy="random-both", limit=300, patch=5)
+    options += typed(epochs=5, batch_size=16, seed=3)
     whole = tmp_path / "whole"
     cli(*options, "--out", whole)
 
@@ -131,8 +117,8 @@ def test_train(cli, tmp_path: Path):
 
         assert cli(*options, "--out", broken, "--resume").code == 0
         assert (
-            read_manifest(broken)["finished"]["weights_sha256"]
-            == read_manifest(whole)["finished"]["weights_sha256"]
+            read_manifest(broken).finished["weights_sha256"]
+            == read_manifest(whole).finished["weights_sha256"]
         )
         assert without_time(broken) == without_time(whole)
 
@@ -141,11 +127,10 @@ def test_train(cli, tmp_path: Path):
 def test_resume_in_the_middle_of_an_epoch(
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: tuple[object, ...]
 ):
-    """Every step is a checkpoint; the run dies in the middle of the second epoch and loses nothing, masks to
-    use again neither."""
-
-    options = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", *strategy, "--limit", 96,
-               "--patch", 5, "--epochs", 3, "--batch-size", 16]  # fmt: skip
+    """Every step is a checkpoint. A run that dies in the middle of the second epoch loses nothing, the masks
+    that it would use again neither."""
+    options = typed("train", "--strategy", *strategy, model="small-cnn", data="digits", limit=96, patch=5)
+    options += typed(epochs=3, batch_size=16)
     cli(*options, "--out", tmp_path / "whole")
 
     class PowerCut(BaseException):
@@ -159,14 +144,14 @@ def test_resume_in_the_middle_of_an_epoch(
             raise PowerCut
         return cross_entropy(*arguments, **of_search)
 
-    monkeypatch.setattr("certipatch.training.loop.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("certipatch.training.checkpoint.CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr("torch.nn.functional.cross_entropy", dies)
     with pytest.raises(PowerCut):
         cli(*options, "--out", tmp_path / "broken")
     monkeypatch.setattr("torch.nn.functional.cross_entropy", cross_entropy)
     assert cli(*options, "--out", tmp_path / "broken", "--resume").code == 0
     whole, broken = (
-        read_manifest(tmp_path / name)["finished"]["weights_sha256"] for name in ("whole", "broken")
+        read_manifest(tmp_path / name).finished["weights_sha256"] for name in ("whole", "broken")
     )
     assert whole == broken
     costs = [
@@ -178,22 +163,10 @@ def test_resume_in_the_middle_of_an_epoch(
 
 def test_a_block_that_was_written_in_part(cli, trained: Path, photos: Path, tmp_path: Path):
     """Its images that have no record get one, the others no second one."""
-    options = [
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        5,
-        "--masks-per-axis",
-        2,
-        "--out",
-        tmp_path,
-    ]
+    options = typed("certify", model=trained, data=photos, patch=5, masks_per_axis=2, out=tmp_path)
     assert cli(*options).code == 0
     path = tmp_path / "records.jsonl"
-    whole, manifest = path.read_bytes(), read_manifest(tmp_path)
+    whole, manifest = path.read_bytes(), read_manifest_file(tmp_path / "manifest.json")
     for left in (5, 23):
         write_manifest(tmp_path / "manifest.json", manifest | {"finished": None})
         path.write_bytes(b"".join(whole.splitlines(keepends=True)[:left]))

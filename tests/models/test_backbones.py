@@ -1,5 +1,7 @@
-"""The paper's three networks in full size, from random weights: built, given a new head, trained for one
-step, read back."""
+"""The paper's three networks in full size, from random weights.
+
+They are built, given a new head, trained for one step and read back.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ import timm
 import torch
 from PIL import Image
 
-from certipatch.cli.open import _smaller, open_model
-from certipatch.config import ModelSpec
+from certipatch.cli.open import _smaller, build_asked
+from certipatch.config import ModelAsked, ModelSpec
 from certipatch.data.load import load_source
 from certipatch.data.source import Images, Source
 from certipatch.errors import ConfigError, ModelError
@@ -28,7 +30,7 @@ from certipatch.records.manifest import read_manifest
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.config import TrainConfig, default_lr
 from certipatch.training.train import train
-from inputs import write_photos
+from inputs import typed, write_photos
 
 RESNET, VIT, CONVNEXT = TAGS = (
     "resnetv2_50x1_bit.goog_distilled_in1k",
@@ -52,8 +54,10 @@ def slow(*values: str) -> Any:
 
 
 def random_state(tag: str) -> dict[str, torch.Tensor]:
-    """Random weights of 1000 classes with the names and shapes of the real ones, no two tensors the same (all
-    views of one)."""
+    """Random weights of 1000 classes with the names and shapes of the real ones.
+
+    All are views of one tensor, and no two are the same.
+    """
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in timm.create_model(tag).state_dict().items()}
     noise = torch.empty(max(map(math.prod, shapes.values())) + len(shapes)).uniform_(
@@ -95,9 +99,8 @@ def test_weights_of_1000_classes_get_a_new_head(
         assert model(torch.rand(1, 3, 224, 224)).shape == (1, 10)
     for key, value in model[1].state_dict().items():
         assert key.startswith(head(tag)) or torch.equal(value, state[key]), key
-    assert isinstance(model[1].get_classifier(), torch.nn.Conv2d) == (
-        tag == RESNET
-    )  # BiT's head is a 1x1 convolution
+    # BiT's head is a 1x1 convolution.
+    assert isinstance(model[1].get_classifier(), torch.nn.Conv2d) == (tag == RESNET)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_weights_of_1000_classes_get_a_new_head(
 def test_one_step_from_pretrained_weights(
     tag: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """--pretrained, one step through ``train``, and the run read back."""
+    """As with --pretrained: one step through ``train``, and the run is read back."""
     state = random_state(tag)
     asked = hand_over(state, monkeypatch)
     source = load_source(str(write_photos(tmp_path / "photos", classes=("blue", "green"), each=1)))
@@ -167,9 +170,17 @@ def ladder(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize(("tag", "short", "interpolation"), [(RESNET, 256, "BICUBIC"), (VIT, 248, "BICUBIC"), (CONVNEXT, 256, "BICUBIC"), (BIT_448, 224, "BILINEAR")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tag", "short", "interpolation"),
+    [
+        (RESNET, 256, "BICUBIC"),
+        (VIT, 248, "BICUBIC"),
+        (CONVNEXT, 256, "BICUBIC"),
+        (BIT_448, 224, "BILINEAR"),
+    ],
+)
 def test_large_images_are_cropped_as_timm_says(tag: str, short: int, interpolation: str):
-    """224 / crop_pct for the short side, then the centre; by hand with Pillow alone."""
+    """The short side becomes 224 / crop_pct, then the centre is cut out; here by hand, with Pillow alone."""
     picture = ladder(400, 300)
     item = Images(Source(("a",), ["a"], [0], lambda _: picture), describe(tag))[0]
     width = math.floor(400 * short / 300)
@@ -186,18 +197,26 @@ def test_small_images_are_resized_bicubic_without_a_crop(
     tag: str, crop_pct: float | None, monkeypatch: pytest.MonkeyPatch
 ):
     """Whatever the tag says: BiT's own interpolation is bilinear."""
-    monkeypatch.setattr("certipatch.cli.open.build", lambda *_, **__: None)
+    monkeypatch.setattr("certipatch.models.build.build", lambda *_, **__: torch.nn.Sequential())
     picture = ladder(32, 32)
     source = Source(DIGITS, [str(i) for i in range(20)], [i % 10 for i in range(20)], lambda _: picture)
-    spec, *_ = open_model(tag, source, None, True, "224", crop_pct, training=True)
+    asked = ModelAsked(tag, pretrained=True, image_size="224", crop_pct=crop_pct)
+    opened = build_asked(asked, source, training=True)
     expected = np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC))
-    assert np.array_equal(Images(source, spec)[3].pixels.permute(1, 2, 0), expected)
+    assert np.array_equal(Images(source, opened.spec)[3].pixels.permute(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize(
     ("sides", "smaller"),
-    [([32] * 30, True), ([32] + [300] * 29, False), ([300] * 29 + [32], False), ([300] + [32] * 29, False), ([0] + [32] * 29, True), ([0] * 30, False)],
-)  # fmt: skip
+    [
+        ([32] * 30, True),
+        ([32] + [300] * 29, False),
+        ([300] * 29 + [32], False),
+        ([300] + [32] * 29, False),
+        ([0] + [32] * 29, True),
+        ([0] * 30, False),
+    ],
+)
 def test_one_small_or_large_image_does_not_decide(sides: list[int], smaller: bool):
     def image(i: int) -> Image.Image:
         if not sides[i]:
@@ -209,37 +228,24 @@ def test_one_small_or_large_image_does_not_decide(sides: list[int], smaller: boo
 
 
 def test_certify_resizes_as_the_run_was_trained(cli, photos: Path, tmp_path: Path):
-    """Small images chose bicubic without a crop; large ones in certify do not choose again, and the other way
-    round."""
+    """Small images have chosen bicubic without a crop, and large ones in certify do not choose again; nor do
+    they the other way round."""
     large = write_photos(tmp_path / "large", each=1, size=80)
     for trained_on, crop_pct, interpolation, other in (
         (photos, 1.0, "bicubic", large),
         (large, 0.875, "bilinear", photos),
     ):
         run, certified = tmp_path / f"run{crop_pct}", tmp_path / f"certified{crop_pct}"
-        done = cli("train", "--model", "tf_mobilenetv3_small_minimal_100.in1k", "--image-size", 40, "--data", trained_on, "--val-data", trained_on, "--strategy", "vanilla",
-                   "--patch", 5, "--epochs", 1, "--batch-size", 3, "--limit", 3, "--out", run)  # fmt: skip
+        given = typed("train", model="tf_mobilenetv3_small_minimal_100.in1k", image_size=40)
+        given += typed(data=trained_on, val_data=trained_on, strategy="vanilla", patch=5)
+        done = cli(*given, epochs=1, batch_size=3, limit=3, out=run)
         assert done.code == 0, done.err
         assert ("resized bicubic without a crop" in done.err) == (trained_on == photos)
-        done = cli(
-            "certify",
-            "--model",
-            run,
-            "--data",
-            other,
-            "--patch",
-            5,
-            "--masks-per-axis",
-            2,
-            "--limit",
-            1,
-            "--out",
-            certified,
-        )
+        done = cli("certify", model=run, data=other, patch=5, masks_per_axis=2, limit=1, out=certified)
         assert done.code == 0, done.err
         assert "resized" not in done.err
-        spec = read_manifest(certified)["experiment"]["model"]
-        assert spec == read_manifest(run)["experiment"]["model"]
+        spec = read_manifest(certified).stated["model"]
+        assert spec == read_manifest(run).stated["model"]
         assert (spec["crop_pct"], spec["interpolation"]) == (crop_pct, interpolation)
 
 

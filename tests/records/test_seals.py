@@ -1,5 +1,7 @@
-"""What is changed on a disk after it was written is refused by whoever reads it, in a finished folder and in
-one under way."""
+"""What is changed on a disk after it was written is refused by whoever reads it.
+
+This holds in a finished folder and in one under way.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,18 @@ from pathlib import Path
 import pytest
 
 from certipatch.errors import RecordsError
-from certipatch.records.manifest import manifest, read_manifest
+from certipatch.records.manifest import begin_manifest, read_manifest
 from certipatch.records.read import read_written
 from certipatch.records.store import Store
 from certipatch.report.certification import training_cost
+from inputs import typed
 
 LINES = [{"line": i, "text": "é\u2028"} for i in range(5)]
 
 
 def store(folder: Path, *, resume: bool = False) -> Store:
-    return Store(folder, manifest("test", {"a": 1, "float": 0.1, "text": "é"}), "lines.jsonl", resume=resume)
+    about = begin_manifest("test", {"a": 1, "float": 0.1, "text": "é"})
+    return Store(folder, about, "lines.jsonl", resume=resume)
 
 
 @pytest.fixture
@@ -39,20 +43,18 @@ def finished(under_way: Path) -> Path:
 
 @pytest.mark.parametrize("state", ["under_way", "finished"])
 def test_every_bit_of_a_manifest(state: str, request: pytest.FixtureRequest):
-    """Flipped, it is refused, or changes nothing but how the same entries are written."""
+    """A flipped bit is refused, or changes nothing but how the same entries are written."""
     folder: Path = request.getfixturevalue(state)
-    path, kept = folder / "manifest.json", read_manifest(folder)
+    path, kept = folder / "manifest.json", read_manifest(folder).written
     data, same = path.read_bytes(), []
     for bit in range(8 * len(data)):
         path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
         try:
-            found = read_manifest(folder)
+            found = read_manifest(folder).written
         except RecordsError:
             continue
         same.append(bit)
-        found.pop(
-            next((key for key in found if key not in kept), ""), None
-        )  # the hash under another name: "rha256"
+        found.pop(next((key for key in found if key not in kept), ""), None)  # the hash as "rha256"
         assert found == kept
     assert len(same) < 80
 
@@ -61,7 +63,7 @@ def test_order_and_layout_of_a_manifest_do_not_matter(finished: Path):
     path, kept = finished / "manifest.json", read_manifest(finished)
     path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
     assert read_manifest(finished) == kept
-    path.write_text(json.dumps(kept))  # as before there were hashes
+    path.write_text(json.dumps(kept.written))  # as before there were hashes
     assert read_manifest(finished) == kept
 
 
@@ -71,9 +73,8 @@ def test_every_bit_of_the_lines(state: str, request: pytest.FixtureRequest):
     path, data = folder / "lines.jsonl", (folder / "lines.jsonl").read_bytes()
     for bit in range(8 * len(data)):
         path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
-        if (
-            state == "under_way" and bit // 8 == len(data) - 1
-        ):  # without its end the last line is one that a kill has torn
+        if state == "under_way" and bit // 8 == len(data) - 1:
+            # Without its end the last line is one that a kill has torn.
             assert read_written(folder, "lines.jsonl") == LINES[:4]
             continue
         with pytest.raises(RecordsError, match=r"lines\.jsonl"):
@@ -106,8 +107,10 @@ def test_changed_lines_of_a_run_under_way(under_way: Path, change: Callable[[lis
 
 
 def test_what_a_kill_leaves_is_no_damage(under_way: Path):
-    """A torn line, a torn hash, and hashes of lines that were not written: cut, and written again, here with
-    other content."""
+    """A torn line, a torn hash, and hashes of lines that were not written are cut and written again.
+
+    Here they are written with other content, so that one sees it.
+    """
     path, hashes = under_way / "lines.jsonl", under_way / "lines.sha256"
     lines = path.read_bytes().splitlines(keepends=True)
     for left, torn, hash_end in [
@@ -139,15 +142,16 @@ def test_lines_that_change_under_way_are_not_sealed(under_way: Path):
         path.write_bytes(path.read_bytes().replace(b'"line": 3', b'"line": 4'))
         with pytest.raises(RecordsError, match="line 4: is not what was written"):
             file.finish()
-    assert read_manifest(under_way)["finished"] is None
+    assert read_manifest(under_way).finished is None
 
 
 class TestTraining:
     @pytest.fixture
     def train(self, cli, photos: Path) -> Callable[..., object]:
-        options = ["train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "vanilla", "--patch", 5,
-                   "--epochs", 2, "--batch-size", 8]  # fmt: skip
-        return lambda out, *more: cli(*options, "--out", out, *more)
+        options = typed(
+            "train", model="small-cnn", data=photos, val_data=photos, strategy="vanilla", patch=5, epochs=2
+        )
+        return lambda out, *more: cli(*options, *more, batch_size=8, out=out)
 
     @pytest.fixture
     def stopped(self, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -164,11 +168,9 @@ class TestTraining:
         for place in (0, 63, 64, len(data) // 3, len(data) // 2, len(data) - 1):
             path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
             outcome = train(stopped, "--resume")
-            assert (outcome.code, "checkpoint.pt: damaged" in outcome.err, "delete it" in outcome.err) == (
-                2,
-                True,
-                True,
-            ), outcome
+            assert outcome.code == 2, outcome
+            assert "checkpoint.pt: damaged" in outcome.err
+            assert "delete it" in outcome.err
         for end in (0, 64, len(data) - 1):
             path.write_bytes(data[:end])
             assert "checkpoint.pt: damaged" in train(stopped, "--resume").err
@@ -180,9 +182,8 @@ class TestTraining:
         assert len(lines) == 2
         (stopped / "epochs.jsonl").write_bytes(lines[0])
         outcome = train(stopped, "--resume")
-        assert (outcome.code, "epochs.jsonl: expected the lines of 2 epochs" in outcome.err) == (2, True), (
-            outcome
-        )
+        assert outcome.code == 2, outcome
+        assert "epochs.jsonl: expected the lines of 2 epochs" in outcome.err
         (stopped / "checkpoint.pt").unlink()
         assert train(stopped, "--resume").code == 0
         assert len((stopped / "epochs.jsonl").read_bytes().splitlines()) == 2

@@ -8,56 +8,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
-from torch import nn
 
-from certipatch.certification.certify import certify as certify_source
-from certipatch.config import ModelSpec
-from certipatch.data.source import Images, Source, as_float
+from breakable import MASKS, PATCH, SIZE, certify, world
+from certipatch.data.source import as_float
 from certipatch.defenses.patchcleanser.defense import PatchCleanser
 from certipatch.errors import ConfigError, RecordsError, SoundnessError
 from certipatch.geometry.masks import MaskSet
 from certipatch.records.manifest import read_manifest
-from certipatch.records.read import read_attacks, read_records
+from certipatch.records.read import read_folder, read_records
 from certipatch.records.schema import ATTACKS
 from certipatch.redteam.attack import attack as attack_certified
-from certipatch.redteam.attack import sha256
 from certipatch.redteam.climb import AttackConfig, attack_images
+from certipatch.redteam.found import sha256
 from certipatch.redteam.goals import clean_tables, goals
 from certipatch.redteam.harness import Harness, Proposal
 from certipatch.report.attack import attack_text, summarize_attack
 from certipatch.runtime.devices import make_fabric
-from inputs import write_manifest, write_photos
+from inputs import typed, write_manifest, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SIZE, PATCH, CLASSES = (6, 6), (2, 2), 3
-MASKS = MaskSet.covering(image_size=SIZE, patch_size=PATCH, masks_per_axis=3)
-
-
-class Grey(nn.Module):
-    """(N, 3, H, W) -> (N, H*W): only the mean of the three colours counts, so that black and white patches
-    are all there is to try."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean(1).flatten(1) - 0.5
-
-
-def world(n: int = 32) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
-    """A linear classifier of 6x6 images, images (n, 3, 6, 6) uint8 from clear to faint examples of its
-    classes, their labels."""
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(CLASSES, SIZE[0] * SIZE[1], generator=generator)
-    linear = nn.Linear(SIZE[0] * SIZE[1], CLASSES, bias=False)
-    linear.weight.data = weights
-    labels = torch.arange(n) % CLASSES
-    strength = torch.linspace(0.05, 0.3, n)[:, None]
-    grey = 0.5 + strength * weights[labels].sign() * torch.rand(n, 36, generator=generator)
-    pixels = (
-        (grey.clamp(0, 1) * 255).round().to(torch.uint8).view(n, 1, *SIZE).expand(n, 3, *SIZE).contiguous()
-    )
-    return nn.Sequential(Grey(), linear).eval(), pixels, labels
 
 
 def breakable(defense: PatchCleanser, pixels: torch.Tensor, label: int) -> bool:
@@ -78,9 +50,8 @@ def test_what_can_be_broken_is_and_what_is_certified_is_not():
     verdicts = defense.certify(as_float(pixels), labels)
     right = [a for a, verdict in enumerate(verdicts) if verdict.defended_label == labels[a]]
     certified = [a for a in right if verdicts[a].certified]
-    truth = {
-        a for a in right if a not in certified and breakable(defense, pixels[a], int(labels[a]))
-    }  # the others: test_theorem.py
+    uncertified = [a for a in right if a not in certified]  # the others are in test_theorem.py
+    truth = {a for a in uncertified if breakable(defense, pixels[a], int(labels[a]))}
 
     pixels, labels = pixels[right], labels[right]
     ways = [
@@ -105,8 +76,7 @@ def test_what_can_be_broken_is_and_what_is_certified_is_not():
     assert len(broken & truth) >= 0.9 * len(truth), (len(broken), len(truth))
 
 
-# --- The harness
-# -----------------------------------------------------------------------------------------------------
+# The harness.
 
 
 @pytest.mark.parametrize(
@@ -142,8 +112,7 @@ def test_the_harness_pastes_rounds_and_asks():
     assert verdict.defended_label == defense.predict(as_float(expected[None])).item()
 
 
-# --- Several shapes, two patches
-# -------------------------------------------------------------------------------------
+# Several shapes, two patches.
 
 
 def test_several_shapes_are_attacked_each():
@@ -195,68 +164,35 @@ def test_two_patches_are_not_attacked(tmp_path: Path):
         Harness(PatchCleanser(world()[0], masks), world()[1])
 
 
-# --- A certification, attacked
-# ---------------------------------------------------------------------------------------
-
-
-def certify(
-    folder: Path, masks: MaskSet = MASKS, n: int = 32, **options: str
-) -> tuple[nn.Sequential, ModelSpec, Source]:
-    network, pixels, labels = world(n)
-    classes = tuple("abc")
-    source = Source(
-        classes,
-        [f"{i}" for i in range(n)],
-        labels.tolist(),
-        lambda i: Image.fromarray(pixels[i].permute(1, 2, 0).numpy(), "RGB"),
-    )
-    half = (0.5, 0.5, 0.5)
-    spec = ModelSpec(arch="linear", num_classes=3, classes=classes, image_size=SIZE, mean=half, std=half)
-    certify_source(network, spec, source, masks, folder, fabric=make_fabric(device="cpu"), **options)
-    assert torch.equal(Images(source, spec)[5].pixels, pixels[5])
-    return network, spec, source
+# A certification, attacked.
 
 
 def attack(
     certified: Path, out: Path, masks: MaskSet = MASKS, *, resume: bool = False, n: int = 32, **options: int
 ) -> None:
-    network, spec, source = certify(certified, masks, n)
+    """Certify the images of the world, and attack them."""
+    opened, source = certify(certified, masks, n)
     config = AttackConfig(**{"steps": 8, "restarts": 6} | options)
-    attack_certified(
-        network,
-        spec,
-        source,
-        masks,
-        certified,
-        out,
-        fabric=make_fabric(device="cpu"),
-        config=config,
-        options={},
-        resume=resume,
-    )
+    folder, fabric = read_folder(certified), make_fabric(device="cpu")
+    defense = PatchCleanser(opened.network, masks)
+    attack_certified(opened, source, defense, folder, out, fabric=fabric, config=config, resume=resume)
 
 
 def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Bounds, patched images that can be judged again, and the same again with the same seed, also when it is
-    resumed."""
+    """They have bounds and patched images that can be judged again, and are the same again with the same
+    seed, also when the attack is resumed."""
     monkeypatch.setattr("certipatch.redteam.attack.BLOCK", 12)
     attack(tmp_path / "c", tmp_path / "a")
-    found = summarize_attack(tmp_path / "a")
+    found = summarize_attack(read_folder(tmp_path / "a"))
     assert found["certified_broken"] == 0
-    assert found["certified_robust_accuracy"]["count"] == sum(
-        record.certified for record in read_records(tmp_path / "c")
-    )
-    assert (
-        found["certified_robust_accuracy"]["count"]
-        <= found["attacked_accuracy"]["count"]
-        < found["clean_accuracy"]["count"]
-        == 32
-    )
+    certified = sum(record.certified for record in read_records(tmp_path / "c"))
+    assert found["certified_robust_accuracy"]["count"] == certified
+    assert certified <= found["attacked_accuracy"]["count"] < found["clean_accuracy"]["count"] == 32
     assert "upper bound" in attack_text(found)
 
     network, pixels, labels = world()
     defense = PatchCleanser(network, MASKS)
-    records = read_attacks(tmp_path / "a")
+    records = read_records(tmp_path / "a")
     for record in records:
         patched = torch.from_numpy(np.array(Image.open(tmp_path / "a" / str(record.image)))).permute(2, 0, 1)
         assert sha256(patched) == record.pixels
@@ -272,9 +208,8 @@ def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # Killed in the middle of its second block:
     manifest = json.loads((tmp_path / "again" / "manifest.json").read_text())
     write_manifest(tmp_path / "again" / "manifest.json", manifest | {"finished": None})
-    (tmp_path / "again" / ATTACKS).write_bytes(
-        b"".join(lines.splitlines(keepends=True)[:20]) + b'{"index": 4'
-    )
+    begun = b"".join(lines.splitlines(keepends=True)[:20])
+    (tmp_path / "again" / ATTACKS).write_bytes(begun + b'{"index": 4')
     attack(tmp_path / "c3", tmp_path / "again", resume=True)
     assert (tmp_path / "again" / ATTACKS).read_bytes() == lines
     with pytest.raises(RecordsError, match="another experiment"):
@@ -284,10 +219,11 @@ def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_certificate_that_is_none_is_broken_and_can_be_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The twin: a mask less, the check of the premise switched off. The attack finds the hole and stops."""
+    """The twin: there is a mask less, and the check of the premise is switched off. The attack finds the hole
+    and stops."""
     hole = MaskSet(SIZE, PATCH, MASKS.masks_per_axis, MASKS.windows[:4] + MASKS.windows[5:])
     assert hole.uncovered_patch(PATCH) is not None
-    monkeypatch.setattr(MaskSet, "uncovered_patch", lambda *_: None)
+    monkeypatch.setattr(MaskSet, "uncovered_patches", lambda _: None)
     with pytest.raises(SoundnessError, match="expected the certified answer") as stopped:
         attack(tmp_path / "c", tmp_path / "a", hole, certified_restarts=30)
     (folder,) = (tmp_path / "a").glob("broken-certificate-*")
@@ -297,25 +233,22 @@ def test_a_certificate_that_is_none_is_broken_and_can_be_replayed(
     record = case["record"]
     assert record["certified"]
     assert record in [of_all.model_dump(mode="json") for of_all in read_records(tmp_path / "c")]
-    assert case["certification"] == read_manifest(tmp_path / "c")
+    assert case["certification"] == read_manifest(tmp_path / "c").written
     patched, clean, patch = (
         np.array(Image.open(folder / f"{name}.png")) for name in ("patched", "clean", "patch")
     )
     top, left = case["patch"]["top"], case["patch"]["left"]
     clean[top : top + 2, left : left + 2] = patch
     assert np.array_equal(clean, patched)
-    answer = (
-        PatchCleanser(world()[0], hole)
-        .predict(as_float(torch.from_numpy(patched).permute(2, 0, 1)[None]))
-        .item()
-    )
+    images = as_float(torch.from_numpy(patched).permute(2, 0, 1)[None])
+    answer = PatchCleanser(world()[0], hole).predict(images).item()
     assert answer == case["answer"] != record["label"]
 
 
 def test_only_what_was_certified_is_attacked(cli, trained: Path, photos: Path, tmp_path: Path):
-    options = ["--model", trained, "--data", photos]
-    cli("certify", *options, "--patch", 5, "--masks-per-axis", 2, "--out", tmp_path / "c")
-    quick = ["--records", tmp_path / "c", "--steps", 2, "--restarts", 2, "--certified-restarts", 1]
+    options = typed(model=trained, data=photos)
+    cli("certify", *options, patch=5, masks_per_axis=2, out=tmp_path / "c")
+    quick = typed(records=tmp_path / "c", steps=2, restarts=2, certified_restarts=1)
     done = cli("attack", *options, *quick, "--limit", 6, "--out", tmp_path / "a", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -325,26 +258,12 @@ def test_only_what_was_certified_is_attacked(cli, trained: Path, photos: Path, t
     other = write_photos(tmp_path / "other", size=40)
     refused = cli("attack", "--model", trained, "--data", other, *quick, "--out", tmp_path / "b")
     assert (refused.code, "data.sample" in refused.err or "sample" in refused.err) == (2, True), refused.err
-    refused = cli(
-        "attack",
-        "--model",
-        "small-cnn",
-        "--weights",
-        _other_weights(trained, tmp_path),
-        "--data",
-        photos,
-        *quick,
-        "--out",
-        tmp_path / "b",
-    )
+    weights = _other_weights(trained, tmp_path)
+    refused = cli("attack", *quick, model="small-cnn", weights=weights, data=photos, out=tmp_path / "b")
     assert (refused.code, "another model" in refused.err) == (2, True), refused.err
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
-    odd = {
-        **manifest,
-        "kind": "x",
-        "experiment": {**manifest["experiment"], "data": {"images": float("inf")}},
-    }
-    write_manifest(tmp_path / "c" / "manifest.json", odd)
+    experiment = {**manifest["experiment"], "data": {"images": float("inf")}}
+    write_manifest(tmp_path / "c" / "manifest.json", {**manifest, "kind": "x", "experiment": experiment})
     refused = cli("attack", *options, *quick, "--out", tmp_path / "b")
     assert (refused.code, "expected records of certify, found those of x" in refused.err) == (2, True), (
         refused.err
@@ -357,8 +276,6 @@ def test_only_what_was_certified_is_attacked(cli, trained: Path, photos: Path, t
 
 
 def _other_weights(trained: Path, tmp_path: Path) -> Path:
-    import safetensors.torch
-
     state = safetensors.torch.load_file(trained / "model.safetensors")
     safetensors.torch.save_file(state | {"13.bias": torch.zeros(3)}, tmp_path / "w.safetensors")
     return tmp_path / "w.safetensors"

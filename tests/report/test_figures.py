@@ -19,11 +19,15 @@ from PIL import Image
 from certipatch.certification.certify import certify
 from certipatch.geometry.masks import MaskSet
 from certipatch.geometry.patch import Window
-from certipatch.models.runs import load_run
-from certipatch.report.certification import Share, Summary
+from certipatch.models.runs import open_run
+from certipatch.records.experiment import MaskedCertification
+from certipatch.records.manifest import Manifest
+from certipatch.records.read import Folder
+from certipatch.report.certification import Summary
 from certipatch.report.figures.masks import draw_panels, geometry, panels_of
 from certipatch.report.figures.paper import _names, draw_comparisons
 from certipatch.report.figures.style import STYLE, save
+from certipatch.report.shares import Share
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.strategies import STRATEGIES
 
@@ -31,16 +35,31 @@ SIZE = (32, 32)
 
 
 def certified(
-    strategy: str, patch: int | tuple[int, int], k: int, count: int, *, images: int = 200, arch: str = "small-cnn", weights: str = "",
+    strategy: str,
+    patch: int | tuple[int, int],
+    k: int,
+    count: int,
+    *,
+    images: int = 200,
+    arch: str = "small-cnn",
+    weights: str = "",
     **changes: Any,
-) -> Summary:  # fmt: skip
+) -> Summary:
     height, width = (patch, patch) if isinstance(patch, int) else patch
-    experiment = {
-        "model": {"arch": arch}, "weights_sha256": weights or f"{strategy} {arch}", "precision": "32-true", "device": "cpu",
+    experiment: dict[str, Any] = {
+        "model": {"arch": arch},
+        "weights_sha256": weights or f"{strategy} {arch}",
+        "precision": "32-true",
+        "device": "cpu",
         "trained": {"strategy": strategy, "epochs": 3, "seed": 0},
-        "masks": {"image_size": SIZE, "patch_size": (height, width), "masks_per_axis": k, "windows": []},
+        "masks": {
+            "image_size": list(SIZE),
+            "patch_size": [height, width],
+            "masks_per_axis": k,
+            "windows": [],
+        },
         "data": {"fingerprint": "digits", "sample": "pixels", "images": images},
-    }  # fmt: skip
+    }
     for key, value in changes.items():
         where, _, name = key.rpartition("__")
         (experiment[where] if where else experiment)[name] = value
@@ -48,10 +67,11 @@ def certified(
         f"{name}_accuracy": Share(n, images)
         for name, n in (("vanilla", 190), ("clean", 180), ("certified_robust", count))
     }
-    folder = f"{strategy}-{height}x{width}-k{k}"
+    folder = Path(f"{strategy}-{height}x{width}-k{k}")
+    checked = MaskedCertification.model_validate(experiment)
+    manifest = Manifest(folder, "certify", checked, experiment, finished=None, files={})
     return Summary(
-        folder,
-        {"kind": "certify", "experiment": experiment},
+        Folder(folder, manifest, []),
         **shares,
         unreadable=0,
         passes=1000,
@@ -159,7 +179,7 @@ def test_only_comparable_runs_are_drawn_and_the_rest_is_named():
     first = certified("greedy-fine", 5, 3, 100)
     unfinished = Summary(**{**vars(certified("random-fine", 5, 3, 90)), "complete": False})
     elsewhere = certified("random-both", 5, 3, 90, data__fingerprint="others")
-    larger = certified("grid-fine", 5, 3, 90, masks__image_size=(64, 64))
+    larger = certified("grid-fine", 5, 3, 90, masks__image_size=[64, 64])
     figures, notes = draw_comparisons([first, unfinished, elsewhere, larger])
     assert figures == {}
     assert notes == [
@@ -173,7 +193,7 @@ def test_only_comparable_runs_are_drawn_and_the_rest_is_named():
         "skipped strategies: needs two models certified against the same patch with the same k",
     ]
     # Another shape besides, or two patches, is another threat and not another size.
-    shapes = certified("greedy-fine", 3, 3, 100, masks__other_patch_sizes=[(2, 4)])
+    shapes = certified("greedy-fine", 3, 3, 100, masks__other_patch_sizes=[[2, 4]])
     two = certified("greedy-fine", 3, 3, 100, masks__patches=2)
     assert draw_comparisons([first, shapes, two])[0] == {}
 
@@ -264,20 +284,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory, trained: Path, photos
     """The trained run on photos against two patches with two k."""
     from certipatch.data.load import load_source
 
-    spec, network, manifest = load_run(trained)
+    opened, source = open_run(trained), load_source(str(photos))
     out = tmp_path_factory.mktemp("certificates")
     for patch, k in product((5, 16), (2, 3)):
         masks = MaskSet.covering(image_size=SIZE, patch_size=(patch, patch), masks_per_axis=k)
-        certify(
-            network, spec, load_source(str(photos)), masks, out / masks.name,
-            fabric=make_fabric(device="cpu"), data=str(photos), trained=manifest["experiment"]["train"],
-        )  # fmt: skip
+        certify(opened, source, masks, out / masks.name, fabric=make_fabric(device="cpu"), data=str(photos))
     return out
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What :func:`strategies.draw` was given."""
+    """What :func:`draw_panels` was given."""
     given, draw = [], draw_panels
     monkeypatch.setattr(
         "certipatch.report.figures.write.draw_panels",
@@ -335,7 +352,7 @@ def test_masks_that_the_searches_find(
     assert done.code == 0, done.err
     assert "masks:" not in done.err
     ((image, _, panels, _),) = drawn
-    network = load_run(trained)[1]
+    network = open_run(trained).network
     masks = MaskSet.covering(image_size=SIZE, patch_size=(5, 5), masks_per_axis=3)
     found = {panel.title.split("\n")[0]: panel.hidden for panel in panels}
     assert list(found) == list(STRATEGIES)
@@ -361,7 +378,7 @@ def test_without_the_strategies_that_cannot_look_at_the_model(
     def no_map(*_: object) -> None:
         raise ConfigError("Grad-CAM: expected a layer whose output is a map")
 
-    monkeypatch.setattr("certipatch.training.strategies.saliency", no_map)
+    monkeypatch.setattr("certipatch.training.hiding.saliency", no_map)
     done = cli("report", certificates / "5x5-k3", "--figures", tmp_path / "f", "--model", trained)
     assert done.code == 0, done.err
     assert (

@@ -1,12 +1,15 @@
 """The report page: its numbers are those of the records, it is complete in itself, and nothing in it is
-obeyed. In a browser: test_page_in_browser.py."""
+obeyed.
+
+What it does in a browser is in test_page_in_browser.py.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
-import random
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -15,90 +18,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from certipatch.config import DataAsked
+from certipatch.errors import CertiPatchError
 from certipatch.geometry.masks import MaskSet
-from certipatch.records.manifest import manifest
-from certipatch.records.read import read_records
-from certipatch.records.schema import RECORDS, Record
-from certipatch.records.store import Store
-from certipatch.report.certification import summarize
+from certipatch.records.read import read_folder, read_records
+from certipatch.records.schema import RECORDS
+from certipatch.report.certification import Summary, summarize
+from certipatch.report.compared import compare
 from certipatch.report.curves import against_k, against_patch
 from certipatch.report.findings import failing_pairs, heat, of_classes, outcome, telling
 from certipatch.report.page.html import write_page
-
-HOSTILE = (
-    "</script><script>window.hacked=1</script>",
-    "<img src=x onerror=window.hacked=1>",
-    "a\"b'c&amp;\n\u202e\x1b[31m{{ 7*7 }}",
-    "plain",
-)
+from inputs import typed, write_manifest, write_photos
+from invented import HOSTILE, certification
 
 
-def certification(
-    folder: Path,
-    *,
-    images: int = 60,
-    patch: int = 5,
-    k: int = 3,
-    classes: tuple[str, ...] = HOSTILE,
-    seed: int = 0,
-    weights: str = "ab" * 32,
-    images_of: int | None = None,
-    **trained: Any,
-) -> Path:
-    """A folder as ``certify`` writes it, with invented answers of every kind."""
-    rng = random.Random(seed)
-    masks = MaskSet.covering(image_size=(32, 32), patch_size=(patch, patch), masks_per_axis=k)
-    experiment = {
-        "model": {"arch": "small-cnn", "classes": list(classes)},
-        "weights_sha256": weights,
-        "trained": trained or None,
-        "masks": masks.to_json(),
-        "fill": [0.5, 0.5, 0.5],
-        "data": {
-            "images": images_of or images,
-            "fingerprint": f"{images}",
-            "classes": list(classes),
-            "sample": "00",
-        },
-        "device": "cpu",
-        "precision": "32-true",
-        "exhaustive": False,
-        "block": 32,
-    }
-    with Store(folder, {**manifest("certify", experiment), "data": f"photos/{HOSTILE[0]}"}, RECORDS) as store:
-        store.append(
-            invented(index, len(masks), classes, rng).model_dump(mode="json") for index in range(images)
-        )
-        store.finish()
-    return folder
+def page_of(out: Path, *folders: Path, data: DataAsked | None = None) -> list[str]:
+    """Write the page of some folders; a line for each thing that is not shown."""
+    return write_page(out, compare([read_folder(folder) for folder in folders]), data)
 
 
-def invented(index: int, masks: int, classes: tuple[str, ...], rng: random.Random) -> Record:
-    label = rng.randrange(len(classes))
-    other = (label + 1 + rng.randrange(len(classes) - 1)) % len(classes)
-    kind = rng.choice(["certified", "certified", "pair", "mask", "vanilla", "unreadable"])
-    common = {
-        "index": index,
-        "name": f"{classes[label]}-{index}",
-        "label": label,
-        "pixels": "00" * 32,
-        "margin": rng.random(),
-        "passes": rng.randint(10, 46),
-    }
-    if kind == "unreadable":
-        return Record(**common | {"pixels": None, "margin": None, "passes": 0}, vanilla_label=None, defended_label=None, case=None, certified=False,
-                      failing_pair=None, failing_label=None, error=HOSTILE[1])  # fmt: skip
-    pair = tuple(sorted(rng.sample(range(masks), 2)))
-    wrong = {"failing_pair": (pair[0],) * 2 if kind in ("mask", "vanilla") else pair, "failing_label": other}
-    return Record(
-        **common,
-        vanilla_label=other if kind == "vanilla" else label,
-        defended_label=label,
-        case="agreed" if kind in ("certified", "pair") else "majority",
-        certified=kind == "certified",
-        **({"failing_pair": None, "failing_label": None} if kind == "certified" else wrong),
-    )
+def summary_of(folder: Path) -> Summary:
+    return summarize(read_folder(folder))
 
 
 class Page(HTMLParser):
@@ -140,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     out = tmp_path_factory.mktemp("page") / "page.html"
-    notes = write_page(out, [summarize(folder)])
+    notes = page_of(out, folder)
     assert len(notes) == 1
     assert "not shown" in notes[0]
     return Page(out.read_text())
@@ -197,17 +139,13 @@ def test_page_is_complete_in_itself_and_says_so_to_the_browser(page: Page):
 
 
 def test_cost_of_ten_thousand_images(tmp_path: Path):
-    """A page that stays small: a bounded number of elements and pictures, and about a hundred bytes an
+    """The page stays small: it has a bounded number of elements and pictures, and about a hundred bytes an
     image."""
     many = tuple(f"class {n}" for n in range(1000))
-    write_page(tmp_path / "a.html", [summarize(certification(tmp_path / "run", images=10_000, classes=many))])
+    page_of(tmp_path / "a.html", certification(tmp_path / "run", images=10_000, classes=many))
     text = (tmp_path / "a.html").read_text()
     assert len(text) < 200 * 10_000
     assert len(Page(text).elements) < 500
-
-
-# --- Findings, against naive restatements
-# ----------------------------------------------------------------------------
 
 
 def test_outcomes(folder: Path):
@@ -279,7 +217,7 @@ def test_curves_join_only_what_belongs_together(tmp_path: Path):
     runs = [certification(tmp_path / f"{patch}-{k}", patch=patch, k=k) for patch in (3, 5, 7) for k in (2, 3)]
     other = certification(tmp_path / "other", images=50, patch=9, k=3)
     another = certification(tmp_path / "another", patch=9, k=2, weights="cd" * 32)
-    summaries = [summarize(run) for run in [*runs, other, another]]
+    summaries = [summary_of(run) for run in [*runs, other, another]]
     chart = against_patch(summaries)
     assert [(curve.name, [point.label for point in curve.points]) for curve in chart.curves] == [
         ("small-cnn, k=2", ["3x3", "5x5", "7x7"]),
@@ -287,40 +225,26 @@ def test_curves_join_only_what_belongs_together(tmp_path: Path):
     ]
     for curve, k in zip(chart.curves, (2, 3), strict=True):
         assert [point.share for point in curve.points] == [
-            summarize(tmp_path / f"{patch}-{k}").certified_robust_accuracy for patch in (3, 5, 7)
+            summary_of(tmp_path / f"{patch}-{k}").certified_robust_accuracy for patch in (3, 5, 7)
         ]
     assert len(against_k(summaries).curves) == 3
     assert against_patch(summaries[:2]) is None
     assert against_k(summaries[:1]) is None
 
 
-# --- On the command line
-# ---------------------------------------------------------------------------------------------
-
-
 def test_pictures_are_those_that_were_certified(cli, trained: Path, photos: Path, tmp_path: Path):
-    given = ["--model", trained, "--data", photos, "--patch", 8, "--masks-per-axis", "2,3", "--limit", 12]
-    assert cli("certify", *given, "--out", tmp_path / "c").code == 0
-    attack = [
-        "attack",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--records",
-        tmp_path / "c" / "8x8-k3",
-        "--steps",
-        2,
-        "--restarts",
-        2,
-    ]
-    assert cli(*attack, "--out", tmp_path / "a").code == 0
-    done = cli("report", tmp_path / "c", tmp_path / "a", "--html", tmp_path / "page.html")
+    given = typed(model=trained, data=photos)
+    certified = tmp_path / "c" / "8x8-k3"
+    done = cli("certify", *given, patch=8, masks_per_axis="2,3", limit=12, out=certified.parent)
+    assert done.code == 0
+    attack = cli("attack", *given, records=certified, steps=2, restarts=2, out=tmp_path / "a")
+    assert attack.code == 0
+    done = cli("report", tmp_path / "c", tmp_path / "a", html=tmp_path / "page.html")
     assert (done.code, done.err) == (0, ""), done.err
     assert f"page: {tmp_path / 'page.html'}" in done.out.replace("\n", "")
     page = Page((tmp_path / "page.html").read_text())
     data = json.loads(page.inside["script"][0])
-    records = {record.pixels for record in read_records(tmp_path / "c" / "8x8-k3")}
+    records = {record.pixels for record in read_records(certified)}
     assert set(data["pictures"]) <= records
     assert len(data["pictures"]) >= 6
     for name, address in data["pictures"].items():
@@ -332,37 +256,15 @@ def test_pictures_are_those_that_were_certified(cli, trained: Path, photos: Path
 
 def _pixels(address: str) -> np.ndarray:
     """(3, H, W) of a ``data:`` address."""
-    import io
-
-    from PIL import Image
-
     kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", address).groups()
     assert kind == "png"
     return np.ascontiguousarray(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).transpose(2, 0, 1))
 
 
 def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path, folder: Path):
-    from inputs import write_photos
-
     certified = tmp_path / "c"
-    assert (
-        cli(
-            "certify",
-            "--model",
-            trained,
-            "--data",
-            photos,
-            "--patch",
-            8,
-            "--masks-per-axis",
-            2,
-            "--limit",
-            6,
-            "--out",
-            certified,
-        ).code
-        == 0
-    )
+    done = cli("certify", model=trained, data=photos, patch=8, masks_per_axis=2, limit=6, out=certified)
+    assert done.code == 0
     others = write_photos(tmp_path / "others", each=1, size=40)
     for line, words in [
         (["report", certified, "--html", tmp_path], "expected a file to write"),
@@ -397,16 +299,14 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
 def test_the_question_is_about_what_was_certified(
     tmp_path: Path, size: int, threat: dict[str, Any], question: str
 ):
-    """And about no more: not two patches where it was one."""
-    from inputs import write_manifest
-
+    """And it is about no more: not about two patches where it was one."""
     run = certification(tmp_path / "run", images=3)
     whole = json.loads((run / "manifest.json").read_text())
     whole["experiment"]["masks"] = MaskSet.covering(
         image_size=(size, size), masks_per_axis=3, **threat
     ).to_json()
     write_manifest(run / "manifest.json", whole)
-    write_page(tmp_path / "a.html", [summarize(run)])
+    page_of(tmp_path / "a.html", run)
     text = Page((tmp_path / "a.html").read_text()).text.replace("\u00d7", "x")
     assert question in text
     assert ("two" in text.split("What is promised")[0]) == (threat.get("patches") == 2)
@@ -414,7 +314,7 @@ def test_the_question_is_about_what_was_certified(
 
 
 def test_an_incomplete_run_says_so(tmp_path: Path):
-    write_page(tmp_path / "a.html", [summarize(certification(tmp_path / "run", images=20, images_of=50))])
+    page_of(tmp_path / "a.html", certification(tmp_path / "run", images=20, images_of=50))
     assert "Not complete: 20 of 50 images have a record." in Page((tmp_path / "a.html").read_text()).text
 
 
@@ -424,10 +324,7 @@ def paths_of(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def test_a_forged_manifest_gives_a_page_or_one_line(tmp_path: Path):
-    """Every entry in turn replaced by something else, with the hash mended."""
-    from certipatch.errors import CertiPatchError
-    from inputs import write_manifest
-
+    """Every entry in turn is replaced by something else, with the hash mended."""
     run = certification(tmp_path / "run", images=5, k=2, strategy="vanilla", epochs=1)
     whole = json.loads((run / "manifest.json").read_text())
     tried = Counter()
@@ -442,7 +339,7 @@ def test_a_forged_manifest_gives_a_page_or_one_line(tmp_path: Path):
             place[path[-1]] = other
             write_manifest(run / "manifest.json", forged)
             try:
-                write_page(tmp_path / "a.html", [summarize(run)])
+                page_of(tmp_path / "a.html", run)
                 tried["written"] += 1
             except CertiPatchError:
                 tried["refused"] += 1

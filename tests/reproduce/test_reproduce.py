@@ -65,10 +65,6 @@ def reproduce(cli, place, tmp_path):
     )
 
 
-# --- Recipes
-# ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_papers_tables_are_there():
     assert set(NAMES) == {"table1", "table2", "table3", "tableA1", "figure5", "lite0"}
     data = {run.setup.data for name in NAMES for run in plan(read_recipe(name))}
@@ -124,8 +120,17 @@ def test_table3_compares_all_strategies():
 def test_cost_is_what_the_paper_counts():
     runs = {run.row: run for run in plan(read_recipe("table3"), only="imagenette,vit*")}
     cost = {row: run.train_passes / run.train_images / run.epochs for row, run in runs.items()}
-    expected = {"vanilla": 3, "random-both": 6, "gutout-fine": 4 + 3, "gutout-both": 8 + 6, "greedy-coarse": 17 + 3, "greedy-fine": 71 + 3,
-                "greedy-multisize": 26 + 6, "grid-coarse": 45 + 3, "grid-fine": 666 + 3}  # fmt: skip
+    expected = {
+        "vanilla": 3,
+        "random-both": 6,
+        "gutout-fine": 4 + 3,
+        "gutout-both": 8 + 6,
+        "greedy-coarse": 17 + 3,
+        "greedy-fine": 71 + 3,
+        "greedy-multisize": 26 + 6,
+        "grid-coarse": 45 + 3,
+        "grid-fine": 666 + 3,
+    }
     assert {row: cost[row] for row in expected} == expected
     control = runs["random-cutout, compute of greedy-multisize"]
     assert control.epochs == round(10 * 32 / 3)
@@ -175,10 +180,6 @@ def test_a_wrong_recipe_is_one_line(cli, tmp_path, change, complaint):
     assert complaint in outcome.err
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
-
-
-# --- Reproduce
-# -------------------------------------------------------------------------------------------------------
 
 
 def test_from_an_empty_folder_to_a_table_interrupted_and_continued(reproduce, tmp_path, monkeypatch):

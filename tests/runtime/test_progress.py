@@ -1,5 +1,7 @@
-"""What is seen of a run under way: rate, ETA and shares that are true, resumed or not, and curves that are
-those of the records."""
+"""What is seen of a run under way: rate, ETA and shares that are true, resumed or not.
+
+Curves are those of the records.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from certipatch.certification.blocks import _look
+from certipatch.certification.blocks import look
+from certipatch.records.files import write_atomically
 from certipatch.records.manifest import read_manifest
-from certipatch.records.read import read_lines, read_records
+from certipatch.records.read import read_folder, read_lines
+from certipatch.report.certification import summarize
 from certipatch.runtime.progress import progress_bar
-from certipatch.training.checkpoint import _write
 from certipatch.training.loop import vanilla_accuracy
+from inputs import typed, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,24 +93,9 @@ def test_bar_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch):
 def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(
     cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from certipatch.report.certification import summarize
-    from inputs import write_photos
-
     data, out = write_photos(tmp_path / "data", each=16), tmp_path / "out"  # two blocks
-    options = [
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        data,
-        "--patch",
-        26,
-        "--masks-per-axis",
-        2,
-        "--out",
-        out,
-    ]
-    look, blocks = _look, []
+    options = typed("certify", model=trained, data=data, patch=26, masks_per_axis=2, out=out)
+    blocks = []
 
     def dies(*arguments: object) -> object:
         blocks.append(1)
@@ -114,12 +103,13 @@ def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(
             raise KeyboardInterrupt
         return look(*arguments)
 
-    monkeypatch.setattr("certipatch.certification.certify._look", dies)
+    monkeypatch.setattr("certipatch.certification.certify.look", dies)
     assert cli(*options).code == 130
-    monkeypatch.setattr("certipatch.certification.certify._look", look)
+    monkeypatch.setattr("certipatch.certification.certify.look", look)
     done = cli(*options, "--resume")
-    share = summarize(out).certified_robust_accuracy
-    assert 0 < sum(record.certified for record in read_records(out)[:32]) <= share.count < share.images
+    folder = read_folder(out)
+    share = summarize(folder).certified_robust_accuracy
+    assert 0 < sum(record.certified for record in folder.records[:32]) <= share.count < share.images
     first, *_, last = done.err.splitlines()
     assert first == "certify 26x26-k2 32/48, done before"
     assert last.startswith("certify 26x26-k2 48/48, ")
@@ -127,8 +117,16 @@ def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(
     assert done.out.splitlines()[-1] == f"next: certipatch report {out} --html {out}.html"
 
 
-TRAIN = ["train", "--model", "small-cnn", "--data", "digits", "--strategy", "random-cutout", "--limit", 96, "--patch", 5, "--epochs", 3,
-         "--batch-size", 16]  # fmt: skip
+TRAIN = typed(
+    "train",
+    model="small-cnn",
+    data="digits",
+    strategy="random-cutout",
+    limit=96,
+    patch=5,
+    epochs=3,
+    batch_size=16,
+)
 
 
 def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -151,9 +149,8 @@ def without_time(run: Path) -> list[dict[str, object]]:
 def test_curves_are_those_of_the_records_and_change_nothing(
     cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Of a run that dies in its second epoch, after a checkpoint and one more step, and is resumed: no step
-    missing, none twice."""
-
+    """A run dies in its second epoch, after a checkpoint and one more step, and is resumed: no step is
+    missing, none is there twice."""
     plain, drawn = tmp_path / "plain", tmp_path / "drawn"
     assert cli(*TRAIN, "--out", plain).code == 0
     assert not (plain / "tensorboard").exists()
@@ -161,32 +158,29 @@ def test_curves_are_those_of_the_records_and_change_nothing(
     class PowerCut(BaseException):
         pass
 
-    checkpoints, write = [], _write
+    checkpoints = []
 
-    def dies(path: Path, *parts: bytes) -> None:
+    def dies(path: Path, *parts: bytes, alone: bool) -> None:
         checkpoints.append(path)
         if len(checkpoints) == 10:
             raise PowerCut
-        write(path, *parts)
+        write_atomically(path, *parts, alone=alone)
 
-    monkeypatch.setattr("certipatch.training.loop.CHECKPOINT_SECONDS", 0)
-    monkeypatch.setattr("certipatch.training.loop._write", dies)
+    monkeypatch.setattr("certipatch.training.checkpoint.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr("certipatch.training.checkpoint.write_atomically", dies)
     with pytest.raises(PowerCut):
         cli(*TRAIN, "--tensorboard", "--out", drawn)
     before = read_curves(drawn)
-    monkeypatch.setattr("certipatch.training.loop._write", write)
+    monkeypatch.setattr("certipatch.training.checkpoint.write_atomically", write_atomically)
     done = cli(*TRAIN, "--tensorboard", "--out", drawn, "--resume")
     assert done.code == 0, done.err
     assert f"curves: tensorboard --logdir {drawn}/tensorboard" in done.out
     last = read_lines(drawn / "epochs.jsonl")[-1]["validation_vanilla"]
     assert f"validation vanilla accuracy {100 * last['correct'] / last['images']:.1f} % " in done.out
 
-    assert (
-        read_manifest(drawn)["finished"]["weights_sha256"]
-        == read_manifest(plain)["finished"]["weights_sha256"]
-    )
+    assert read_manifest(drawn).finished["weights_sha256"] == read_manifest(plain).finished["weights_sha256"]
     assert without_time(drawn) == without_time(plain)
-    assert read_manifest(drawn)["experiment"] == read_manifest(plain)["experiment"]
+    assert read_manifest(drawn).stated == read_manifest(plain).stated
 
     curves, epochs = read_curves(drawn), read_lines(drawn / "epochs.jsonl")
     assert set(curves) == {f"step/{name}" for name in ("loss", "lr", "images_per_second")} | {
@@ -214,10 +208,16 @@ def test_curves_are_those_of_the_records_and_change_nothing(
             if tag.startswith("epoch/")
         }
         right = line["validation_vanilla"]
-        assert found == pytest.approx({
-            "loss": line["loss"], "lr": line["lr"], "right_under_the_masks": line["masked_correct"] / line["masked_views"],
-            "validation_vanilla_accuracy": right["correct"] / right["images"], "images_per_second": line["images"] / line["seconds"],
-        }, rel=1e-5)  # fmt: skip
+        assert found == pytest.approx(
+            {
+                "loss": line["loss"],
+                "lr": line["lr"],
+                "right_under_the_masks": line["masked_correct"] / line["masked_views"],
+                "validation_vanilla_accuracy": right["correct"] / right["images"],
+                "images_per_second": line["images"] / line["seconds"],
+            },
+            rel=1e-5,
+        )
         steps = [value for _, value in curves["step/loss"][6 * i : 6 * i + 6]]
         assert sum(steps) / 6 == pytest.approx(line["loss"], rel=1e-5)
         assert [value for _, value in curves["step/lr"][6 * i : 6 * i + 6]] == pytest.approx([line["lr"]] * 6)

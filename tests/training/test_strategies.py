@@ -1,5 +1,8 @@
 """The masking strategies: the papers' masks, at the papers' cost, without a trace on the model."""
 
+import subprocess
+import sys
+from inspect import isfunction
 from itertools import combinations_with_replacement, product
 
 import numpy as np
@@ -15,10 +18,9 @@ from certipatch.geometry.masks import MaskSet
 from certipatch.geometry.patch import Window
 from certipatch.models.small import Normalize
 from certipatch.runtime.devices import make_fabric
-from certipatch.training.cost import STRATEGY_NAMES, search_passes
-from certipatch.training.cost import copies as copies_of
+from certipatch.training import hiding
 from certipatch.training.gradcam import saliency
-from certipatch.training.strategies import STRATEGIES
+from certipatch.training.strategies import STRATEGIES, forward_equivalents
 from certipatch.views.masked import visible
 
 SIZE, PATCH, K = (18, 18), (3, 3), 6  # 36 fine masks, 9 coarse
@@ -105,26 +107,46 @@ def expected(name, loss):
     return [search(loss, COARSE if name.endswith("coarse") else FINE)]
 
 
-# --- Cost and shape
-# --------------------------------------------------------------------------------------------------
-
-
 def test_the_sets_are_of_the_papers_size():
     assert (len(FINE), len(COARSE)) == (36, 9)
     assert list(PASSES) == list(STRATEGIES)
 
 
-def test_the_cost_model_is_what_is_counted():
-    """The same names; the same passes, but that Grad-CAM's backward passes count too, and what Multi-size
-    knows."""
-    assert tuple(STRATEGIES) == STRATEGY_NAMES
-    counted = {
-        name: passes * (2 if name.startswith("gutout") else 1) for name, passes in PASSES.items() if passes
-    }
-    assert search_passes(MASKS) == {**counted, "greedy-multisize": 26}
-    assert {name: copies_of(name) for name in STRATEGIES} == {
-        name: COPIES.get(name, 1) for name in STRATEGIES
-    }
+@pytest.mark.parametrize("name", PASSES)
+def test_the_cost_model_is_what_is_counted(name):
+    """The table's passes are those counted, but that Grad-CAM's backward passes count too, and what
+    Multi-size knows."""
+    strategy = STRATEGIES[name]
+    counted = {"heat": 2 * PASSES[name], "loss": PASSES[name] + (name == "greedy-multisize")}
+    assert strategy.passes(MASKS) == counted.get(strategy.by, 0)
+    assert strategy.searches == (PASSES[name] > 0)
+    assert strategy.copies == COPIES.get(name, 1)
+    assert forward_equivalents(name, MASKS) == strategy.passes(MASKS) + 3 * strategy.copies
+
+
+def test_the_table_names_the_functions():
+    """Each row has a function of its own, and each function of hiding.py its row."""
+    assert [strategy.name for strategy in STRATEGIES.values()] == list(STRATEGIES)
+    functions = [strategy.function for strategy in STRATEGIES.values()]
+    assert functions == [name.replace("-", "_") for name in STRATEGIES]
+    assert functions == [
+        name
+        for name, value in vars(hiding).items()
+        if isfunction(value) and value.__module__ == hiding.__name__ and not name.startswith("_")
+    ]
+
+
+def test_the_table_needs_no_torch():
+    code = (
+        "import sys; from certipatch.training.strategies import STRATEGIES; sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_random_masks_need_a_generator():
+    """Nothing is drawn from torch's global random state in secret."""
+    with pytest.raises(ConfigError, match="expected a generator"):
+        STRATEGIES["random-fine"](network(0), *batch(0), MASKS, fill=FILL)
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -143,10 +165,6 @@ def test_pass_counts_and_results(name, n):
         keep = visible(windows, SIZE)
         assert keep.any()
         assert keep.all() == (name == "vanilla")
-
-
-# --- The masks chosen
-# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -258,10 +276,6 @@ def test_small_sets():
             for copy, keep in zip(copies, oracle.multisize(loss, fine, blocks), strict=True):
                 assert np.array_equal(copy[a].numpy(), keep)
             assert np.array_equal(greedy[a].numpy(), oracle.greedy(loss, fine) if len(fine) > 1 else fine[0])
-
-
-# --- Gutout
-# ----------------------------------------------------------------------------------------------------------
 
 
 def cut(kind, seed=0):
@@ -509,10 +523,6 @@ def test_gutout_leaves_wrapped_models_ready_for_training():
     assert len(masked_copies("gutout-both", wrapped, images, labels)) == 2
 
 
-# --- No trace
-# --------------------------------------------------------------------------------------------------------
-
-
 class Noisy(nn.Module):
     """Draws from the global random state in every mode, and notes whether it was called in training or for a
     gradient."""
@@ -613,10 +623,6 @@ def test_a_failed_search_leaves_no_trace(name):
         masked_copies(name, model, *batch(0))
     assert [module.training for module in model.modules()] == [True, True, False]
     assert torch.equal(torch.get_rng_state(), before)
-
-
-# --- Random masks
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in PASSES if name.startswith("random")])

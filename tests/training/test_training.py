@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from certipatch.records.read import read_lines
 from certipatch.report.certification import strategy
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.config import TrainConfig
-from certipatch.training.masking import _Masking
+from certipatch.training.masking import Masking
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (18, 18)
@@ -23,12 +24,12 @@ MASKS = MaskSet.covering(image_size=SIZE, patch_size=(3, 3), masks_per_axis=6)
 ITEMS = [Item(i, str(i), i % 3, torch.randint(0, 100, (3, *SIZE), dtype=torch.uint8), None) for i in range(8)]
 
 
-def masking(**options: object) -> _Masking:
+def masking(**options: object) -> Masking:
     config = TrainConfig(strategy="greedy-multisize", patch_size=(3, 3), masks_per_axis=6, **options)  # type: ignore[arg-type]
     model = torch.nn.Sequential(
         Normalize((0.9,) * 3, (1.0,) * 3), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(972, 3))
     )
-    return _Masking(model, MASKS, config, make_fabric(device="cpu"), len(ITEMS))
+    return Masking(model, MASKS, config, make_fabric(device="cpu"), len(ITEMS))
 
 
 def hidden(made: tuple[torch.Tensor, ...], items: list[Item]) -> dict[int, bytes]:
@@ -111,9 +112,9 @@ def test_train_with_a_cheaper_search(cli, photos: Path, tmp_path: Path, monkeypa
         assert [
             line["forward_equivalents"] / line["images"] for line in read_lines(run / "epochs.jsonl")
         ] == [25 + 6, 6]
-        asked = read_manifest(run)["experiment"]["train"]
+        asked = read_manifest(run).stated["train"]
         assert (asked["search_every"], asked["search_precision"]) == (2, search)
         assert (
-            strategy({"experiment": {"trained": asked}})
+            strategy(SimpleNamespace(trained=read_manifest(run).training.train))
             == "greedy-multisize, 2 epochs (searched in every 2.)"
         )

@@ -24,7 +24,7 @@ from certipatch.records.manifest import read_manifest
 from certipatch.records.read import read_records
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.config import TrainConfig
-from certipatch.training.strategies import greedy_multisize
+from certipatch.training.strategies import STRATEGIES
 from certipatch.training.train import train
 from certipatch.views.masked import frozen, mask_images, visible, window_tensor
 from certipatch.views.network import Network, fastest_batch_size
@@ -71,8 +71,7 @@ def settled(verdicts):
     return [(v.vanilla_label, v.defended_label, v.case, v.certified) for v in verdicts]
 
 
-# --- The shared prefix
-# -----------------------------------------------------------------------------------------------
+# The shared prefix.
 
 
 @pytest.mark.parametrize(("batch_size", "exhaustive"), [(7, False), (64, False), (64, True)])
@@ -419,8 +418,7 @@ def test_a_model_that_cannot_be_traced_has_none():
     PatchCleanser(model, MASKS, shared_prefix=True).predict(pictures(1))
 
 
-# --- Compilation
-# -----------------------------------------------------------------------------------------------------
+# Compilation.
 
 
 @pytest.mark.parametrize("how", ["raises", "lies"])
@@ -531,7 +529,7 @@ def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, phot
         tmp_path,
     ]
     assert cli(*certify).code == 0
-    way = read_manifest(tmp_path)["environment"]["network"]
+    way = read_manifest(tmp_path).environment["network"]
     assert way["compiled"]
     assert way["batch_size"] == 11
     assert way["shared_prefix"] is not None
@@ -556,7 +554,7 @@ def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, phot
 
     out = tmp_path / "plain"
     assert cli(*certify[:-1], out, "--no-compile", "--no-shared-prefix", "--batch-size", 5).code == 0
-    assert read_manifest(out)["environment"]["network"] == {
+    assert read_manifest(out).environment["network"] == {
         "batch_size": 5,
         "compiled": False,
         "shared_prefix": None,
@@ -626,7 +624,7 @@ def test_compiled_search_finds_the_same_masks():
     optimizer, seen = torch.optim.SGD(model.parameters(), lr=0.1), []
     for _ in range(3):
         plain, fast = (
-            torch.stack(greedy_multisize(model, images, labels, masks, fill=fill, look=each))
+            torch.stack(STRATEGIES["greedy-multisize"](model, images, labels, masks, fill=fill, look=each))
             for each in (None, look)
         )
         assert torch.equal(plain, fast)
@@ -638,8 +636,7 @@ def test_compiled_search_finds_the_same_masks():
     assert not torch.equal(seen[1], seen[2])
 
 
-# --- Precision and batches
-# -------------------------------------------------------------------------------------------
+# Precision and batches.
 
 
 def test_precision():
@@ -684,7 +681,7 @@ def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, ph
     assert done.code == 0
     said = [line for line in done.err.splitlines() if "bf16" in line]
     assert said == ["not in bf16-mixed but in float32: NotImplementedError: no kernel for BFloat16"]
-    assert read_manifest(tmp_path / "bf16")["experiment"]["precision"] == "32-true"
+    assert read_manifest(tmp_path / "bf16").certification.precision == "32-true"
     assert cli(*certify, "--out", tmp_path / "float32").code == 0
     assert (tmp_path / "bf16" / "records.jsonl").read_bytes() == (
         tmp_path / "float32" / "records.jsonl"
@@ -695,7 +692,7 @@ def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, ph
 
     monkeypatch.undo()  # another machine, on which bf16 runs; and back
     assert cli(*certify, "--precision", "bf16-mixed", "--out", tmp_path / "elsewhere").code == 0
-    assert read_manifest(tmp_path / "elsewhere")["experiment"]["precision"] == "bf16-mixed"
+    assert read_manifest(tmp_path / "elsewhere").certification.precision == "bf16-mixed"
     monkeypatch.setattr("certipatch.views.network.autocast", no_bf16)
     attack = [
         "attack",

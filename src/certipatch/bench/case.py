@@ -1,4 +1,4 @@
-"""TODO."""
+"""A case: the model, data and settings that are measured, and the defense that is built of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from ..views.network import fastest_batch_size
 
 @dataclass(frozen=True)
 class Settings:
-    """How the defense runs its network: arguments of :class:`PatchCleanser`, as ``certify`` chooses them in a
-    large run."""
+    """How the defense runs its network: arguments of :class:`PatchCleanser`.
+
+    The defaults are those of ``certify`` in a large run.
+    """
 
     batch_size: int | None = None
     exhaustive: bool = False
@@ -31,10 +33,21 @@ class Settings:
 
 
 def build_defense(network: nn.Module, masks: MaskSet, settings: Settings) -> PatchCleanser:
-    """The defense as ``certify`` builds it, on the device of the network: the one place here that knows
-    how."""
+    """The defense as ``certify`` builds it, on the device of the network."""
     size = settings.batch_size or fastest_batch_size(network, masks, settings.precision)
     return PatchCleanser(network, masks, **{**asdict(settings), "batch_size": size})
+
+
+def settings_in_effect(defense: PatchCleanser) -> str:
+    """The settings of a defense, for a reader; not every network can be compiled or has a shared prefix."""
+    network = defense.network
+    effects = {
+        "compiled": network.compiled,
+        "shared prefix": network.prefix,
+        "exhaustive": defense.exhaustive,
+    }
+    words = [word for word, on in effects.items() if on]
+    return ", ".join([network.precision, f"batch {network.batch_size}", *words])
 
 
 @dataclass(frozen=True)
@@ -42,12 +55,15 @@ class Case:
     """What is measured, on what, and how thoroughly.
 
     Attributes:
-        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; moved to the
-            device.
-        options: those of ``certipatch certify`` that say the same, for what is measured in a fresh process.
-        repeats: rounds. full: compare all images with the published loop, and time it over all pairs.
-        strategies, train_batch_size, search: of training steps; ``search`` are ``search_every`` and
-            ``search_precision`` of :class:`TrainConfig`, for those that search by loss.
+        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build.build` gives it; it is
+            moved to the device.
+        options: the options of ``certipatch certify`` that say the same, for what is measured in a process of
+            its own.
+        repeats: the number of rounds.
+        full: compare all images with the published loop, and time it over all pairs of masks.
+        strategies, train_batch_size: of training steps.
+        search: ``search_every`` and ``search_precision`` of
+            :class:`~certipatch.training.config.TrainConfig`, for strategies that search by loss.
     """
 
     network: nn.Sequential
@@ -70,16 +86,22 @@ class Case:
     def fabric(self) -> Fabric:
         return make_fabric(device=self.device, precision=self.settings.precision)
 
+    @property
+    def exact(self) -> bool:
+        """Whether the defense computes in float32, as the published loop does."""
+        return self.settings.precision == "32-true"
+
     @cached_property
     def data(self) -> tuple[Tensor, Tensor]:
         """Images (N, 3, H, W) float in [0, 1] on the device, and labels (N,)."""
         return self.load(range(len(self.source)))
 
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Raises DataError for an image that cannot be read."""
+        """The images of these indices, as in ``data``. Raises DataError for one that cannot be read."""
         images = Images(self.source, self.spec)
         pixels, labels = collate([images[index] for index in indices])
         return as_float(pixels.to(self.fabric.device)), labels
 
     def defense(self, **changed: Any) -> PatchCleanser:
+        """The defense that is measured, with some of its settings changed."""
         return build_defense(self.network, self.masks, replace(self.settings, **changed))

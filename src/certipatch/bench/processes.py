@@ -1,4 +1,4 @@
-"""TODO."""
+"""The themes ``memory`` and ``scaling``: whole ``certify`` commands, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,96 +17,118 @@ import torch
 from ..errors import ProcessError
 from ..geometry.masks import MaskSet
 from ..records.read import read_records
+from ..records.store import BLOCK
 from .case import Case
-from .rounds import _quotients, row
+from .rounds import quotients, row
+
+# Runs the command in its arguments, and prints its peak memory. The peak of a process is counted from its
+# parent's at the start, so this small process stands between.
+LAUNCHER = (
+    "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+)
 
 
 def memory(case: Case) -> dict[str, Any]:
-    """The peak for one image under few masks, one image, and all: of a fresh process on a CPU, of tensors on
-    a GPU."""
-    k, cuda, found = case.masks.masks_per_axis, case.fabric.device.type == "cuda", {}
-    for images, masks_per_axis in [(1, min(2, k)), (1, k), (len(case.source), k)]:
-        if cuda:
-            fine = MaskSet.covering(
-                **case.masks.threat, image_size=case.masks.image_size, masks_per_axis=masks_per_axis
-            )
-            defense = replace(case, masks=fine).defense()
-            torch.cuda.reset_peak_memory_stats()
-            defense.certify(case.data[0][:images], case.data[1][:images])
-            peak = torch.cuda.max_memory_allocated() / 2**30
-        else:
-            _, peak, _ = certify_in_a_process(
-                {**case.options, "limit": images, "masks-per-axis": masks_per_axis}
-            )
-        found[f"certify, images: {images}, k: {masks_per_axis}"] = peak
+    """The peak memory for one image under few masks, for one image under all, and for all images.
+
+    On a CPU it is that of a fresh process, on a GPU that of tensors.
+    """
+    most, on_gpu = case.masks.masks_per_axis, case.fabric.device.type == "cuda"
+    measure = _peak_on_gpu if on_gpu else _peak_of_a_process
+    sizes = [(1, min(2, most)), (1, most), (len(case.source), most)]
+    found = {f"certify, images: {images}, k: {k}": measure(case, images, k) for images, k in sizes}
     least = next(iter(found.values()))
-    notes = [
-        "peak of the tensors on the GPU"
-        if cuda
-        else "peak resident memory of a fresh process, Python and torch included"
-    ]
+    of_process = "peak resident memory of a fresh process, Python and torch included"
     return {
         "rows": [row(what, "GiB", [peak], None, [peak / least]) for what, peak in found.items()],
-        "notes": notes,
+        "notes": ["peak of the tensors on the GPU" if on_gpu else of_process],
     }
+
+
+def _peak_on_gpu(case: Case, images: int, masks_per_axis: int) -> float:
+    """The peak of tensors on the GPU, in GiB, while so many images are certified."""
+    image_size = case.masks.image_size
+    masks = MaskSet.covering(**case.masks.threat, image_size=image_size, masks_per_axis=masks_per_axis)
+    defense = replace(case, masks=masks).defense()
+    torch.cuda.reset_peak_memory_stats()
+    defense.certify(case.data[0][:images], case.data[1][:images])
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
+def _peak_of_a_process(case: Case, images: int, masks_per_axis: int) -> float:
+    """The peak resident memory, in GiB, of a process that certifies so many images."""
+    options = {**case.options, "limit": images, "masks-per-axis": masks_per_axis}
+    return certify_in_a_process(options).peak
 
 
 def scaling(case: Case) -> dict[str, Any]:
-    """``certify`` on one and on two devices: whole commands. On a CPU, two processes have half of the threads
-    each."""
-    cpu, threads, n = case.fabric.device.type == "cpu", torch.get_num_threads(), len(case.source)
-    found: dict[int, list[tuple[float, float, float]]] = {1: [], 2: []}
+    """``certify`` on one and on two devices, as whole commands.
+
+    On a CPU a device is a process; two of them have half of the threads each.
+    """
+    n = len(case.source)
+    found: dict[int, list[Certified]] = {1: [], 2: []}
     for _ in range(case.repeats):
         for devices, rounds in found.items():
             options = {**case.options, "devices": devices}
-            rounds.append(certify_in_a_process(options, threads=max(1, threads // devices) if cpu else None))
-    seconds = {devices: [one[0] for one in rounds] for devices, rounds in found.items()}
-    notes = [
-        f"whole commands with their start, {n} images"
-        + (", all dealt to one process: raise --limit" if n <= 32 else "")
-    ]
+            rounds.append(certify_in_a_process(options, threads=_threads_each(case, devices)))
+    seconds = {devices: [one.seconds for one in rounds] for devices, rounds in found.items()}
+    passes = {devices: rounds[0].passes for devices, rounds in found.items()}
+    few = ", all dealt to one process: raise --limit" if n <= BLOCK else ""
     return {
         "rows": [
             row(
-                f"certify --devices {d}",
+                f"certify --devices {devices}",
                 "s/image",
-                [s / n for s in seconds[d]],
-                rounds[0][2],
-                _quotients(seconds[1], seconds[d]),
+                [s / n for s in of_all],
+                passes[devices],
+                quotients(seconds[1], of_all),
             )
-            for d, rounds in found.items()
+            for devices, of_all in seconds.items()
         ],
-        "notes": notes,
+        "notes": [f"whole commands with their start, {n} images{few}"],
     }
 
 
-def certify_in_a_process(options: dict[str, Any], threads: int | None = None) -> tuple[float, float, float]:
-    """Seconds, peak memory (GiB) and passes an image of ``certipatch certify`` with these options."""
-    words = [
-        word
-        for name, value in options.items()
-        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-    ]
+def _threads_each(case: Case, processes: int) -> int | None:
+    """The threads that each process on a CPU gets; None on a GPU, where torch decides."""
+    on_cpu = case.fabric.device.type == "cpu"
+    return max(1, torch.get_num_threads() // processes) if on_cpu else None
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What a ``certify`` command took: seconds, peak memory (GiB), and forward passes for an image."""
+
+    seconds: float
+    peak: float
+    passes: float
+
+
+def certify_in_a_process(options: dict[str, Any], threads: int | None = None) -> Certified:
+    """Run ``certipatch certify`` with these options; True stands for an option without a value."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "certified"
-        seconds, peak = in_a_process(
-            [sys.executable, "-m", "certipatch", "certify", *words, "--out", str(out)], threads
-        )
+        command = [sys.executable, "-m", "certipatch", "certify", *_words(options), "--out", str(out)]
+        seconds, peak = in_a_process(command, threads)
         records = read_records(out)
-    return seconds, peak, sum(record.passes for record in records) / len(records)
+    return Certified(seconds, peak, sum(record.passes for record in records) / len(records))
+
+
+def _words(options: dict[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        yield f"--{name}"
+        if value is not True:
+            yield str(value)
 
 
 def in_a_process(command: Sequence[str], threads: int | None = None) -> tuple[float, float]:
     """Seconds and peak resident memory (GiB) of a command. Raises ProcessError if it fails."""
-    # The peak of a process is counted from its parent's at the start, so a small process stands between.
-    launcher = (
-        "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
-    )
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", launcher, *command],
+        [sys.executable, "-c", LAUNCHER, *command],
         capture_output=True,
         text=True,
         env=environment,
@@ -114,9 +136,7 @@ def in_a_process(command: Sequence[str], threads: int | None = None) -> tuple[fl
     )
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise ProcessError(
-            f"{' '.join(command[1:4])}: ended with code {done.returncode}: "
-            f"{(done.stderr.splitlines() or [''])[-1]}"
-        )
+        last_line = (done.stderr.splitlines() or [""])[-1]
+        raise ProcessError(f"{' '.join(command[1:4])}: ended with code {done.returncode}: {last_line}")
     unit = 1 if sys.platform == "darwin" else 1024
     return seconds, int(done.stdout.split()[-1]) * unit / 2**30

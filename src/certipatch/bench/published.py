@@ -1,5 +1,4 @@
-"""PatchCleanser's published loop, restated plainly: what certification is compared with, in its answers and
-its time.
+"""PatchCleanser's published loop, restated plainly: certification is compared with its answers and its time.
 
 Source: pc_certification.py and utils/defense.py of github.com/inspire-group/PatchCleanser: all pairs of
 masks, one at a time, over batches of 16 images, with masks as large as an image, in float32, with autograd
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-BATCH = 16
+PUBLISHED_BATCH_SIZE = 16
 
 
 def published_loop(
@@ -25,31 +24,28 @@ def published_loop(
     Args:
         network: maps normalised images to (N, classes) logits.
         images: (N, 3, H, W) float, normalised, so that the masked pixels are 0.
-        masks: of (1, 1, H, W) bool, True = visible, on the device of the images.
+        masks: each (1, 1, H, W) bool, True = visible, on the device of the images.
 
     Returns:
         (N, masks, masks) int64, symmetric.
     """
     table = np.full((len(images), len(masks), len(masks)), -1)
     with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-        for start in range(0, len(images), BATCH):
-            batch = slice(start, start + BATCH)
+        for start in range(0, len(images), PUBLISHED_BATCH_SIZE):
+            batch = slice(start, start + PUBLISHED_BATCH_SIZE)
             for i, j in pairs:
-                views = torch.where(
-                    torch.logical_and(masks[i], masks[j]),
-                    images[batch],
-                    torch.tensor(0.0, device=images.device),
-                )
+                keep = torch.logical_and(masks[i], masks[j])
+                views = torch.where(keep, images[batch], torch.tensor(0.0, device=images.device))
                 labels = network(views).argmax(dim=1).cpu().numpy()
                 table[batch, i, j] = table[batch, j, i] = labels
     return table
 
 
 def published_answer(table: np.ndarray, label: int) -> tuple[bool, int]:
-    """Whether an image of this label is certified (Algorithm 2), and its defended label (Algorithm 1; ties:
-    the smallest).
+    """Whether an image is certified for its label (Algorithm 2), and its defended label (Algorithm 1).
 
-    ``table`` is its (masks, masks) array of labels, all of them known.
+    ``table`` (masks, masks) holds the image's labels under all pairs of masks. Ties of the majority go to the
+    smallest label.
     """
     certified = bool((table == label).all())
     first_round = table.diagonal()

@@ -1,0 +1,1 @@
+"""A data set to one record an image, with any certified defense, and back to the defended model."""

@@ -1,72 +1,63 @@
-"""Certify a data set, or detection on it: one record an image, resumable."""
+"""Images of a data set, block by block, to records: read ahead, examined together, written together."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.source import Images, Item, as_float
-from ..defenses.contract import Verdict
-from ..defenses.minority_reports.detector import Detection
+from ..defenses.contract import CertifiedDefense, Verdict
 from ..errors import ConfigError
-from ..records.read import read_images
-from ..records.schema import R
-from ..records.store import Store
+from ..records.read import read_folder
+from ..records.schema import SCHEMAS, Line, Record
+from ..records.store import BLOCK, Store
 from ..runtime.progress import Progress, percent
-
-BLOCK = 32
-
-
-V = TypeVar("V", Verdict, Detection)
+from .methods import Method
 
 
 def blocks_of(images: int, shard: tuple[int, int]) -> list[range]:
-    """The blocks of consecutive images that a shard certifies: every n-th."""
+    """The blocks of consecutive images that a shard (i, n) certifies: every n-th from the i-th on."""
     number, shards = shard
     if not 1 <= number <= shards:
         raise ConfigError(f"shard {number}/{shards}: expected i/n with 1 <= i <= n")
-    return [range(start, min(start + BLOCK, images)) for start in range(0, images, BLOCK)][
-        number - 1 :: shards
-    ]
+    blocks = [range(start, min(start + BLOCK, images)) for start in range(0, images, BLOCK)]
+    return blocks[number - 1 :: shards]
 
 
-def _examine_blocks(
-    examine: Callable[[list[Item]], list[R]],
-    kind: type[R],
+def examine_blocks(
+    examine: Callable[[list[Item]], list[Line]],
     images: Images,
     blocks: list[range],
     store: Store,
     progress: Progress,
-    good: str,
-    is_good: Callable[[R], bool],
+    method: Method,
 ) -> None:
-    """Append a record for each image of ``blocks`` that has none yet, and show the share of good ones so far.
+    """Append a record for each image of ``blocks`` that has none yet, and show the share of certificates so
+    far.
 
-    Images are examined in blocks of 32 consecutive ones. A block shares its forward passes, so it is always
-    computed as a whole: an interrupted run that is resumed, or a shard, computes the very same numbers.
+    A block shares its forward passes, so it is always computed as a whole: an interrupted run that is
+    resumed, or a shard, computes the very same numbers.
     """
     mine = {index for block in blocks for index in block}
-    before = [record for record in read_images(store.folder, kind) if record.index in mine]
+    before = [record for record in read_folder(store.folder).records if record.index in mine]
     done = {record.index for record in before}
-    count = sum(map(is_good, before))
+    kept = sum(map(method.keeps, before))
     progress.resume(len(before))
-    left = [block for block in blocks if not done.issuperset(block)]
 
-    for items in _read_ahead(images, left):
+    for items in _read_ahead(images, [block for block in blocks if not done.issuperset(block)]):
         new = [record for record in examine(items) if record.index not in done]
         store.append(record.model_dump(mode="json") for record in new)
-        count += sum(map(is_good, new))
-        looked = progress.done + len(new)
-        progress.advance(len(new), f"{good} {percent(count, looked)}")
+        kept += sum(map(method.keeps, new))
+        progress.advance(len(new), f"{method.promise} {percent(kept, progress.done + len(new))}")
 
 
 def _read_ahead(images: Images, blocks: list[range]) -> Iterator[list[Item]]:
-    """The images of each block, read while the block before is examined."""
+    """The images of each block; the next block is read while one is examined."""
 
     def read(block: range) -> list[Item]:
         return [images[index] for index in block]
@@ -79,24 +70,53 @@ def _read_ahead(images: Images, blocks: list[range]) -> Iterator[list[Item]]:
                 yield coming.pop(0).result()
 
 
-def _look(
-    certify: Callable[[Tensor, Tensor], list[V]],
-    record: Callable[[Item, V | None], R],
-    device: torch.device,
-    items: list[Item],
-) -> list[R]:
-    """The records of some images, of which those that can be read are certified together."""
+def look(defense: CertifiedDefense, device: torch.device, items: list[Item]) -> list[Line]:
+    """The records of some images, of which those that can be read are examined together."""
     readable = [item for item in items if item.pixels is not None]
-    found: dict[int, V] = {}
+    found: dict[int, Verdict] = {}
     if readable:
         pixels = torch.stack([item.pixels for item in readable if item.pixels is not None])
         pixels = (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
         labels = torch.tensor([item.label for item in readable])
-        found = {
-            item.index: one for item, one in zip(readable, certify(as_float(pixels), labels), strict=True)
-        }
-    return [record(item, found.get(item.index)) for item in items]
+        verdicts = defense.examine(as_float(pixels), labels)
+        found = {item.index: verdict for item, verdict in zip(readable, verdicts, strict=True)}
+    schema = SCHEMAS.get(defense.name, Record)
+    return [_record(schema, item, found.get(item.index)) for item in items]
 
 
-def _sha256(pixels: Tensor) -> str:
+def _record(schema: type[Line], item: Item, verdict: Verdict | None) -> Line:
+    """What the schema has of an image and of the verdict on it; an unreadable image has no verdict."""
+    image: dict[str, Any] = {
+        "index": item.index,
+        "name": item.name,
+        "label": item.label,
+        "pixels": None if item.pixels is None else sha256(item.pixels),
+        "error": item.error,
+    }
+    return schema(**image, **_taken(schema, verdict))
+
+
+def _taken(schema: type[Line], verdict: Verdict | None) -> dict[str, Any]:
+    own = [
+        field for field in schema.model_fields if field not in ("index", "name", "label", "pixels", "error")
+    ]
+    if verdict is None:
+        return {**dict.fromkeys(own), **{key: none for key, none in _NOTHING.items() if key in own}}
+    every = {
+        "vanilla_label": verdict.vanilla_label,
+        "defended_label": verdict.defended_label,
+        "certified": bool(verdict.certified),
+        "margin": verdict.margin,
+        "passes": verdict.passes,
+        **verdict.detail,
+    }
+    open_ended = schema.model_config.get("extra") == "allow"
+    return every if open_ended else {field: every[field] for field in own}
+
+
+_NOTHING = {"certified": False, "passes": 0}
+
+
+def sha256(pixels: Tensor) -> str:
+    """The hash of the pixels (3, H, W) uint8 of an image as the model sees it."""
     return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()

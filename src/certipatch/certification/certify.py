@@ -1,7 +1,8 @@
-"""TODO."""
+"""Certify a data set with any defense: one record an image, resumable, in one process or many."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,126 +10,98 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import nn
 
-from ..config import ModelSpec
-from ..data.source import Images, Item, Source
-from ..defenses.contract import Verdict
-from ..defenses.patchcleanser.algorithms import Inference
-from ..defenses.patchcleanser.defense import PatchCleanser
+from ..data.source import Images, Source
 from ..geometry.masks import MaskSet
-from ..records.manifest import manifest
-from ..records.schema import RECORDS, Record
+from ..models.runs import Opened
+from ..records.manifest import begin_manifest, network_used
+from ..records.schema import RECORDS
 from ..records.store import Store
 from ..runtime.devices import environment, precision_of
 from ..runtime.progress import progress_bar
 from ..views.network import LARGE, fastest_batch_size, usable_precision
-from .blocks import _examine_blocks, _look, _sha256, blocks_of
-from .experiment import _experiment, _network_of
+from .blocks import blocks_of, examine_blocks, look
+from .experiment import experiment_of
+from .methods import Way, method_of
+
+
+@dataclass(frozen=True)
+class WayAsked:
+    """How the network shall be run. None: as in the run that is resumed, or else what is fastest.
+
+    That is: in a large run compiled and with a shared prefix, with the batch size that a quick trial finds
+    best; in a small one neither. All of this changes rounding only; the manifest states it.
+    """
+
+    batch_size: int | None = None
+    compile: bool | None = None
+    shared_prefix: bool | None = None
 
 
 def certify(
-    network: nn.Sequential,
-    spec: ModelSpec,
+    opened: Opened,
     source: Source,
     masks: MaskSet,
     out: Path,
     *,
     fabric: Fabric,
+    defense: str = "patchcleanser",
     data: str = "",
-    trained: dict[str, Any] | None = None,
-    batch_size: int | None = None,
-    exhaustive: bool = False,
-    inference: Inference = "double-masking",
-    compile: bool | None = None,
-    shared_prefix: bool | None = None,
+    way: WayAsked | None = None,
     shard: tuple[int, int] = (1, 1),
     resume: bool = False,
+    **options: Any,
 ) -> None:
     """Certify ``source`` into the folder ``out``: ``manifest.json`` and a line of ``records.jsonl`` an image.
 
     Args:
-        network: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; moved to the
-            device.
-        data: how the data set is called in tables; trained: the configuration of the training run, if any.
-        batch_size, compile, shared_prefix: as of :class:`PatchCleanser`. None: as the run that is resumed, or
-            else
-            what is fastest: in a large run both, with the batch size that a quick trial finds best, in a
-            small one neither. They change rounding only; the manifest states them.
-        inference: as of :class:`PatchCleanser`; part of the experiment.
+        opened: the model; moved to the device.
+        masks: against what, and with which masks.
+        defense: a name in :data:`certipatch.certification.methods.METHODS`; with "minority-reports" the
+            records are of detection, for every threshold at once.
+        data: how the data set is called in tables.
         shard: (i, n): only the i-th of n parts, 1 <= i <= n, with files of its own. Parts need no
             communication, may run in any order and anywhere, and have the records that one process would
             write.
+        options: the defense's own, such as ``exhaustive`` and ``inference`` of
+            :class:`certipatch.PatchCleanser`.
 
     Raises:
-        SoundnessError: a premise of the certificate fails. RecordsError: ``out`` cannot be used.
+        SoundnessError: a premise of the certificate fails. RecordsError: ``out`` cannot be used. ConfigError:
+        an unknown defense or option.
     """
-    model = network.to(fabric.device).eval()
+    method = method_of(defense)
     name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
-    precision = usable_precision(model, masks, precision_of(fabric))
-    large = (
-        len(source) * len(masks) * (len(masks) + 1) / 2 * masks.image_size[0] * masks.image_size[1] >= LARGE
+    model = opened.network.to(fabric.device).eval()
+    pixels = len(source) * method.views(len(masks)) * masks.image_size[0] * masks.image_size[1]
+    earlier = network_used(out, name)
+    built = method.build(
+        model, masks, _way(way or WayAsked(), earlier, model, masks, fabric, large=pixels >= LARGE), **options
     )
-    earlier = _network_of(out, name)
-    defense = PatchCleanser(
-        model,
-        masks,
-        batch_size=batch_size
-        or earlier.get("batch_size")
-        or (fastest_batch_size(model, masks, precision) if large else None),
-        exhaustive=exhaustive,
-        inference=inference,
-        precision=precision,
-        compile=earlier.get("compiled", large) if compile is None else compile,
-        shared_prefix=earlier.get("shared_prefix", large) or False
-        if shared_prefix is None
-        else shared_prefix,
-    )
-    experiment = {
-        **_experiment(network, spec, source, defense, trained, fabric),
-        "exhaustive": exhaustive,
-        **(
-            {"inference": inference} if inference != "double-masking" else {}
-        ),  # as runs from before there was a choice
-    }
-    about = {
-        **manifest("certify", experiment, network=defense.network.describe(), **environment(fabric)),
-        "data": data,
-    }
+    experiment = experiment_of(opened, source, built, fabric.device.type)
+    run_on = {"network": built.describe_network(), **environment(fabric)}
+    about = {**begin_manifest(method.kind, experiment, **run_on), "data": data}
     blocks = blocks_of(len(source), shard)
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
-        progress_bar(sum(map(len, blocks)), f"certify {masks.name} {name}".strip()) as progress,
+        progress_bar(sum(map(len, blocks)), f"{method.kind} {masks.name} {name}".strip()) as progress,
     ):
-        examine = partial(_look, defense.certify, _record, fabric.device)
-        _examine_blocks(
-            examine,
-            Record,
-            Images(source, spec),
-            blocks,
-            store,
-            progress,
-            "certified",
-            lambda record: record.certified,
-        )
+        examine = partial(look, built, fabric.device)
+        examine_blocks(examine, Images(source, opened.spec), blocks, store, progress, method)
         store.finish()
 
 
-def _record(item: Item, verdict: Verdict | None) -> Record:
-    if verdict is None or item.pixels is None:
-        return Record(
-            index=item.index, name=item.name, label=item.label, pixels=None, vanilla_label=None, defended_label=None,
-            case=None, certified=False, failing_pair=None, failing_label=None, margin=None, passes=0, error=item.error,
-        )  # fmt: skip
-    return Record(
-        index=item.index,
-        name=item.name,
-        label=item.label,
-        pixels=_sha256(item.pixels),
-        vanilla_label=verdict.vanilla_label,
-        defended_label=verdict.defended_label,
-        case=verdict.case,
-        certified=bool(verdict.certified),
-        failing_pair=verdict.failing_pair,
-        failing_label=verdict.failing_label,
-        margin=verdict.margin,
-        passes=verdict.passes,
+def _way(
+    asked: WayAsked, earlier: dict[str, Any], model: nn.Module, masks: MaskSet, fabric: Fabric, *, large: bool
+) -> Way:
+    """What was asked for; else what an earlier attempt of the run did; else what is fastest."""
+    precision = usable_precision(model, masks, precision_of(fabric))
+    batch_size = asked.batch_size or earlier.get("batch_size")
+    if batch_size is None and large:
+        batch_size = fastest_batch_size(model, masks, precision)
+    prefix = asked.shared_prefix
+    return Way(
+        precision=precision,
+        batch_size=batch_size,
+        compile=earlier.get("compiled", large) if asked.compile is None else asked.compile,
+        shared_prefix=earlier.get("shared_prefix", large) or False if prefix is None else prefix,
     )

@@ -1,46 +1,30 @@
-"""TODO."""
+"""What can change a result of a certification: the experiment that its manifest states and a resume
+compares."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from lightning_fabric import Fabric
-from torch import nn
-
-from ..config import ModelSpec
 from ..data.source import Source
-from ..defenses.masked import MaskedClassifier
-from ..models.weights import weights_sha256
-from ..records.manifest import network_of, read_manifests
-from .blocks import BLOCK
+from ..defenses.contract import CertifiedDefense
+from ..models.runs import Opened
+from ..records.experiment import MASKED
+from ..records.store import BLOCK
 
 
-def _experiment(
-    network: nn.Module,
-    spec: ModelSpec,
-    source: Source,
-    defense: MaskedClassifier,
-    trained: dict[str, Any] | None,
-    fabric: Fabric,
-) -> dict[str, Any]:
-    """What can change a result, and is common to all that is certified."""
+def experiment_of(opened: Opened, source: Source, defense: CertifiedDefense, device: str) -> dict[str, Any]:
+    """The experiment as JSON: the model, the images, the device, and all that the defense says of itself.
+
+    The defenses from before there was a choice are not named: the folders of both kinds stay what they were.
+    """
+    named = {} if defense.name in MASKED else {"defense": defense.name}
     return {
-        "model": spec.model_dump(mode="json"),
-        "weights_sha256": weights_sha256(network),
-        "trained": trained,
-        "masks": defense.masks.to_json(),
-        "fill": defense.fill.tolist(),
+        **named,
+        "model": opened.spec.model_dump(mode="json"),
+        "weights_sha256": opened.weights_sha256,
+        "trained": opened.trained,
         "data": source.describe(),
-        "device": fabric.device.type,
-        "precision": defense.network.precision,
+        "device": device,
         "block": BLOCK,
+        **defense.describe(),
     }
-
-
-def _network_of(out: Path, shard: str) -> dict[str, Any]:
-    """How the network was run by the attempt that is resumed, if there is one."""
-    for path, found in read_manifests(out).items():
-        if path.stem.removeprefix("manifest").lstrip("-") == shard:
-            return network_of(found, path)
-    return {}

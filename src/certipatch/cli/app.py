@@ -1,4 +1,8 @@
-"""The command line: options to configurations, results on stdout, progress and errors on stderr."""
+"""The command line: which commands there are, and what becomes of an error.
+
+A command is a file of this folder, with a function whose signature is its options and whose docstring is its
+``--help``. What needs torch is imported inside the functions, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,19 @@ from typing import Annotated
 import typer
 
 from ..errors import CertiPatchError, ProcessError, one_line
+from .attack import attack
+from .bench import bench
+from .certify import certify
+from .demo import demo
+from .detect import detect
+from .masks import masks
+from .predict import predict
+from .report import report
+from .reproduce import reproduce
+from .train import train
+from .verify import verify
+
+COMMANDS = (masks, train, certify, detect, predict, attack, verify, report, reproduce, bench, demo)
 
 app = typer.Typer(
     help="Train, certify and run image classifiers that no patch of a stated size can fool.",
@@ -16,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+for command in COMMANDS:
+    app.command()(command)
 
 
 def _version(asked: bool) -> None:
@@ -32,11 +51,11 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
-    pass
+    """The options of ``certipatch`` itself; this text is not shown."""
 
 
 def main() -> None:
-    """Entry point: every error of ours is one line and exit code 2."""
+    """Run the command line. Every error of ours is one line on standard error and exit code 2."""
     try:
         app()
     except (CertiPatchError, OSError) as error:
@@ -44,6 +63,3 @@ def main() -> None:
         if isinstance(error, ProcessError):
             os._exit(2)  # threads that still talk to the process that is gone may abort an orderly exit
         sys.exit(2)
-
-
-from . import masks, train, certify, detect, predict, attack, verify, report, reproduce, bench, demo  # noqa

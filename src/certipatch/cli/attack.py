@@ -1,4 +1,4 @@
-"""TODO."""
+"""``certipatch attack``: look for patches that fool the defended model."""
 
 from __future__ import annotations
 
@@ -8,83 +8,61 @@ from typing import Annotated
 
 import typer
 
-from ..certification.restore import as_certified, images_as_certified
+from ..config import DataAsked, ModelAsked
+from ..records.read import read_folder
 from ..records.schema import ATTACKS
-from ..redteam.attack import PICTURES
-from ..redteam.attack import attack as attack_certified
 from ..report.attack import attack_text, summarize_attack
-from ..runtime.devices import make_fabric
-from .app import app
-from .open import _resumable, open_model, source_for
-from .options import (
-    AsJson,
-    ClassMap,
-    CropPct,
-    Data,
-    Device,
-    ImageSize,
-    Limit,
-    Model,
-    Pretrained,
-    Resume,
-    Seed,
-    Split,
-    Weights,
-    stdout,
-)
+from ..runtime.console import stdout
+from . import options as ask
+from .open import open_both, resumable
 from .parse import check_out
 
 
-@app.command()
 def attack(
-    model: Model,
+    model: ask.Model,
     records: Annotated[
         Path, typer.Option(help="folder that certify wrote: its images, patch, k and precision")
     ],
-    data: Data,
-    out: Annotated[Path, typer.Option(help="folder to write")],
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    split: Split = None,
-    class_map: ClassMap = None,
-    image_size: ImageSize = None,
-    crop_pct: CropPct = None,
-    limit: Limit = None,
+    data: ask.Data,
+    out: ask.Out,
+    weights: ask.Weights = None,
+    pretrained: ask.Pretrained = False,
+    split: ask.Split = None,
+    class_map: ask.ClassMap = None,
+    image_size: ask.ImageSize = None,
+    crop_pct: ask.CropPct = None,
+    limit: ask.Limit = None,
     steps: Annotated[int, typer.Option(min=1, help="gradient steps in each round")] = 20,
     restarts: Annotated[int, typer.Option(min=1, help="starts for each image, while it is not broken")] = 30,
     certified_restarts: Annotated[
         int, typer.Option(min=1, help="starts for each certified image, which must all fail")
     ] = 2,
-    seed: Seed = 0,
-    device: Device = "auto",
-    resume: Resume = False,
-    as_json: AsJson = False,
+    seed: ask.Seed = 0,
+    device: ask.Device = "auto",
+    resume: ask.Resume = False,
+    as_json: ask.AsJson = False,
 ) -> None:
     """Attack the defended model with patches, on the images of a certification: an upper bound beside the
     proven lower one."""
+    from ..certification.restore import read_certification, restore
+    from ..redteam.attack import attack as attack_certified
     from ..redteam.climb import AttackConfig
+    from ..redteam.found import PICTURES
+    from ..runtime.devices import make_fabric
 
     check_out(out, data, str(records))
-    source = images_as_certified(records, source_for(model, data, split, class_map))
-    spec, network, _ = open_model(model, source, weights, pretrained, image_size, crop_pct)
-    fine, options = as_certified(records, spec, network)
+    asked = ModelAsked(model, weights, pretrained, image_size, crop_pct)
+    manifest = read_certification(records)
+    folder = read_folder(records, manifest)
+    source, opened = open_both(asked, DataAsked(data, split, class_map), as_in=manifest)
     config = AttackConfig(steps=steps, restarts=restarts, certified_restarts=certified_restarts, seed=seed)
-    with _resumable(out):
-        fab = make_fabric(device=device, precision=options["precision"])
+    with resumable(out):
+        fab = make_fabric(device=device, precision=manifest.certification.precision)
+        defense = restore(manifest, opened, fab)
         attack_certified(
-            network,
-            spec,
-            source,
-            fine,
-            records,
-            out,
-            fabric=fab,
-            config=config,
-            options=options,
-            limit=limit,
-            resume=resume,
+            opened, source, defense, folder, out, fabric=fab, config=config, limit=limit, resume=resume
         )
-    found = summarize_attack(out)
+    found = summarize_attack(read_folder(out))
     if as_json:
         print(json.dumps(found))
         return

@@ -1,151 +1,169 @@
-"""TODO."""
+"""``certipatch certify``: prove for each image that no patch changes the answer."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-from ..certification.blocks import BLOCK, blocks_of
-from ..certification.certify import certify as certify_source
-from ..config import ModelSpec
-from ..runtime.devices import make_fabric
-from ..runtime.processes import alone, in_turn, launched, together
-from .app import app
-from .open import _resumable, open_model, source_for
-from .options import (
-    AsJson,
-    BatchSize,
-    ClassMap,
-    Compile,
-    CropPct,
-    Data,
-    Device,
-    Devices,
-    ImageSize,
-    Inference,
-    Limit,
-    Model,
-    Nodes,
-    Patches,
-    Precision,
-    Pretrained,
-    Resume,
-    Split,
-    Weights,
-    stdout,
-)
+from ..config import DataAsked, ModelAsked
+from ..errors import ConfigError
+from ..records.read import has_records, read_folder
+from ..records.schema import RECORDS
+from ..records.store import BLOCK
+from ..report.certification import Summary, summarize, table
+from ..runtime.console import stdout
+from . import options as ask
+from .open import open_both, resumable
 from .parse import check_out, geometries, parse_devices, parse_inference, parse_shard
 
-if TYPE_CHECKING:
-    from torch import nn
 
-    from ..data.source import Source
-
-
-@app.command()
 def certify(
-    model: Model,
-    data: Data,
-    patch: Annotated[
-        str,
-        typer.Option(
-            help="the largest patch: 3% of the area, 39 or 39x20 pixels; any of several shapes: "
-            "39x20+20x39; one by one: 1%,2%,3%"
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="folder to write; of several patches or k a sub-folder each")],
-    masks_per_axis: Annotated[
-        str, typer.Option(help="k: more masks, more certified images, more passes; several: 3,6")
-    ] = "6",
-    patches: Patches = 1,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    split: Split = None,
-    class_map: ClassMap = None,
-    image_size: ImageSize = None,
-    crop_pct: CropPct = None,
-    batch_size: BatchSize = None,
-    limit: Limit = None,
-    device: Device = "auto",
-    precision: Precision = "32-true",
-    devices: Devices = "1",
-    nodes: Nodes = 1,
-    exhaustive: Annotated[
-        bool, typer.Option("--exhaustive", help="compute every pair, also where settled")
-    ] = False,
-    inference: Inference = None,
-    compile: Compile = None,
-    shared_prefix: Annotated[
-        bool | None,
-        typer.Option(
-            "--shared-prefix/--no-shared-prefix", help="share a CNN's local layers; default: in large runs"
-        ),
-    ] = None,
-    shard: Annotated[
-        str, typer.Option(help="i/n: only the i-th of n parts, into files of its own in the same folder")
-    ] = "1/1",
-    resume: Resume = False,
-    as_json: AsJson = False,
+    model: ask.Model,
+    data: ask.Data,
+    patch: ask.PatchesToCertify,
+    out: ask.OutEach,
+    masks_per_axis: ask.SeveralMasksPerAxis = "6",
+    patches: ask.Patches = 1,
+    weights: ask.Weights = None,
+    pretrained: ask.Pretrained = False,
+    split: ask.Split = None,
+    class_map: ask.ClassMap = None,
+    image_size: ask.ImageSize = None,
+    crop_pct: ask.CropPct = None,
+    batch_size: ask.BatchSize = None,
+    limit: ask.Limit = None,
+    device: ask.Device = "auto",
+    precision: ask.Precision = "32-true",
+    devices: ask.Devices = "1",
+    nodes: ask.Nodes = 1,
+    exhaustive: ask.Exhaustive = False,
+    inference: ask.Inference = None,
+    compile: ask.Compile = None,
+    shared_prefix: ask.SharedPrefix = None,
+    defense: ask.Defense = "patchcleanser",
+    shard: ask.Shard = "1/1",
+    resume: ask.Resume = False,
+    as_json: ask.AsJson = False,
 ) -> None:
     """Certify a model on labelled images, one record each."""
-    from ..report.certification import summarize, table
-
     check_out(out, data)
-    part = parse_shard(shard)
+    asked = Asked(
+        model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
+        data=DataAsked(data, split, class_map),
+        limit=limit,
+        geometry=(patch, masks_per_axis, patches),
+        out=out,
+        machine={"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes},
+        way={"batch_size": batch_size, "compile": compile, "shared_prefix": shared_prefix},
+        defense=defense,
+        options=_options(defense, exhaustive, inference),
+        resume=resume,
+    )
+    written = run(asked, parse_shard(shard))
+    if written is not None:
+        _show(written, out, as_json)
 
-    def prepare() -> tuple[Source, ModelSpec, nn.Sequential, dict[str, Any] | None]:
-        source = source_for(model, data, split, class_map).first(limit)
-        return source, *open_model(model, source, weights, pretrained, image_size, crop_pct)
+
+@dataclass(frozen=True)
+class Asked:
+    """What ``certify`` or ``detect`` was asked for.
+
+    Attributes:
+        geometry: ``--patch``, ``--masks-per-axis`` and ``--patches``.
+        machine, way: arguments of ``make_fabric`` and of ``WayAsked``.
+        defense, options: a certified defense by name, and its own options.
+    """
+
+    model: ModelAsked
+    data: DataAsked
+    limit: int | None
+    geometry: tuple[str, str, int]
+    out: Path
+    machine: dict[str, Any]
+    way: dict[str, Any]
+    defense: str
+    options: dict[str, Any]
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Written:
+    """The folders of a certification, one for each patch and k, and which part of the images this process
+    did."""
+
+    folders: list[Path]
+    shard: tuple[int, int]
+    images: int
+
+
+def run(asked: Asked, part: tuple[int, int] = (1, 1)) -> Written | None:
+    """Certify for each patch and k; None on a process that has nothing to say."""
+    from ..certification.certify import WayAsked
+    from ..certification.certify import certify as certify_source
+    from ..runtime.devices import make_fabric
+    from ..runtime.processes import alone, in_turn, launched, together
 
     # Processes that certify meet at the end only: who is first must not give up on the others.
-    fab = make_fabric(
-        device=device,
-        precision=precision,
-        devices=parse_devices(devices),
-        nodes=nodes,
-        patience=timedelta(days=30),
-    )
-    with _resumable(out), launched(fab):
-        source, spec, network, trained = in_turn(fab, prepare)
-        folders = geometries(patch, masks_per_axis, spec.image_size, out, patches)
+    fab = make_fabric(**asked.machine, patience=timedelta(days=30))
+    with resumable(asked.out), launched(fab):
+        source, opened = in_turn(fab, lambda: open_both(asked.model, asked.data, limit=asked.limit))
+        patch, masks_per_axis, patches = asked.geometry
+        folders = geometries(patch, masks_per_axis, opened.spec.image_size, asked.out, patches)
         # Each process is a shard: together they need to agree on nothing but the end.
         mine = (part[0] - 1) * fab.world_size + fab.global_rank + 1, part[1] * fab.world_size
+        how: dict[str, Any] = {
+            "defense": asked.defense,
+            "data": asked.data.place,
+            "way": WayAsked(**asked.way),
+            "shard": mine,
+            "resume": asked.resume,
+            **asked.options,
+        }
         with together(fab):
             for folder, fine in folders.items():
-                certify_source(
-                    network, spec, source, fine, folder,
-                    fabric=alone(fab), data=data, trained=trained, batch_size=batch_size, exhaustive=exhaustive,
-                    inference=parse_inference(inference), compile=compile, shared_prefix=shared_prefix, shard=mine, resume=resume,
-                )  # fmt: skip
-    if not fab.is_global_zero:
-        return
-    begun = [
-        folder for folder in folders if any(path.stat().st_size for path in folder.glob("records*.jsonl"))
-    ]
-    summaries = [summarize(folder) for folder in begun]  # a shard may have no image
+                certify_source(opened, source, fine, folder, fabric=alone(fab), **how)
+    return Written(list(folders), mine, len(source)) if fab.is_global_zero else None
+
+
+def _options(defense: str, exhaustive: bool, inference: str | None) -> dict[str, Any]:
+    """The options of PatchCleanser; other defenses have none yet."""
+    if defense != "patchcleanser":
+        if exhaustive or inference:
+            raise ConfigError(f"defense {defense!r}: has no --exhaustive and no --inference; drop them")
+        return {}
+    return {"exhaustive": exhaustive, "inference": parse_inference(inference)}
+
+
+def _show(written: Written, out: Path, as_json: bool) -> None:
+    begun = [folder for folder in written.folders if has_records(folder)]  # a shard may have no image
+    summaries = [summarize(read_folder(folder)) for folder in begun]
     if as_json:
         found = [summary.to_json() for summary in summaries]
-        print(json.dumps(found[0] if len(folders) == len(found) == 1 else found))
+        print(json.dumps(found[0] if len(written.folders) == len(found) == 1 else found))
         return
     if summaries:
         stdout.print(table(summaries))
-    if mine[1] > 1 and not blocks_of(len(source), mine):
-        stdout.print(f"shard {mine[0]}/{mine[1]} holds no images: they are dealt in blocks of {BLOCK}")
-    if summaries and summaries[0].unreadable:
+    _note_what_is_missing(written, summaries)
+    say = partial(stdout.print, markup=False, soft_wrap=True)
+    lines = RECORDS.replace(".", "*.") if written.shard[1] > 1 else RECORDS
+    for folder in written.folders:
+        say(f"records: {folder}/{lines}")
+    if len(summaries) == len(written.folders) and all(summary.complete for summary in summaries):
+        say(f"next: {shlex.join(['certipatch', 'report', str(out), '--html', f'{out}.html'])}")
+
+
+def _note_what_is_missing(written: Written, summaries: list[Summary]) -> None:
+    number, shards = written.shard
+    if shards > 1 and (number - 1) * BLOCK >= written.images:
+        stdout.print(f"shard {number}/{shards} holds no images: they are dealt in blocks of {BLOCK}")
+    unreadable = summaries[0].unreadable if summaries else 0
+    if unreadable:
         stdout.print(
-            f"{summaries[0].unreadable} unreadable images count as not certified; they are named in the "
-            "records",
+            f"{unreadable} unreadable images count as not certified; they are named in the records",
             markup=False,
         )
-    for folder in folders:
-        stdout.print(
-            f"records: {folder}/records{'*' if mine[1] > 1 else ''}.jsonl", markup=False, soft_wrap=True
-        )
-    if len(summaries) == len(folders) and all(summary.complete for summary in summaries):
-        following = ["certipatch", "report", str(out), "--html", f"{out}.html"]
-        stdout.print(f"next: {shlex.join(following)}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""``certipatch demo``: the whole story on handwritten digits."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
-from .app import app
-from .options import AsJson, Seed
+from . import options as ask
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo-out"),
-    seed: Seed = 0,
-    as_json: AsJson = False,
+    seed: ask.Seed = 0,
+    as_json: ask.AsJson = False,
 ) -> None:
     """Greedy Cutout on handwritten digits, in a few minutes: train, certify, compare."""
     from ..demo import run

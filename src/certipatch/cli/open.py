@@ -1,4 +1,7 @@
-"""TODO."""
+"""From what was asked for to what it names: images, models and folders of records, each opened once.
+
+What needs torch is imported where it is used, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
@@ -7,80 +10,117 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from ..config import ModelSpec
+from ..config import DataAsked, ModelAsked, ModelSpec
 from ..errors import ConfigError, DataError
 from ..geometry.patch import Size
-from ..models.build import build, describe
-from ..models.runs import load_run
+from ..records.manifest import folders_inside, holds_manifest
+from ..runtime.console import stderr
 from .parse import parse_size
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..data.source import Source
+    from ..models.runs import Opened
+    from ..records.manifest import Manifest
 
 
-def source_for(model: str, data: str, split: str | None, class_map: str | None) -> Source:
-    """The data set with labels as the model means them: a run brings its class names."""
-    from ..data.load import load_source
-    from ..models.runs import load_run
+def open_both(
+    model: ModelAsked, data: DataAsked, *, limit: int | None = None, as_in: Manifest | None = None
+) -> tuple[Source, Opened]:
+    """The images to judge a model on, and the model.
 
-    classes = load_run(Path(model))[0].classes if is_run(model) else None
-    split = split or ("test" if data == "digits" else None)
-    source = load_source(data, split=split, class_map=class_map, classes=classes)
+    A training run brings its classes to the images, the images bring theirs to any other model.
+
+    Args:
+        limit: only this many images, spread over all. as_in: only those that this certification is of.
+    """
+    run = open_run_asked(model) if is_run(model.name) else None
+    source = open_data(data, run, model.name).first(limit)
+    if as_in is not None:
+        from ..certification.restore import images_as_certified
+
+        source = images_as_certified(as_in, source)
+    return source, run or build_asked(model, source)
+
+
+def open_data(data: DataAsked, run: Opened | None = None, name: str = "") -> Source:
+    """The images to judge a model on, with labels as the model means them: a run brings its class names.
+
+    ``name`` is what the run is called in an error.
+    """
+    from ..data.load import judged_split, load_source
+
+    classes = run.spec.classes if run else None
+    split = judged_split(data.place, data.split)
+    source = load_source(data.place, split=split, class_map=data.class_map, classes=classes)
     if classes is not None and source.classes != classes:
         raise DataError(
-            f"data {data}: expected the classes of {model} ({', '.join(classes[:5])} ...), found "
+            f"data {data.place}: expected the classes of {name} ({', '.join(classes[:5])} ...), found "
             f"{', '.join(source.classes[:5])} ..."
         )
     return source
 
 
-def open_model(
-    model: str, source: Source, weights: str | None, pretrained: bool, image_size: str | None, crop_pct: float | None,
-    *, training: bool = False, seed: int = 0,
-) -> tuple[ModelSpec, nn.Sequential, dict[str, Any] | None]:  # fmt: skip
-    """The model behind ``--model`` with its spec and, for a run, what it was trained with."""
-    from ..runtime.console import stderr
+def open_run_asked(model: ModelAsked, *, classes: tuple[str, ...] | None = None) -> Opened:
+    """The training run that ``--model`` names; it has its own weights and size, so nothing else may be asked
+    for.
 
-    if is_run(model):
-        if weights or pretrained or image_size or crop_pct:
-            raise ConfigError(
-                f"model {model}: a training run has its own weights and size; drop --weights, --pretrained, "
-                "--image-size and --crop-pct"
-            )
-        spec, network, manifest = load_run(Path(model), classes=source.classes)
-        return spec, network, manifest["experiment"]["train"]
-    if not training and not weights and not pretrained:
+    Raises DataError if it tells other classes apart than ``classes``, where those are given.
+    """
+    from ..models.runs import open_run
+
+    if not model.bare:
         raise ConfigError(
-            f"model {model}: expected a training run, or --weights or --pretrained with a timm name; random "
-            "weights certify nothing"
+            f"model {model.name}: a training run has its own weights and size; drop --weights, --pretrained, "
+            "--image-size and --crop-pct"
         )
-    size = parse_size(image_size) if image_size else None
+    return open_run(Path(model.name), classes=classes)
+
+
+def open_to_train(model: ModelAsked, source: Source, *, seed: int) -> Opened:
+    """The model that a training starts from: a run, or an architecture with the weights asked for or random
+    ones."""
+    if is_run(model.name):
+        return open_run_asked(model, classes=source.classes)
+    return build_asked(model, source, training=True, seed=seed)
+
+
+def build_asked(model: ModelAsked, source: Source, *, training: bool = False, seed: int = 0) -> Opened:
+    """The architecture that ``--model`` names, for the classes of the images, with the weights asked for."""
+    from ..models.build import build, describe
+    from ..models.runs import Opened
+
+    if not training and not model.has_weights:
+        raise ConfigError(
+            f"model {model.name}: expected a training run, or --weights or --pretrained with a timm name; "
+            "random weights certify nothing"
+        )
+    classes, size = source.classes, parse_size(model.image_size) if model.image_size else None
     spec = describe(
-        model, classes=source.classes, num_classes=len(source.classes), image_size=size, crop_pct=crop_pct
+        model.name, classes=classes, num_classes=len(classes), image_size=size, crop_pct=model.crop_pct
     )
     if _smaller(source, spec.image_size):
-        enlarged = spec.model_copy(update={"interpolation": "bicubic", "crop_pct": crop_pct or 1.0})
-        if enlarged != spec:
-            spec = enlarged
-            crop = "without a crop" if spec.crop_pct == 1 else f"with crop_pct {spec.crop_pct:g}"
-            stderr.print(
-                f"images are smaller than the model's input: resized bicubic {crop} (--crop-pct sets it)",
-                markup=False,
-            )
-    return spec, build(spec, pretrained=pretrained, weights=weights, replace_head=training, seed=seed), None
+        spec = _enlarging(spec, model.crop_pct)
+    network = build(
+        spec, pretrained=model.pretrained, weights=model.weights, replace_head=training, seed=seed
+    )
+    return Opened.of(spec, network)
 
 
-def is_run(model: str) -> bool:
-    is_path = os.sep in model or model.startswith(".")
-    if is_path and not os.path.isdir(model):
-        raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
-    return is_path or (os.path.isdir(model) and os.path.exists(os.path.join(model, "manifest.json")))
+def _enlarging(spec: ModelSpec, crop_pct: float | None) -> ModelSpec:
+    """The spec for images that are smaller than the model's input: resized bicubic, without a crop unless
+    asked for."""
+    enlarged = spec.model_copy(update={"interpolation": "bicubic", "crop_pct": crop_pct or 1.0})
+    if enlarged != spec:
+        crop = "without a crop" if enlarged.crop_pct == 1 else f"with crop_pct {enlarged.crop_pct:g}"
+        stderr.print(
+            f"images are smaller than the model's input: resized bicubic {crop} (--crop-pct sets it)",
+            markup=False,
+        )
+    return enlarged
 
 
 def _smaller(source: Source, size: Size) -> bool:
@@ -97,14 +137,23 @@ def _smaller(source: Source, size: Size) -> bool:
     return bool(smaller) and all(smaller)
 
 
-def _certifications(folder: Path) -> list[Path]:
+def is_run(model: str) -> bool:
+    """Whether ``--model`` names a training run. Raises ConfigError for a path where there is no folder."""
+    is_path = os.sep in model or model.startswith(".")
+    if is_path and not os.path.isdir(model):
+        raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
+    return is_path or (os.path.isdir(model) and holds_manifest(Path(model)))
+
+
+def folders_of_records(folder: Path) -> list[Path]:
     """The folder, or those in it that certify has written for several patches or k."""
-    inside = sorted({path.parent for path in folder.glob("*/manifest*.json")})
-    return inside if inside and not any(folder.glob("manifest*.json")) else [folder]
+    return folders_inside(folder) or [folder]
 
 
 @contextmanager
-def _resumable(out: Path, advice: str = "run the same command with --resume") -> Iterator[None]:
+def resumable(out: Path, advice: str = "run the same command with --resume") -> Iterator[None]:
+    """A block that may be interrupted: then a line says what is kept and how to go on, and the exit code is
+    130."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""``certipatch report``: what folders of records say, as a table, a page or figures."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Annotated
 
 import typer
 
+from ..config import DataAsked
 from ..errors import ConfigError, one_line
-from ..report.attack import attack_text, summarize_attack
-from ..report.certification import summarize, table
-from ..report.detection import detection_table, parse_thresholds, summarize_detection
-from ..report.page.html import write_page
-from .app import app
-from .open import _certifications
-from .options import AsJson, ClassMap, Split, Thresholds, stdout
+from ..records.read import read_folder
+from ..report.attack import attack_text
+from ..report.certification import table
+from ..report.compared import Compared, compare
+from ..report.detection import detection_table, parse_thresholds
+from ..runtime.console import stdout
+from . import options as ask
+from .open import folders_of_records
 from .parse import check_out_file
 
 
-@app.command()
 def report(
     folders: Annotated[
         list[Path],
@@ -33,89 +34,85 @@ def report(
     figures: Annotated[
         Path | None, typer.Option(help="folder to write figures for a paper into, as SVG and PNG")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="of figures: the certified training run; draws the masks that each strategy finds"),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="of a page and of figures: where the images are; default: as the records say"),
-    ] = None,
-    split: Split = None,
-    class_map: ClassMap = None,
-    thresholds: Thresholds = None,
+    model: ask.ModelToDraw = None,
+    data: ask.DataToDraw = None,
+    split: ask.Split = None,
+    class_map: ask.ClassMap = None,
+    thresholds: ask.Thresholds = None,
     min_margin: Annotated[
         float, typer.Option(min=0, help="count only certificates with at least this logit margin")
     ] = 0.0,
-    as_json: AsJson = False,
+    as_json: ask.AsJson = False,
 ) -> None:
     """Compare certifications, of answers or of detection, and attacks, from their records alone: as a table,
     or as a page."""
-    from ..records.manifest import read_manifest
-
     swept = parse_thresholds(thresholds)
-    every = [inside for folder in folders for inside in _certifications(folder)]
-    kinds = {folder: read_manifest(folder)["kind"] for folder in every}
-    if thresholds and "detect" not in kinds.values():
-        raise ConfigError("thresholds: expected a folder that detect wrote, found none")
-    if not math.isfinite(min_margin):
-        raise ConfigError(f"min margin {min_margin}: expected a number from 0 up")
-    if min_margin and "certify" not in kinds.values():
-        raise ConfigError("min margin: expected a folder that certify wrote, found none")
-    if html is None and figures is None and (data or split or class_map):
-        raise ConfigError(
-            "--data, --split and --class-map: expected --html or --figures with them, whose images they are"
-        )
+    found = [read_folder(inside) for folder in folders for inside in folders_of_records(folder)]
+    kinds = {folder.manifest.kind for folder in found}
+    _refuse_without(kinds, thresholds, min_margin)
+    place = _place(data, split, class_map, html is not None or figures is not None)
     if figures is None and model:
         raise ConfigError("--model: expected --figures with it")
-    attacks = {folder: summarize_attack(folder) for folder in every if kinds[folder] == "attack"}
-    sweeps = {folder: summarize_detection(folder, swept) for folder in every if kinds[folder] == "detect"}
-    summaries = {
-        folder: summarize(folder, min_margin=min_margin)
-        for folder in every
-        if folder not in {**attacks, **sweeps}
-    }
-    written: list[str] = []
-    notes: list[str] = []
-    if html is not None:
-        check_out_file(html)
-        notes += write_page(
-            html,
-            list(summaries.values()),
-            list(sweeps.values()),
-            list(attacks),
-            data=data,
-            split=split,
-            class_map=class_map,
-        )
-        written.append(f"page: {html}")
-    if figures is not None:
-        from ..report.figures.write import Place
-        from ..report.figures.write import write_figures as write
-
-        place = Place(data, split, class_map) if data or split or class_map else None
-        drawn, missing = write(
-            figures, list(summaries.values()), model=Path(model) if model else None, place=place
-        )
-        written += [f"figure: {path}" for path in drawn]
-        notes += missing
+    compared = compare(found, swept, min_margin)
+    written, notes = _write(compared, html, figures, model, place)
     for note in notes:
         print(one_line(note), file=sys.stderr)
     if as_json:
-        print(
-            json.dumps(
-                [
-                    attacks.get(folder) or (sweeps.get(folder) or summaries[folder]).to_json()
-                    for folder in every
-                ]
-            )
-        )
+        print(json.dumps(compared.to_json()))
         return
-    if summaries:
-        stdout.print(table(list(summaries.values())))
-    if sweeps:
-        stdout.print(detection_table(list(sweeps.values())))
-    for found in attacks.values():
-        stdout.print(f"{one_line(found['folder'])}\n{attack_text(found)}", markup=False, soft_wrap=True)
+    _show(compared)
     for line in written:
         stdout.print(line, markup=False, soft_wrap=True)
+
+
+def _refuse_without(kinds: set[str], thresholds: str | None, min_margin: float) -> None:
+    """Refuse options about records that no folder has."""
+    if thresholds and "detect" not in kinds:
+        raise ConfigError("thresholds: expected a folder that detect wrote, found none")
+    if not math.isfinite(min_margin):
+        raise ConfigError(f"min margin {min_margin}: expected a number from 0 up")
+    if min_margin and "certify" not in kinds:
+        raise ConfigError("min margin: expected a folder that certify wrote, found none")
+
+
+def _place(data: str | None, split: str | None, class_map: str | None, pictures: bool) -> DataAsked | None:
+    """Where the images of a page or of figures are; None: as the records say."""
+    if not (data or split or class_map):
+        return None
+    if not pictures:
+        raise ConfigError(
+            "--data, --split and --class-map: expected --html or --figures with them, whose images they are"
+        )
+    return DataAsked(data or "", split, class_map)
+
+
+def _write(
+    compared: Compared, html: Path | None, figures: Path | None, model: str | None, place: DataAsked | None
+) -> tuple[list[str], list[str]]:
+    """A line for each file that was written, and one for each thing that could not be shown."""
+    written: list[str] = []
+    notes: list[str] = []
+    if html is not None:
+        from ..report.page.html import write_page
+
+        check_out_file(html)
+        notes += write_page(html, compared, place)
+        written.append(f"page: {html}")
+    if figures is not None:
+        from ..report.figures.write import write_figures
+
+        run = Path(model) if model else None
+        drawn, missing = write_figures(figures, compared.summaries, model=run, place=place)
+        written += [f"figure: {path}" for path in drawn]
+        notes += missing
+    return written, notes
+
+
+def _show(compared: Compared) -> None:
+    if compared.summaries:
+        stdout.print(table(compared.summaries))
+    if compared.sweeps:
+        stdout.print(detection_table(compared.sweeps))
+    for attack in compared.attacks:
+        text = f"{one_line(str(attack.folder.path))}\n{attack_text(attack.summary)}"
+        stdout.print(text, markup=False, soft_wrap=True)

@@ -1,94 +1,117 @@
-"""TODO."""
+"""``certipatch reproduce``: the runs behind a table or figure of the paper, and the table beside the
+paper's."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from ..errors import CertiPatchError
-from ..reproduce.budget import plan_json, plan_table
-from ..reproduce.budget import tasks as tasks_of
-from ..reproduce.run import run
-from ..reproduce.tables import Cell, collect, write_tables
-from ..runtime.console import stderr
-from ..runtime.devices import make_fabric
-from .app import app
-from .open import _resumable
-from .options import AsJson, Device, Workers, stdout
+from ..runtime.console import stderr, stdout
+from . import options as ask
+from .open import resumable
 from .parse import parse_locations
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-@app.command()
+    from ..reproduce.plan import Run
+    from ..reproduce.recipe import Recipe
+    from ..reproduce.tables import Cell
+
+
 def reproduce(
-    recipe: Annotated[
-        str,
-        typer.Argument(help="table1, table2, table3, tableA1, figure5, lite0, or a .toml file like those"),
-    ],
-    out: Annotated[Path, typer.Option(help="folder to write; tables share the runs in it")] = Path(
-        "reproduced"
-    ),
-    only: Annotated[
-        str | None,
-        typer.Option(
-            help="run only what matches each of 'cifar10,resnet*,!grid-fine,seed0' (data, model, strategy, "
-            "seed; ! none)"
-        ),
-    ] = None,
-    scale: Annotated[float, typer.Option(help="share of the images, for a quick look")] = 1.0,
-    data: Annotated[
-        list[str] | None, typer.Option(help="NAME=PLACE: where a data set is (repeat for more)")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only plan: passes, FLOPs, time")] = False,
-    tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="plan for a device that sustains this rate")
-    ] = None,
-    device: Device = "auto",
-    precision: Annotated[str | None, typer.Option(help="as in train; default: the recipe's")] = None,
-    workers: Workers = 0,
-    as_json: AsJson = False,
+    recipe: ask.Recipe,
+    out: ask.OutShared = Path("reproduced"),
+    only: ask.Only = None,
+    scale: ask.Scale = 1.0,
+    data: ask.Places = None,
+    resume: ask.ResumeAlways = True,
+    dry_run: ask.DryRun = False,
+    tflops: ask.Tflops = None,
+    device: ask.Device = "auto",
+    precision: ask.PrecisionOfRecipe = None,
+    workers: ask.Workers = 0,
+    as_json: ask.AsJson = False,
 ) -> None:
     """Reproduce a table or figure of the paper: plan, train, certify, and show it beside the paper's
     numbers."""
-    from functools import cache
-
-    from ..reproduce.figure5 import against_k
     from ..reproduce.plan import plan
     from ..reproduce.recipe import read_recipe
+    from ..reproduce.run import run
+    from ..runtime.devices import make_fabric
 
     wanted = read_recipe(recipe, precision=precision)
     runs, every = plan(wanted, only=only, scale=scale), plan(wanted, scale=scale)
     locations = parse_locations(data or [], every)
     fab = cache(lambda precision: make_fabric(device=device, precision=precision))
     if dry_run:
-        tasks = tasks_of(runs, out, fabric=fab, tflops=tflops)
-        print(json.dumps(plan_json(tasks))) if as_json else stdout.print(plan_table(tasks))
+        _show_plan(runs, out, fab, tflops, as_json)
         return
     stem = out / f"{Path(recipe).name.removesuffix('.toml')}{'' if scale == 1 else f'-x{scale:g}'}"
-
-    def render() -> list[Cell]:
-        out.mkdir(parents=True, exist_ok=True)
-        cells = collect(wanted, every, out)
-        write_tables(wanted, cells, stem)
-        return cells
-
-    if any(cell.summary is None for cell in collect(wanted, runs, out)):
-        left = [task for task in tasks_of(runs, out, fabric=fab, tflops=tflops) if not task.finished]
-        stderr.print(plan_table(left))
-    with _resumable(out, "run the same command again"):
-        failures = run(runs, out, locations=locations, fabric=fab, workers=workers, after_each=render)
-    cells = render()
-    written = [Path(f"{stem}.{ending}") for ending in ("md", "csv", "json")] + (
-        against_k(cells, stem) if wanted.figure else []
-    )
-    shown = Path(f"{stem}.{'json' if as_json else 'md'}").read_text()
-    print(shown if as_json else shown.partition("<details>")[0])
-    for cell in cells:
-        if cell.problem:
-            stderr.print(f"not shown: {cell.problem}", markup=False, soft_wrap=True)
-    stderr.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
+    tables = Tables(wanted, every, out, stem)
+    tables.announce(runs, fab, tflops)
+    with resumable(out, "run the same command again"):
+        failures = run(runs, out, locations=locations, fabric=fab, workers=workers, after_each=tables.render)
+    tables.show(as_json)
     if failures:
         raise CertiPatchError(f"{len(failures)} of {len(runs)} runs failed; the first: {failures[0]}")
+
+
+def _show_plan(
+    runs: list[Run], out: Path, fab: Callable[[str], Fabric], tflops: float | None, as_json: bool
+) -> None:
+    from ..reproduce.budget import plan_json, plan_table, tasks
+
+    found = tasks(runs, out, fabric=fab, tflops=tflops)
+    if as_json:
+        print(json.dumps(plan_json(found)))
+    else:
+        stdout.print(plan_table(found))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The files of a recipe: ``stem``.md, .csv and .json, written anew after each run."""
+
+    recipe: Recipe
+    runs: list[Run]
+    out: Path
+    stem: Path
+
+    def announce(self, runs: list[Run], fab: Callable[[str], Fabric], tflops: float | None) -> None:
+        """Say what is still to be done of some runs, and how long it will take."""
+        from ..reproduce.budget import plan_table, tasks
+        from ..reproduce.tables import collect
+
+        if any(cell.summary is None for cell in collect(self.recipe, runs, self.out)):
+            left = [task for task in tasks(runs, self.out, fabric=fab, tflops=tflops) if not task.finished]
+            stderr.print(plan_table(left))
+
+    def render(self) -> list[Cell]:
+        """Write the files from what there is."""
+        from ..reproduce.tables import collect, write_tables
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        cells = collect(self.recipe, self.runs, self.out)
+        write_tables(self.recipe, cells, self.stem)
+        return cells
+
+    def show(self, as_json: bool) -> None:
+        """Write the files, print the table, and name on standard error what is not shown."""
+        from ..reproduce.figure5 import against_k
+
+        cells = self.render()
+        written = [Path(f"{self.stem}.{ending}") for ending in ("md", "csv", "json")]
+        written += against_k(cells, self.stem) if self.recipe.figure else []
+        shown = Path(f"{self.stem}.{'json' if as_json else 'md'}").read_text(encoding="utf-8")
+        print(shown if as_json else shown.partition("<details>")[0])
+        say = partial(stderr.print, markup=False, soft_wrap=True)
+        for cell in cells:
+            if cell.problem:
+                say(f"not shown: {cell.problem}")
+        say(f"written: {', '.join(map(str, written))}")

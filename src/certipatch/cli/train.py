@@ -1,173 +1,184 @@
-"""TODO."""
+"""``certipatch train``: fine-tune a model on masked images."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ..config import ModelSpec
+from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..geometry.patch import parse_patch
-from ..runtime.devices import make_fabric
-from ..runtime.processes import in_turn, launched
-from ..training.config import default_lr, train_config
-from ..training.cost import STRATEGY_NAMES
-from ..training.train import train as fine_tune
-from .app import app
-from .open import _resumable, is_run, open_model
-from .options import (
-    AsJson,
-    BatchSize,
-    ClassMap,
-    Compile,
-    CropPct,
-    Data,
-    Device,
-    Devices,
-    ImageSize,
-    Limit,
-    MasksPerAxis,
-    Model,
-    Nodes,
-    Patch,
-    Precision,
-    Pretrained,
-    Resume,
-    SearchEvery,
-    SearchPrecision,
-    Seed,
-    Split,
-    Weights,
-    Workers,
-    stdout,
-)
+from ..runtime.console import stdout
+from ..training.config import TrainConfig, default_lr, train_config
+from ..training.strategies import STRATEGIES
+from . import options as ask
+from .open import is_run, open_to_train, resumable
 from .parse import check_out, parse_devices
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..data.source import Source
+    from ..models.runs import Opened
 
 
-@app.command()
 def train(
-    model: Model,
-    data: Data,
-    strategy: Annotated[
-        str, typer.Option(help=f"which pixels to hide in training: {', '.join(STRATEGY_NAMES)}")
-    ],
-    patch: Patch,
-    out: Annotated[Path, typer.Option(help="folder to write")],
-    val_data: Annotated[
-        str | None, typer.Option(help="like --data; default: --data with --val-split")
-    ] = None,
-    masks_per_axis: MasksPerAxis = 6,
-    epochs: Annotated[int, typer.Option(min=1)] = 10,
-    batch_size: BatchSize = None,
-    lr: Annotated[float | None, typer.Option(help="default: 0.01, or 0.001 for ViT and ConvNeXt")] = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    split: Split = None,
-    val_split: Annotated[str | None, typer.Option(help="like --split, of the validation data")] = None,
-    class_map: ClassMap = None,
-    image_size: ImageSize = None,
-    crop_pct: CropPct = None,
-    clean_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="share of each batch left unmasked")
-    ] = 0.0,
-    gradcam_layer: Annotated[
-        str | None, typer.Option(help="module that gutout looks at; default: the last feature map")
-    ] = None,
-    search_every: SearchEvery = 1,
-    search_precision: SearchPrecision = None,
-    compile: Compile = None,
-    limit: Limit = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    precision: Precision = "32-true",
-    devices: Devices = "1",
-    nodes: Nodes = 1,
-    workers: Workers = 0,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="write curves into OUT/tensorboard too")
-    ] = False,
-    resume: Resume = False,
-    as_json: AsJson = False,
+    model: ask.Model,
+    data: ask.Data,
+    strategy: ask.Strategy,
+    patch: ask.Patch,
+    out: ask.Out,
+    val_data: ask.ValData = None,
+    masks_per_axis: ask.MasksPerAxis = 6,
+    epochs: ask.Epochs = 10,
+    batch_size: ask.BatchSize = None,
+    lr: ask.Lr = None,
+    weights: ask.Weights = None,
+    pretrained: ask.Pretrained = False,
+    split: ask.Split = None,
+    val_split: ask.ValSplit = None,
+    class_map: ask.ClassMap = None,
+    image_size: ask.ImageSize = None,
+    crop_pct: ask.CropPct = None,
+    clean_fraction: ask.CleanFraction = 0.0,
+    gradcam_layer: ask.GradcamLayer = None,
+    search_every: ask.SearchEvery = 1,
+    search_precision: ask.SearchPrecision = None,
+    compile: ask.Compile = None,
+    limit: ask.Limit = None,
+    seed: ask.Seed = 0,
+    device: ask.Device = "auto",
+    precision: ask.Precision = "32-true",
+    devices: ask.Devices = "1",
+    nodes: ask.Nodes = 1,
+    workers: ask.Workers = 0,
+    tensorboard: ask.Tensorboard = False,
+    resume: ask.Resume = False,
+    as_json: ask.AsJson = False,
 ) -> None:
     """Fine-tune a model on worst-case masked images."""
-    from ..data.load import load_source
-
     check_out(out, data, val_data)
+    _check_asked(patch, strategy)
+    place = DataAsked(data, split, class_map)
+    asked = Asked(
+        model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
+        data=place,
+        validation=_validation(place, val_data, val_split),
+        limit=limit,
+        patch=patch,
+        recipe={
+            **{"strategy": strategy, "masks_per_axis": masks_per_axis, "epochs": epochs},
+            **{"batch_size": batch_size, "lr": lr, "clean_fraction": clean_fraction, "seed": seed},
+            **{"gradcam_layer": gradcam_layer, "search_every": search_every},
+            **{"search_precision": search_precision},
+        },
+        out=out,
+    )
+    machine = {"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes}
+    how = {"workers": workers, "compile": compile, "tensorboard": tensorboard, "resume": resume}
+    _train(asked, machine, how, as_json)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What ``train`` was asked for.
+
+    Attributes:
+        data, validation: where the images to train on and those to validate on are.
+        patch: as it was typed. recipe: the rest of a training configuration, as far as it was given.
+    """
+
+    model: ModelAsked
+    data: DataAsked
+    validation: DataAsked
+    limit: int | None
+    patch: str
+    recipe: dict[str, Any]
+    out: Path
+
+
+def _check_asked(patch: str, strategy: str) -> None:
     if "+" in patch:
         raise ConfigError(
             f"patch {patch!r}: expected one shape to train with, found several; certify takes them all"
         )
-    if strategy not in STRATEGY_NAMES:
-        raise ConfigError(f"unknown strategy {strategy!r}: expected one of {', '.join(STRATEGY_NAMES)}")
-    if val_data is None and val_split is None and data != "digits":
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"unknown strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
+
+
+def _validation(data: DataAsked, val_data: str | None, val_split: str | None) -> DataAsked:
+    """Where the validation images are: the digits have their own, other data must be named."""
+    if val_data is None and val_split is None and data.place != "digits":
         raise ConfigError(
             "validation data: expected --val-data, or --val-split of the same data, found neither"
         )
+    own_split = None if data.place == "digits" else data.split
+    return DataAsked(val_data or data.place, val_split or own_split)
 
-    def prepare() -> tuple[Source, Source, ModelSpec, nn.Sequential]:
-        source = load_source(data, split=split, class_map=class_map).first(limit)
-        validation = load_source(
-            val_data or data,
-            split=val_split or ("test" if data == "digits" else split),
-            classes=source.classes,
-        )
-        return (
-            source,
-            validation,
-            *open_model(model, source, weights, pretrained, image_size, crop_pct, training=True, seed=seed)[
-                :2
-            ],
-        )
 
-    fab = make_fabric(device=device, precision=precision, devices=parse_devices(devices), nodes=nodes)
-    with _resumable(out), launched(fab):
-        source, validation, spec, network = in_turn(fab, prepare)
-        config = train_config(
-            strategy=strategy, patch_size=parse_patch(patch, spec.image_size), masks_per_axis=masks_per_axis, epochs=epochs,
-            batch_size=batch_size or 64, lr=default_lr(spec.arch) if lr is None else lr, clean_fraction=clean_fraction,
-            gradcam_layer=gradcam_layer, search_every=search_every, search_precision=search_precision, seed=seed,
-        )  # fmt: skip
+def _train(asked: Asked, machine: dict[str, Any], how: dict[str, Any], as_json: bool) -> None:
+    """Train, and say what came out. ``machine`` and ``how`` are arguments of ``make_fabric`` and of
+    ``train``."""
+    from ..runtime.devices import make_fabric
+    from ..runtime.processes import in_turn, launched
+    from ..training.train import train as fine_tune
+
+    fab = make_fabric(**machine)
+    with resumable(asked.out), launched(fab):
+        source, validation, opened = in_turn(fab, lambda: _open(asked))
+        config = _config(asked, opened)
         last = fine_tune(
-            network, spec, source, validation, config, out, fabric=fab, data=data, workers=workers, compile=compile,
-            tensorboard=tensorboard, resume=resume,
+            opened.network, opened.spec, source, validation, config, asked.out,
+            fabric=fab, data=asked.data.place, **how,
         )  # fmt: skip
     if not fab.is_global_zero:
         return
     if as_json:
-        print(json.dumps({"run": str(out), **last}))
-        return
-    right = last["validation_vanilla"]
-    following = ["certipatch", "certify", "--model", str(out), "--data", val_data or data, "--patch", patch]
-    following += [
-        "--masks-per-axis",
-        str(masks_per_axis),
-        *(["--split", val_split] if val_split else []),
-        "--out",
-        f"{out}-certified",
+        print(json.dumps({"run": str(asked.out), **last}))
+    else:
+        _show(asked, opened.spec.arch, last, how["tensorboard"])
+
+
+def _open(asked: Asked) -> tuple[Source, Source, Opened]:
+    from ..data.load import judged_split, load_source
+
+    data, judged = asked.data, asked.validation
+    source = load_source(data.place, split=data.split, class_map=data.class_map).first(asked.limit)
+    split = judged_split(judged.place, judged.split)
+    validation = load_source(judged.place, split=split, classes=source.classes)
+    return source, validation, open_to_train(asked.model, source, seed=asked.recipe["seed"])
+
+
+def _config(asked: Asked, opened: Opened) -> TrainConfig:
+    """The recipe with what depends on the model: the patch in pixels, and the paper's learning rate."""
+    recipe = asked.recipe
+    lr = default_lr(opened.spec.arch) if recipe["lr"] is None else recipe["lr"]
+    size = parse_patch(asked.patch, opened.spec.image_size)
+    return train_config(**{**recipe, "lr": lr, "batch_size": recipe["batch_size"] or 64}, patch_size=size)
+
+
+def _show(asked: Asked, arch: str, last: dict[str, Any], tensorboard: bool) -> None:
+    say = partial(stdout.print, soft_wrap=True, markup=False)
+    right, recipe = last["validation_vanilla"], asked.recipe
+    from_something = is_run(asked.model.name) or asked.model.has_weights
+    start = "" if from_something else " from random weights (--pretrained takes trained ones)"
+    say(
+        f"trained {arch}{start} with {recipe['strategy']} for {recipe['epochs']} epochs; validation vanilla "
+        f"accuracy {100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})"
+    )
+    if tensorboard:
+        say(f"curves: {shlex.join(['tensorboard', '--logdir', str(asked.out / 'tensorboard')])}")
+    say(f"next: {shlex.join(_following(asked))}")
+
+
+def _following(asked: Asked) -> list[str]:
+    """The command that certifies what was trained."""
+    judged = asked.validation
+    return [
+        *("certipatch", "certify", "--model", str(asked.out), "--data", judged.place, "--patch", asked.patch),
+        *("--masks-per-axis", str(asked.recipe["masks_per_axis"])),
+        *(["--split", judged.split] if judged.split else []),
+        *("--out", f"{asked.out}-certified"),
     ]
-    start = (
-        ""
-        if is_run(model) or weights or pretrained
-        else " from random weights (--pretrained takes trained ones)"
-    )
-    stdout.print(
-        f"trained {spec.arch}{start} with {strategy} for {epochs} epochs; validation vanilla accuracy "
-        f"{100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})\n"
-        + (
-            f"curves: {shlex.join(['tensorboard', '--logdir', str(out / 'tensorboard')])}\n"
-            if tensorboard
-            else ""
-        )
-        + f"next: {shlex.join(following)}",
-        soft_wrap=True,
-        markup=False,
-    )

@@ -1,64 +1,83 @@
-"""TODO."""
+"""``certipatch verify``: check a folder of records with code that shares nothing with what wrote it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
-from .app import app
-from .open import _certifications, is_run, open_model, source_for
-from .options import AsJson, ClassMap, CropPct, Device, ImageSize, Pretrained, Split, Weights, stdout
+from ..runtime.console import stdout
+from . import options as ask
+from .open import folders_of_records, is_run, open_both, open_data, open_run_asked
+
+if TYPE_CHECKING:
+    from ..data.source import Source
+    from ..models.runs import Opened
+    from ..verify.findings import Verification
 
 
-@app.command()
 def verify(
     certified: Annotated[Path, typer.Argument(help="folder that certify or detect wrote")],
-    model: Annotated[str | None, typer.Option(help="compare its weights; as in certify")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="compare its images; as in certify. With --model: look at some again")
-    ] = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    split: Split = None,
-    class_map: ClassMap = None,
-    image_size: ImageSize = None,
-    crop_pct: CropPct = None,
+    model: ask.ModelToCompare = None,
+    data: ask.DataToCompare = None,
+    weights: ask.Weights = None,
+    pretrained: ask.Pretrained = False,
+    split: ask.Split = None,
+    class_map: ask.ClassMap = None,
+    image_size: ask.ImageSize = None,
+    crop_pct: ask.CropPct = None,
     sample: Annotated[int, typer.Option(min=0, help="images to look at again, one view at a time")] = 20,
     every: Annotated[bool, typer.Option("--all", help="look at all images again")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="which images are drawn")] = 0,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    device: ask.Device = "auto",
+    as_json: ask.AsJson = False,
 ) -> None:
     """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 2 if
     anything is wrong."""
-    from ..models.runs import load_run
     from ..verify.check import verify as check
 
-    if model is None and (weights or pretrained or image_size or crop_pct):
-        raise ConfigError("--weights, --pretrained, --image-size and --crop-pct: expected --model with them")
-    source = source_for(model or "", data, split, class_map) if data else None
-    given = None
-    if model and source:
-        given = open_model(model, source, weights, pretrained, image_size, crop_pct)
-    elif model and is_run(model):
-        spec, network, manifest = load_run(Path(model))
-        given = spec, network, manifest["experiment"]["train"]
-    elif model:
-        raise ConfigError(f"model {model}: expected --data with it, whose classes it is built for")
+    source, given = _given(
+        _model(model, weights, pretrained, image_size, crop_pct),
+        DataAsked(data, split, class_map) if data else None,
+    )
+    images = None if every else sample
     found = [
-        check(folder, model=given, source=source, sample=None if every else sample, seed=seed, device=device)
-        for folder in _certifications(certified)
+        check(folder, model=given, source=source, sample=images, seed=seed, device=device)
+        for folder in folders_of_records(certified)
     ]
-    if as_json:
-        print(json.dumps([one.to_json() for one in found]))
-    else:
-        for one in found:
-            stdout.print(
-                one.text(again=given is not None and source is not None), markup=False, soft_wrap=True
-            )
+    _show(found, as_json, again=given is not None and source is not None)
     if any(one.findings for one in found):
         raise typer.Exit(2)
+
+
+def _model(
+    name: str | None, weights: str | None, pretrained: bool, image_size: str | None, crop_pct: float | None
+) -> ModelAsked | None:
+    """The model to compare with, if one was named."""
+    asked = ModelAsked(name or "", weights, pretrained, image_size, crop_pct)
+    if name is None and not asked.bare:
+        raise ConfigError("--weights, --pretrained, --image-size and --crop-pct: expected --model with them")
+    return asked if name else None
+
+
+def _show(found: list[Verification], as_json: bool, *, again: bool) -> None:
+    if as_json:
+        print(json.dumps([one.to_json() for one in found]))
+        return
+    for one in found:
+        stdout.print(one.text(again=again), markup=False, soft_wrap=True)
+
+
+def _given(model: ModelAsked | None, data: DataAsked | None) -> tuple[Source | None, Opened | None]:
+    """The images and the model to compare with, as far as they were named."""
+    if model is None:
+        return (open_data(data) if data else None), None
+    if data is not None:
+        return open_both(model, data)
+    if is_run(model.name):
+        return None, open_run_asked(model)
+    raise ConfigError(f"model {model.name}: expected --data with it, whose classes it is built for")

@@ -1,4 +1,8 @@
-"""TODO."""
+"""From a file to 8-bit RGB, always in the same way; what cannot be read is an error with a reason.
+
+Images that a certificate counts must not depend on what else Pillow has been asked to do, and none may drop
+out in silence: see :data:`UNREADABLE`.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +16,31 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ..errors import brief
+
+# What opening and decoding an image raise for one that cannot be read; other errors are ours.
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def why_unreadable(problem: Exception) -> str:
-    """The reason in one line, the same in every run (Pillow's text may hold a memory address)."""
+    """The reason in one line of at most 200 characters, the same in every run.
+
+    Pillow's own text for an unknown format holds a memory address, so it is not used.
+    """
     if isinstance(problem, IsADirectoryError):
         return "a folder, not an image"
-    text = (
-        "not an image of a known format"
-        if isinstance(problem, UnidentifiedImageError)
-        else " ".join(str(problem).split())
-    )
+    text = brief(problem, 200)
+    if isinstance(problem, UnidentifiedImageError):
+        text = "not an image of a known format"
     return f"{type(problem).__name__}: {text}"[:200]
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """Any readable image as 8-bit RGB: grey is repeated, alpha is dropped, palettes resolved, 16 bits scaled
-    to 8."""
-    with _by_pillow():
+    """The image as 8-bit RGB: grey is repeated, alpha dropped, a palette resolved, 16 bits are scaled to 8.
+
+    Raises one of UNREADABLE for damaged bytes, and for floating-point pixels.
+    """
+    with _damage_as_oserror():
         image.load()
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip at 255
         wide = np.asarray(image).astype(np.int64)
@@ -41,23 +51,29 @@ def decode(image: Image.Image) -> Image.Image:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Open one file; the bytes are read at once so that no handle stays open."""
-    if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):  # /dev/zero has no end
-        raise OSError("not a regular file")
-    return _from_bytes(Path(path).read_bytes())
+    """Open one image file; its bytes are read at once, so that no handle stays open.
+
+    Raises one of UNREADABLE for a path that is no image file.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise OSError("not a regular file")  # /dev/zero would be read without end
+    return open_bytes(Path(path).read_bytes())
 
 
-def _from_bytes(data: bytes) -> Image.Image:
+def open_bytes(data: bytes) -> Image.Image:
+    """Open an image from the bytes of its file; raises one of UNREADABLE for what is no image."""
     if not data:
         raise OSError("the file is empty")
-    with _by_pillow():
+    with _damage_as_oserror():
         return Image.open(io.BytesIO(data))
 
 
 @contextmanager
-def _by_pillow() -> Iterator[None]:
-    """Damaged bytes make Pillow stumble in any way (TypeError, struct.error ...); each is an image that
-    cannot be read."""
+def _damage_as_oserror() -> Iterator[None]:
+    """A block of Pillow's work, in which damaged bytes may raise anything (TypeError, struct.error ...).
+
+    All of that is an image that cannot be read, and becomes an OSError unless it is one of UNREADABLE.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

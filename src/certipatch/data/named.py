@@ -1,9 +1,15 @@
-"""TODO."""
+"""Data sets that have a name: scikit-learn's digits, and those that timm knows (``torch/cifar10``).
+
+timm reads some by index and some as a stream. A certificate speaks of images by their number, so a stream is
+read to its end and held in memory.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +19,27 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 from torchvision.datasets import SVHN  # type: ignore[import-untyped]
 
-from ..errors import ConfigError, DataError
-from .decode import _from_bytes
+from ..errors import ConfigError, DataError, brief
+from .decode import open_bytes
 from .source import Source
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
-
 DOWNLOADS = Path(os.environ.get("CERTIPATCH_DATA", "~/.cache/certipatch")).expanduser()
-
 
 NOT_TRAIN = ("test", "val", "valid", "validation", "eval", "evaluation")  # the other half of CIFAR and MNIST
 
-
 STREAM_LIMIT = 100_000  # images of a stream that are held in memory
 
+# What timm, torchvision and the hub's libraries raise for a data set that they cannot give.
+CANNOT_BE_HAD = (AssertionError, ValueError, RuntimeError, OSError, ImportError, TypeError, LookupError)
 
-def _digits(split: str) -> Source:
-    """scikit-learn's 1,797 handwritten digits (8x8, from UCI): a fixed 1,297 to train on and 500 to test
-    on."""
+
+def digits(split: str) -> Source:
+    """scikit-learn's 1,797 handwritten digits (8x8 pixels, from UCI).
+
+    The parts are fixed: ``train`` has 1,297 images, ``test`` the other 500.
+    """
     from sklearn.datasets import load_digits
 
     if split not in ("train", "test"):
@@ -48,48 +56,53 @@ def _digits(split: str) -> Source:
     )
 
 
-def _timm_named(data: str, split: str) -> Source:
-    """A data set that timm knows by name; it is downloaded where its library does that."""
-    # wds/PATH: the shards (and their _info.json) are in the folder PATH; other libraries know where data is.
-    root = data.removeprefix("wds/") if data.startswith("wds/") else str(DOWNLOADS)
-    try:
-        if data.lower() == "torch/svhn":
-            found: Any = _svhn(root, split)
-        else:
-            found = timm.data.create_dataset(data, root=root, split=split, download=True)
-    except (AssertionError, ValueError, RuntimeError, OSError, ImportError, TypeError, LookupError) as error:
-        raise ConfigError(
-            f"data {data}, split {split!r}: cannot be had ({' '.join(str(error).split())[:160]})"
-        ) from error
+def timm_named(data: str, split: str) -> Source:
+    """A data set that timm knows by name; it is downloaded where its library does that.
+
+    Raises ConfigError for a name or split that cannot be had, DataError for a sample that cannot be read.
+    """
+    found = _created(data, split)
     if getattr(found, "train", None) is False and split not in NOT_TRAIN:
-        raise ConfigError(
-            f"data {data}, split {split!r}: expected train or test"
-        )  # timm takes any other word for test
+        # timm takes any word but train for test
+        raise ConfigError(f"data {data}, split {split!r}: expected train or test")
     if isinstance(found, IterableDataset):
         return _held_in_memory(data, split, found)
-    reader = getattr(found, "reader", None)
-    if reader is not None:  # hfds: the reader gives undecoded files
-        classes = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
-        labels = [int(label) for label in reader.iter_targets()]
-
-        def read(i: int) -> Image.Image:
-            with reader[i][0] as file:
-                return _from_bytes(file.read())
-    else:
-        classes, labels = list(getattr(found, "classes", [])), [int(label) for label in found.targets]
-
-        def read(i: int) -> Image.Image:
-            return found[i][0]
-
-    names = tuple(map(str, classes)) if classes else tuple(str(c) for c in range(max(labels) + 1))
-    return Source(names, [f"{data}/{split}/{i}" for i in range(len(labels))], labels, read)
+    if getattr(found, "reader", None) is not None:
+        return _by_reader(data, split, found.reader)
+    labels = [int(label) for label in found.targets]
+    classes = _numbered_classes(labels)
+    if getattr(found, "classes", None):
+        classes = tuple(map(str, found.classes))
+    return Source(classes, _names(data, split, labels), labels, lambda i: found[i][0])
 
 
-def _svhn(root: str, split: str) -> Any:
+def _created(data: str, split: str) -> Any:
+    # wds/PATH: the shards (and their _info.json) are in the folder PATH; other libraries know where data is.
+    root = data.removeprefix("wds/") if data.startswith("wds/") else str(DOWNLOADS)
+    create = _svhn if data.lower() == "torch/svhn" else timm.data.create_dataset
+    try:
+        return create(data, root=root, split=split, download=True)
+    except CANNOT_BE_HAD as error:
+        raise ConfigError(f"data {data}, split {split!r}: cannot be had ({brief(error, 160)})") from error
+
+
+def _svhn(_: str, root: str, split: str, download: bool) -> Any:
     """Street View House Numbers, which timm's torch/ lacks, with the attributes of its neighbours there."""
-    found = SVHN(root, split=split, download=True)
+    found = SVHN(root, split=split, download=download)
     found.targets, found.classes = found.labels, list("0123456789")
     return found
+
+
+def _by_reader(data: str, split: str, reader: Any) -> Source:
+    """A data set of the Hugging Face Hub (hfds), whose reader in timm gives undecoded files."""
+    labels = [int(label) for label in reader.iter_targets()]
+    classes = tuple(map(str, sorted(reader.class_to_idx, key=reader.class_to_idx.get)))
+
+    def read(i: int) -> Image.Image:
+        with reader[i][0] as file:
+            return open_bytes(file.read())
+
+    return Source(classes or _numbered_classes(labels), _names(data, split, labels), labels, read)
 
 
 def _held_in_memory(data: str, split: str, stream: Any) -> Source:
@@ -97,10 +110,8 @@ def _held_in_memory(data: str, split: str, stream: Any) -> Source:
 
     timm's readers of streams drop what they cannot read and only log it; here that is an error.
     """
-    images, labels, dropped = [], [], _Warnings()
-    logger = logging.getLogger("timm.data.readers")
-    logger.addHandler(dropped)
-    try:
+    images, labels = [], []
+    with _warnings_of("timm.data.readers") as dropped:
         for image, label in stream:
             images.append(image)
             labels.append(int(label))
@@ -109,20 +120,39 @@ def _held_in_memory(data: str, split: str, stream: Any) -> Source:
                     f"data {data}: a stream of more than {STREAM_LIMIT} images cannot be indexed; use hfds/ "
                     "or a folder"
                 )
+    if dropped:
+        raise DataError(f"data {data}: a sample cannot be read ({dropped[0]}); remove or replace it")
+    return Source(_numbered_classes(labels), _names(data, split, labels), labels, images.__getitem__)
+
+
+def _names(data: str, split: str, labels: list[int]) -> list[str]:
+    return [f"{data}/{split}/{i}" for i in range(len(labels))]
+
+
+def _numbered_classes(labels: list[int]) -> tuple[str, ...]:
+    """Names for the classes of a data set that has none: ``0``, ``1`` ... up to the largest label."""
+    return tuple(str(c) for c in range(max(labels, default=-1) + 1))
+
+
+@contextmanager
+def _warnings_of(name: str) -> Iterator[list[str]]:
+    """The warnings that a logger and those below it give during the block, each as one line."""
+    messages: list[str] = []
+    handler = _Warnings(messages)
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield messages
     finally:
-        logger.removeHandler(dropped)
-    if dropped.messages:
-        raise DataError(f"data {data}: a sample cannot be read ({dropped.messages[0]}); remove or replace it")
-    classes = tuple(str(c) for c in range(max(labels, default=-1) + 1))
-    return Source(classes, [f"{data}/{split}/{i}" for i in range(len(labels))], labels, images.__getitem__)
+        logger.removeHandler(handler)
 
 
 class _Warnings(logging.Handler):
-    """Keeps what a library logs as a warning."""
+    """Appends what a library logs as a warning to ``messages``."""
 
-    def __init__(self) -> None:
+    def __init__(self, messages: list[str]) -> None:
         super().__init__(logging.WARNING)
-        self.messages: list[str] = []
+        self.messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(" ".join(record.getMessage().split())[:160])

@@ -1,7 +1,7 @@
-"""Data sets: from a name or a path to uint8 tensors that the model sees, with every image accounted for.
+"""Images and labels, and the uint8 tensors that the model sees of them, with every image accounted for.
 
 timm's reader replaces an unreadable image by its neighbour. A certificate must name the image it is about, so
-images are decoded here and an unreadable one surfaces as what it is.
+images are decoded here, and an unreadable one becomes an :class:`Item` without pixels that says why.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .decode import UNREADABLE, decode, why_unreadable
 
 @dataclass(frozen=True)
 class Source:
-    """Images before any transform: a name, a label and a way to open each.
+    """Images before any transform: the name and label of each, and a way to open it.
 
-    ``open(i)`` returns a PIL image or raises OSError, ValueError and the like for an unreadable one.
+    ``open(i)`` returns a PIL image, or raises one of ``decode.UNREADABLE`` for an image that cannot be read.
     """
 
     classes: tuple[str, ...]
@@ -38,15 +38,17 @@ class Source:
         return len(self.labels)
 
     def fingerprint(self) -> str:
-        """sha256 over the names and labels in order."""
+        """sha256 over the names and labels of all images in their order."""
         digest = hashlib.sha256()
         for name, label in zip(self.names, self.labels, strict=True):
             digest.update(f"{name}\0{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest says about the data: enough to refuse another, or the same at another
-        resolution."""
+        """What a manifest says about the data.
+
+        It is enough to refuse another data set, and the same one at another resolution.
+        """
         return {
             "images": len(self),
             "classes": list(self.classes),
@@ -55,7 +57,7 @@ class Source:
         }
 
     def sample(self) -> str:
-        """sha256 over the pixels of eight images, spread over the set."""
+        """sha256 over the pixels of eight images, spread evenly over the set."""
         digest = hashlib.sha256()
         some = self.first(8)
         for i in range(len(some)):
@@ -67,7 +69,10 @@ class Source:
         return digest.hexdigest()
 
     def first(self, limit: int | None) -> Source:
-        """Only the first ``limit`` images, spread evenly over the whole set so that no class is left out."""
+        """Only ``limit`` images, spread evenly over the whole set so that no class is left out.
+
+        All of them where ``limit`` is None or more than there are. Raises ConfigError for one below 1.
+        """
         if limit is None or limit >= len(self):
             return self
         if limit < 1:
@@ -94,9 +99,15 @@ class Item:
     pixels: Tensor | None
     error: str | None
 
+    def readable(self) -> Tensor:
+        """The pixels; raises DataError for an image that could not be read."""
+        if self.pixels is None:
+            raise DataError(f"image {self.name} cannot be read ({self.error}); remove or replace it")
+        return self.pixels
+
 
 class Images(Dataset[Item]):
-    """A source with the evaluation transform of a model; a map-style data set of :class:`Item`."""
+    """A source as a model sees it: a map-style data set of :class:`Item`, in the source's order."""
 
     def __init__(self, source: Source, spec: ModelSpec) -> None:
         self.source, self.transform = source, evaluation_transform(spec)
@@ -114,13 +125,15 @@ class Images(Dataset[Item]):
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [0, 1], the only place where this happens."""
+    """uint8 0..255 -> float32 in [0, 1]; nothing else turns pixels into the numbers that a model takes."""
     return pixels.float() / 255
 
 
 def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
-    """timm's evaluation transform to (3, H, W) uint8: resize, crop, no normalisation (that is in the
-    model)."""
+    """timm's evaluation transform to (3, H, W) uint8: it resizes and crops.
+
+    It does not normalise; that is the first layer of the model.
+    """
     return timm.data.create_transform(
         (3, *spec.image_size),
         is_training=False,
@@ -132,15 +145,18 @@ def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
 
 
 def check_training_classes(train: Source, validation: Source) -> None:
-    """Refuse what cannot be trained or judged: other classes in validation, or classes without an image on
-    either side."""
+    """Raise DataError for data that cannot be trained on or judged by.
+
+    Validation must have the classes of training, and each class an image in both.
+    """
     if validation.classes != train.classes:
         raise DataError(
             f"validation data: expected the classes {', '.join(train.classes[:5])}, found "
             f"{', '.join(validation.classes[:5])}"
         )
     for what, source in (("training", train), ("validation", validation)):
-        empty = [name for label, name in enumerate(train.classes) if label not in set(source.labels)]
+        present = set(source.labels)
+        empty = [name for label, name in enumerate(train.classes) if label not in present]
         if empty:
             raise DataError(
                 f"{what} data: expected images of every class, found none of {', '.join(empty[:5])}"
@@ -148,13 +164,9 @@ def check_training_classes(train: Source, validation: Source) -> None:
 
 
 def collate(items: list[Item]) -> tuple[Tensor, Tensor]:
-    """(N, 3, H, W) uint8 and (N,) labels for training, which refuses an unreadable image.
+    """One batch for training: (N, 3, H, W) uint8 pixels and (N,) int64 labels.
 
-    Raises DataError naming the first one.
+    Raises DataError naming the first image that could not be read.
     """
-    for item in items:
-        if item.pixels is None:
-            raise DataError(f"image {item.name} cannot be read ({item.error}); remove or replace it")
-    return torch.stack([item.pixels for item in items if item.pixels is not None]), torch.tensor(
-        [item.label for item in items]
-    )
+    pixels = torch.stack([item.readable() for item in items])
+    return pixels, torch.tensor([item.label for item in items])

@@ -1,66 +1,139 @@
-"""PatchCleanser around a model: one examination of images that both ``predict`` and ``certify`` are read
-from.
+"""What every certified defense offers, and the premises of every certificate on the model and the images.
 
-The labels of masked views come from the network (``network``), what is asked next from the schedule
-(``schedule``), and the decisions from the integer algorithms (``patchcleanser``).
+A defense is a folder beside this file and one row in ``certification/methods.py``; with these it has
+``certify``, resume, shards, records, report, page and ``verify``. A certificate depends on nothing but this
+room and those below.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import SoundnessError
-from .patchcleanser.algorithms import Case
+from ..geometry.patch import Size, Threat
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found out about one image.
+    """What a defense found out about one image. A method that has more to say adds fields in a class of its
+    own.
 
     Attributes:
         label: the true label, None if none was given.
         vanilla_label: the undefended model's label F(x).
-        defended_label: the inference's label.
-        case: which case decided: agreed, disagreer or majority of Algorithm 1; agreed or champion of
-            challenger masking.
-        certified: Algorithm 2 for the true label; None if no label was given.
-        failing_pair: indices (i <= j) of the first wrong pair of masks, one-mask views (i = j) before others;
-            else None.
-        failing_label: the label under that pair, else None.
-        margin: the smallest best-minus-second-best logit over the masked views that were computed.
+        defended_label: the label that the defense answers, None if it raises an alarm in place of an answer.
+        certified: the defense keeps its promise for the true label under every patch of its threat, proven;
+            None if no label was given.
+        margin: how far the closest decision behind this was from turning, None if the method has no such
+            number.
         passes: forward passes spent on this image.
     """
 
     label: int | None
     vanilla_label: int
-    defended_label: int
-    case: Case
+    defended_label: int | None
     certified: bool | None
-    failing_pair: tuple[int, int] | None
-    failing_label: int | None
-    margin: float
+    margin: float | None
     passes: int
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What the method adds, by the names of its fields: these stand in the records too."""
+        common = {field.name for field in fields(Verdict)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in common}
 
 
 class CertifiedDefense(Protocol):
-    """What every certified defense offers; others may later stand beside PatchCleanser."""
+    """A model with a defense around it whose answers can be certified.
 
-    def predict(self, images: Tensor) -> Tensor: ...
+    Attributes:
+        name: what the defense is called in manifests and on the command line.
+        threat: what the certificate is against.
+    """
 
-    def certify(self, images: Tensor, labels: Tensor) -> list[Verdict]: ...
+    name: str
+
+    @property
+    def threat(self) -> Threat: ...
+
+    def examine(self, images: Tensor, labels: Tensor | None = None) -> Sequence[Verdict]:
+        """One verdict for each of (N, 3, H, W) float images in [0, 1].
+
+        With labels, (N,) int64, the certificates are found out too.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Whatever can change a result, as JSON: it becomes part of the experiment.
+
+        ``precision`` is among it, and ``masks``; a defense without masks says instead what it is against,
+        under ``threat``.
+        """
+        ...
+
+    def describe_network(self) -> dict[str, Any]:
+        """How the network is run, as JSON: what changes rounding only, and makes an equal one."""
+        ...
 
 
-def _check_model(model: nn.Module) -> None:
-    """The premises on the model. Refuse, do not warn."""
+def check_precision(defense: CertifiedDefense, certified: str) -> None:
+    """Refuse a defense whose network does not run here in the precision that it was certified in.
+
+    Raises SoundnessError.
+    """
+    found = defense.describe()["precision"]
+    if found != certified:
+        raise SoundnessError(
+            f"precision: expected {certified}, in which it was certified, found {found}, in which the model "
+            "runs here; certify again on this machine"
+        )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model whose answer for an image may depend on more than the image.
+
+    Raises SoundnessError for training mode, or a BatchNorm without running statistics.
+    """
     if any(module.training for module in model.modules()):
         raise SoundnessError("model: expected evaluation mode, found training mode; call model.eval() first")
     batch_norm = nn.modules.batchnorm._BatchNorm
     if any(isinstance(module, batch_norm) and module.running_mean is None for module in model.modules()):
         raise SoundnessError(
             "model: expected answers that depend on one image alone, found a BatchNorm without running "
-            "statistics, "
-            "which mixes the images of a batch; set track_running_stats"
+            "statistics, which mixes the images of a batch; set track_running_stats"
         )
+
+
+def check_images(images: Tensor, image_size: Size) -> None:
+    """Refuse images that are not (N, 3, H, W) floats in [0, 1] of this size. Raises SoundnessError."""
+    expected = (3, *image_size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+        raise SoundnessError(
+            f"images: expected (N, {', '.join(map(str, expected))}), found {tuple(images.shape)}; resize "
+            "them or build masks of that size"
+        )
+    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+        raise SoundnessError(
+            "images: expected float values in [0, 1], found others; normalisation belongs inside the model"
+        )
+
+
+def check_labels(labels: Tensor | None, images: Tensor) -> None:
+    """Refuse labels that are not one int64 class from 0 up for each image. Raises SoundnessError."""
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise _wrong_labels(type(labels).__name__, images)
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (labels < 0).any():
+        raise _wrong_labels(f"{labels.dtype} {tuple(labels.shape)}", images)
+
+
+def _wrong_labels(found: str, images: Tensor) -> SoundnessError:
+    return SoundnessError(
+        f"labels: expected an int64 tensor ({len(images)},) of classes from 0 up, found {found}"
+    )

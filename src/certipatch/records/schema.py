@@ -1,104 +1,157 @@
-"""TODO."""
+"""The lines of a folder of records: what is written of one image, by each defense and by an attack.
+
+A record has the fields that every defense fills, and those that its method adds. Fields are written in a
+fixed order, so that equal results are equal bytes.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Self, TypeVar
+import hashlib
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ..config import Frozen
 
 RECORDS = "records.jsonl"
+ATTACKS = "attacks.jsonl"
+EPOCHS = "epochs.jsonl"
 
 
-class Record(Frozen):
-    """One image: :class:`certipatch.defense.Verdict` with the image's place, name and hash.
-
-    ``pixels`` is the sha256 of the (3, H, W) uint8 tensor the model saw. An unreadable image has an
-    ``error``, no labels of ours, and counts as not certified, not correct.
-    """
+class Indexed(Frozen):
+    """What is about one image: ``index`` is its place in the data set."""
 
     index: int = Field(ge=0)
+
+
+class Line(Indexed):
+    """What every line says of its image.
+
+    ``pixels`` is the sha256 of the (3, H, W) uint8 tensor that the model saw, ``passes`` the number of
+    forward passes that were spent on it. An image that cannot be read has an ``error`` and no labels but the
+    true one.
+    """
+
+    ORDER: ClassVar[tuple[str, ...]] = ()  # in which the fields are written; as they are defined if empty
+
     name: str
     label: int = Field(ge=0)
     pixels: str | None
     vanilla_label: int | None
-    defended_label: int | None
-    case: Literal["agreed", "disagreer", "majority", "champion"] | None
-    certified: bool
-    failing_pair: tuple[int, int] | None
-    failing_label: int | None
-    margin: float | None
     passes: int = Field(ge=0)
     error: str | None = None
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return {name: found[name] for name in self.ORDER} if self.ORDER else found
+
+
+class Record(Line):
+    """One image under a defense that certifies answers: the fields that all such defenses have.
+
+    ``vanilla_label`` is the answer of the undefended model, ``defended_label`` that of the defense.
+    ``certified``: the defense answers the true label under every patch, proven; ``margin`` is how near the
+    closest decision behind that was. Further fields are what the method adds
+    (:attr:`certipatch.defenses.contract.Verdict.detail`). An image that cannot be read counts as not
+    certified and not correct.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    defended_label: int | None
+    certified: bool
+    margin: float | None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        """A certificate is about an image that was looked at, on which the defended label is the true one."""
+        if self.certified and not (self._looked_at and self.defended_label == self.label):
+            raise ValueError("certified, but its other fields say it is not")
+        return self
+
+    @property
+    def _looked_at(self) -> bool:
+        return self.error is None and self.pixels is not None and (self.margin or 0.0) >= 0
+
+
+class PatchCleanserRecord(Record):
+    """One image of ``certify``: :class:`certipatch.PatchCleanser`'s verdict with the image's place, name and
+    hash.
+
+    ``margin`` is the smallest difference between the best two logits in any view that was looked at. An image
+    that is not certified has the ``failing_pair`` of masks that was found first, and its ``failing_label``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    ORDER = (
+        *("index", "name", "label", "pixels", "vanilla_label", "defended_label", "case", "certified"),
+        *("failing_pair", "failing_label", "margin", "passes", "error"),
+    )
+
+    case: Literal["agreed", "disagreer", "majority", "champion"] | None
+    failing_pair: tuple[int, int] | None
+    failing_label: int | None
+
+    @model_validator(mode="after")
+    def _agreed(self) -> Self:
         """A certificate implies that every one-mask label, and so the defended one, is the true label."""
-        flawless = self.failing_pair is None and self.failing_label is None and self.error is None
-        looked_at = self.pixels is not None and self.margin is not None and self.margin >= 0
-        right = self.defended_label == self.label and self.case == "agreed" and flawless and looked_at
-        if self.certified and not right:
+        flawless = self.case == "agreed" and self.failing_pair is None and self.failing_label is None
+        if self.certified and not (flawless and self.margin is not None):
             raise ValueError("certified, but its other fields say it is not")
         return self
 
 
-class DetectionRecord(Frozen):
-    """One image: :class:`certipatch.detection.Detection` with the image's place, name and hash, for every
-    threshold at once.
+class DetectionRecord(Line):
+    """One image of ``detect``: what Minority Reports found, for every threshold at once.
 
-    ``agreement``: the smallest one-mask confidence if all one-mask labels are the true one, else None;
-    certified at every threshold below it. ``dissent``: the largest confidence of a one-mask label other than
-    ``vanilla_label``, else None; an alarm at every threshold below it. An unreadable image has an ``error``
-    and neither; it counts as wrong and as not certified.
+    ``agreement``: the smallest one-mask confidence if all one-mask labels are the true one, else None; the
+    image is certified at every threshold below it. ``dissent``: the largest confidence of a one-mask label
+    other than ``vanilla_label``, else None; there is an alarm at every threshold below it. An image that
+    cannot be read has neither; it counts as wrong and as not certified.
     """
 
-    index: int = Field(ge=0)
-    name: str
-    label: int = Field(ge=0)
-    pixels: str | None
-    vanilla_label: int | None
+    ORDER = (
+        *("index", "name", "label", "pixels", "vanilla_label", "agreement", "dissent"),
+        *("passes", "error"),
+    )
+
     agreement: float | None = Field(ge=0, le=1)
     dissent: float | None = Field(ge=0, le=1)
-    passes: int = Field(ge=0)
-    error: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """If all one-mask labels are the true one, they dissent from F(x) all or none; if not, some dissent
-        from an F(x) that is right."""
-        if self.error is not None:
-            possible = self.agreement is None and self.dissent is None and self.vanilla_label is None
-        elif self.vanilla_label is None:
-            possible = False
-        elif self.agreement is None:
-            possible = self.dissent is not None or self.vanilla_label != self.label
-        elif self.vanilla_label == self.label:
-            possible = self.dissent is None
-        else:
-            possible = self.dissent is not None and self.dissent >= self.agreement
-        if not possible:
+        if not self._possible:
             raise ValueError("agreement and dissent cannot both be so")
         return self
 
+    @property
+    def _possible(self) -> bool:
+        """If all one-mask labels are the true one, they dissent from F(x) all or none; if not, some dissent
+        from an F(x) that is right.
+        """
+        if self.error is not None:
+            return self.agreement is None and self.dissent is None and self.vanilla_label is None
+        if self.vanilla_label is None:
+            return False
+        right = self.vanilla_label == self.label
+        if self.agreement is None:
+            return self.dissent is not None or not right
+        if right:
+            return self.dissent is None
+        return self.dissent is not None and self.dissent >= self.agreement
 
-R = TypeVar("R", Record, DetectionRecord)
 
+class AttackRecord(Indexed):
+    """The attack on one image: the best attempt, and how many were made.
 
-ATTACKS = "attacks.jsonl"
-
-
-class AttackRecord(Frozen):
-    """The attack on one image: the best attempt, and how many were made. The patch is ``height`` x ``width``
-    pixels at (``top``, ``left``).
-
-    ``ways``: how many goals the clean table leaves open. ``broken``: the defended model can be made to answer
-    wrongly; without a place (``top``, ``left``) it does so on the clean image. ``defended_label`` and
-    ``vanilla_label`` are those under the patch; ``image`` is the patched image as the model saw it,
-    ``pixels`` its sha256.
+    The patch is ``height`` x ``width`` pixels at (``top``, ``left``). ``ways``: how many goals the clean
+    table leaves open. ``broken``: the defended model can be made to answer wrongly; without a place (``top``,
+    ``left``) it does so on the clean image. ``defended_label`` and ``vanilla_label`` are those under the
+    patch; ``image`` is the patched image as the model saw it, ``pixels`` its sha256.
     """
 
-    index: int
     name: str
     label: int
     certified: bool
@@ -115,3 +168,12 @@ class AttackRecord(Frozen):
     attempts: int = 0
     image: str | None = None
     pixels: str | None = None
+
+
+# The schema of a method that adds fields of its own; the lines of other defenses are read as plain records.
+SCHEMAS: dict[str, type[Line]] = {"patchcleanser": PatchCleanserRecord, "minority-reports": DetectionRecord}
+
+
+def digest(records: Sequence[Record]) -> str:
+    """sha256 over records in the order of their index, in however many files they lie."""
+    return hashlib.sha256("\n".join(record.model_dump_json() for record in records).encode()).hexdigest()

@@ -1,4 +1,5 @@
-"""TODO."""
+"""The one writer of a folder: a manifest and lines that a kill, a full disk or a second writer cannot
+spoil."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from filelock import FileLock, Timeout
 
 from ..config import differences
 from ..errors import RecordsError
-from .files import _guard, write_atomically
-from .manifest import MANIFEST, _division, _of_shard, _read_manifest, _shard_of, now, read_manifests
-from .read import _check_written, read_lines
+from .files import guard, write_atomically
+from .manifest import MANIFEST, division_of, now, of_shard, read_manifest_file, read_manifest_files, shard_of
+from .read import check_written, read_lines
 from .seals import LineHashes, seal, sha256, write_through
+
+BLOCK = 32  # images that are examined together and whose records are written together
 
 
 class Store:
@@ -34,9 +37,10 @@ class Store:
         self, folder: Path, manifest: dict[str, Any], lines: str, *, shard: str = "", resume: bool = False
     ) -> None:
         self.folder, self.manifest, self._shard, self._resume = folder, manifest, shard, resume
-        self.path = folder / _of_shard(lines, shard)
+        self.path = folder / of_shard(lines, shard)
+        self.lines: list[dict[str, Any]] = []
         self._hashes = LineHashes(self.path)
-        self._manifest_path = folder / _of_shard(MANIFEST, shard)
+        self._manifest_path = folder / of_shard(MANIFEST, shard)
 
     def __enter__(self) -> Self:
         try:
@@ -58,59 +62,69 @@ class Store:
         return self
 
     def _open(self) -> None:
-        mine = self._manifest_path.exists()
-        if not mine and self.path.exists():
+        """Continue what is there, or begin."""
+        if self._manifest_path.exists():
+            self._refuse_others(began=True)
+            self._continue()
+            return
+        if self.path.exists():
             raise RecordsError(
                 f"out {self.folder}: has {self.path.name} but no {self._manifest_path.name}; choose another "
                 "--out"
             )
-        if (
-            not mine
-        ):  # written before looking at the others: of two who begin at once, at least one sees the other
-            self.write_manifest()
+        # Written before looking at the others: of two writers who begin at once, at least one sees the other.
+        self.write_manifest()
         try:
-            self._compare(began=mine)
-            if mine:
-                self.manifest = _read_manifest(self._manifest_path)
-                unfinished = self.manifest["finished"] is None
-                self.lines = read_lines(self.path, repair=unfinished)
-                _check_written(self.manifest, self.path)
-                if unfinished:
-                    _guard(self.folder, lambda: self._hashes.cut(len(self.lines)))
-            else:
-                self.lines = []
-            _guard(self.folder, self.path.touch)
+            self._refuse_others(began=False)
+            guard(self.folder, self.path.touch)
         except BaseException:
-            if not mine:
-                self._manifest_path.unlink()
+            self._manifest_path.unlink()
             raise
 
-    def _compare(self, *, began: bool) -> None:
-        """Refuse another experiment, an earlier attempt without ``resume``, and another division that is
-        being written."""
+    def _continue(self) -> None:
+        """Take over the manifest and the lines of the attempt before; a line torn by a kill is dropped."""
+        self.manifest = read_manifest_file(self._manifest_path)
+        self.lines = read_lines(self.path, repair=self.finished is None)
+        check_written(self.manifest, self.path)
+        if self.finished is None:
+            guard(self.folder, lambda: self._hashes.cut(len(self.lines)))
+        guard(self.folder, self.path.touch)
+
+    def _refuse_others(self, *, began: bool) -> None:
+        """Refuse another experiment, an earlier attempt without ``resume``, and another division of the
+        images that is being written.
+        """
         earlier = began
-        for path, found in read_manifests(self.folder).items():
-            differing = differences(found["experiment"], self.manifest["experiment"])
-            if differing:
-                # Other windows follow from another patch or k, and are long.
-                differing = [line for line in differing if not line.startswith("masks.windows")] or differing
-                raise RecordsError(
-                    f"out {self.folder}: holds another experiment ({'; '.join(differing[:3])}); choose "
-                    "another --out or the same options"
-                )
-            if _division(path) != _division(self._manifest_path):
+        for path, found in read_manifest_files(self.folder).items():
+            self._compare(found["experiment"])
+            if division_of(path) != division_of(self._manifest_path):
                 earlier = True
-                try:
-                    # Longer than another process needs to look, shorter than it needs to work.
-                    with self._lock_of(_shard_of(path), timeout=2):
-                        pass
-                except Timeout:
-                    raise self._in_use() from None
+                self._wait_for(shard_of(path))
         if earlier and not self._resume:
             raise RecordsError(
                 f"out {self.folder}: holds this experiment already; continue it with --resume or choose "
                 "another --out"
             )
+
+    def _compare(self, experiment: dict[str, Any]) -> None:
+        differing = differences(experiment, self.manifest["experiment"])
+        if not differing:
+            return
+        # Other windows follow from another patch or k, and are long.
+        telling = [line for line in differing if not line.startswith("masks.windows")] or differing
+        raise RecordsError(
+            f"out {self.folder}: holds another experiment ({'; '.join(telling[:3])}); choose another --out "
+            "or the same options"
+        )
+
+    def _wait_for(self, shard: str) -> None:
+        """Refuse a shard that is being written, after longer than a process needs to look and shorter than it
+        needs to work."""
+        try:
+            with self._lock_of(shard, timeout=2):
+                pass
+        except Timeout:
+            raise self._in_use() from None
 
     def _lock_of(self, shard: str, timeout: float = 0) -> FileLock:
         return FileLock(self.folder / f".lock{shard and '-'}{shard}", timeout=timeout)
@@ -119,6 +133,12 @@ class Store:
         return RecordsError(
             f"out {self.folder}: another process is writing there; wait for it or choose another --out"
         )
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """What was noted when the folder was complete; None while it is not."""
+        found: dict[str, Any] | None = self.manifest["finished"]
+        return found
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -134,7 +154,7 @@ class Store:
             self._hashes.append(data)
             write_through(self.path, b"".join(data), append=True)
 
-        _guard(self.folder, write)
+        guard(self.folder, write)
         self.lines += new
 
     def finish(self, **facts: Any) -> None:
@@ -142,12 +162,14 @@ class Store:
 
         Raises RecordsError if the lines are not those that were written.
         """
-        if self.manifest["finished"] is not None and self.manifest["finished"]["lines"] == len(self.lines):
+        if self.finished is not None and self.finished["lines"] == len(self.lines):
             return
-        _check_written(self.manifest, self.path)
+        check_written(self.manifest, self.path)
         finished = {"at": now(), "lines": len(self.lines), "sha256": sha256(self.path.read_bytes()), **facts}
         self.manifest = {**self.manifest, "finished": finished}
         self.write_manifest()
 
     def write_manifest(self) -> None:
-        write_atomically(self._manifest_path, json.dumps(seal(self.manifest), indent=2).encode() + b"\n")
+        """Write the manifest with its seal."""
+        data = json.dumps(seal(self.manifest), indent=2).encode() + b"\n"
+        write_atomically(self._manifest_path, data, alone=True)

@@ -3,113 +3,85 @@ everything."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from PIL import Image
-from torch import Tensor, nn
 
-from ..config import ModelSpec
 from ..data.source import Images, Item, Source, as_float
-from ..defenses.contract import Verdict
+from ..defenses.contract import check_precision
 from ..defenses.patchcleanser.defense import PatchCleanser
 from ..errors import RecordsError, SoundnessError
-from ..geometry.masks import MaskSet
-from ..records.files import write_atomically
-from ..records.manifest import manifest, read_manifest
-from ..records.read import digest, read_attacks, read_records
-from ..records.schema import ATTACKS, AttackRecord, Record
-from ..records.store import Store
+from ..models.runs import Opened
+from ..records.manifest import begin_manifest
+from ..records.read import Folder, read_folder
+from ..records.schema import ATTACKS, AttackRecord, PatchCleanserRecord, digest
+from ..records.store import BLOCK, Store
 from ..runtime.devices import derived_seed, environment, precision_of
 from ..runtime.progress import percent, progress_bar
-from .climb import AttackConfig, Result, attack_images
+from .climb import AttackConfig, attack_images
+from .found import Found, check_certificate, save, sha256
 from .goals import Goal, clean_tables, goals
 from .harness import Harness, check_one_patch
 
-PICTURES = "patched"
-
-
-BLOCK = 32
+Records = Sequence[PatchCleanserRecord]
 
 
 def attack(
-    network: nn.Sequential,
-    spec: ModelSpec,
+    opened: Opened,
     source: Source,
-    masks: MaskSet,
-    certified: Path,
+    defense: PatchCleanser,
+    certified: Folder[PatchCleanserRecord],
     out: Path,
     *,
     fabric: Fabric,
     config: AttackConfig,
-    options: dict[str, Any],
     limit: int | None = None,
     resume: bool = False,
 ) -> None:
-    """Attack the images that the records in ``certified`` are of, into ``out``: a manifest,
-    ``attacks.jsonl``, the patched images.
+    """Attack the images of a certification, into ``out``: a manifest, ``attacks.jsonl``, the patched images.
 
     Args:
-        network, spec, source, masks, options: those of the certification;
-            :func:`certipatch.options.as_certified` compares them, and gives the ``options`` of
-            :class:`PatchCleanser`.
+        opened, source: the model and the images that were certified.
+        defense: as :func:`certipatch.certification.restore.restore` gives it back from the certification.
+        certified: the manifest and the records of the certification.
         limit: only this many of the images, spread over all.
 
     Raises:
         SoundnessError: a certified image was broken (the folder that it names has all that is needed to
-            replay it), or an image is not the one that was certified. RecordsError: records that are not
-            complete, or ``out`` cannot be used. ConfigError: masks
-        against two patches.
+            replay it), or an image is not the one that was certified.
+        RecordsError: records that are not complete, or ``out`` cannot be used.
+        ConfigError: masks against two patches.
     """
-    check_one_patch(masks)
-    about, records = read_manifest(certified), read_records(certified)
-    if about["finished"] is None or len(records) != len(source):
-        raise RecordsError(
-            f"records {certified}: expected one for each of {len(source)} images, found {len(records)}; run "
-            "certify --resume"
-        )
-    chosen = (
-        records
-        if limit is None or limit >= len(records)
-        else [records[i * len(records) // limit] for i in range(limit)]
-    )
-    defense = PatchCleanser(network.to(fabric.device).eval(), masks, **options)
-    defense.check_precision(precision_of(fabric))
+    check_one_patch(defense.masks)
+    check_precision(defense, precision_of(fabric))
+    chosen = _chosen(certified, len(source), limit)
     experiment = {
-        "certification": about["experiment"],
-        "records_sha256": digest(records),
+        "certification": certified.manifest.stated,
+        "records_sha256": digest(certified.records),
         "attack": config.model_dump(),
         "images": len(chosen),
         "device": fabric.device.type,
         "precision": precision_of(fabric),
     }
-    images = Images(source, spec)
+    about = begin_manifest("attack", experiment, **environment(fabric))
+    images = Images(source, opened.spec)
     with (
-        Store(out, manifest("attack", experiment, **environment(fabric)), ATTACKS, resume=resume) as store,
-        progress_bar(len(chosen), f"attack {masks.name}") as progress,
+        Store(out, about, ATTACKS, resume=resume) as store,
+        progress_bar(len(chosen), f"attack {defense.masks.name}") as progress,
     ):
-        before = read_attacks(out)
+        before = read_folder(out).records
         done, broken = {record.index for record in before}, sum(record.broken for record in before)
         progress.resume(len(done))
-        for start in range(0, len(chosen), BLOCK):
-            block = chosen[start : start + BLOCK]
-            if all(record.index in done for record in block):
-                continue
-            items = [_as_certified(images[record.index], record, certified) for record in block]
+        manifests = {"attack": store.manifest, "certification": certified.manifest.written}
+        for block in _blocks(chosen, done):
+            items = [_as_certified(images[record.index], record, certified.path) for record in block]
             with fabric.autocast():  # gradients of the function that is deployed
-                found = _attack_block(network, defense, items, block, config, fabric.device)
-            new = [
-                _save(out, record, result)
-                for record, result in zip(block, found, strict=True)
-                if record.index not in done
-            ]
-            _check_certificates(out, items, block, found, {"attack": store.manifest, "certification": about})
+                found = _attack_block(opened, defense, items, block, config)
+            new = _saved(out, items, block, found, manifests, done)
             store.append(record.model_dump(mode="json") for record in new)
             broken += sum(record.broken for record in new)
             attacked = progress.done + len(new)
@@ -117,24 +89,46 @@ def attack(
         store.finish()
 
 
-@dataclass(frozen=True)
-class Found:
-    """What became of one image: the clean answer, the number of goals, and everything that was judged
-    (nothing if it was wrong anyway)."""
+def _saved(
+    out: Path,
+    items: list[Item],
+    block: Records,
+    found: list[Found],
+    manifests: dict[str, Any],
+    done: set[int],
+) -> list[AttackRecord]:
+    """The records of those images of a block that have none yet.
 
-    clean: Verdict | None
-    ways: int = 0
-    results: tuple[Result, ...] = ()
+    The patched images are on disk before a certificate that broke stops the run.
+    """
+    results = list(zip(block, found, strict=True))
+    new = [save(out, record, result) for record, result in results if record.index not in done]
+    for item, (record, result) in zip(items, results, strict=True):
+        check_certificate(out, item, record, result, manifests)
+    return new
 
-    @property
-    def best(self) -> Result | None:
-        """The attempt that broke the image, or else came nearest to it."""
-        return min(
-            self.results, key=lambda result: (not result.broken, result.attempt.shortfall), default=None
+
+def _chosen(certified: Folder[PatchCleanserRecord], images: int, limit: int | None) -> Records:
+    """The records of the images to attack, spread over all."""
+    records = certified.records
+    if certified.manifest.finished is None or len(records) != images:
+        raise RecordsError(
+            f"records {certified.path}: expected one for each of {images} images, found {len(records)}; run "
+            "certify --resume"
         )
+    if limit is None or limit >= len(records):
+        return records
+    return [records[i * len(records) // limit] for i in range(limit)]
 
 
-def _as_certified(item: Item, record: Record, certified: Path) -> Item:
+def _blocks(chosen: Records, done: set[int]) -> list[Records]:
+    """The blocks in which some image is left to attack."""
+    blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
+    return [block for block in blocks if not done.issuperset(record.index for record in block)]
+
+
+def _as_certified(item: Item, record: PatchCleanserRecord, certified: Path) -> Item:
+    """The image. Raises SoundnessError if it is not the one that was certified."""
     if (None if item.pixels is None else sha256(item.pixels)) != record.pixels:
         raise SoundnessError(
             f"image {record.index} ({record.name!r}): is not the one that was certified; give the data of "
@@ -144,122 +138,45 @@ def _as_certified(item: Item, record: Record, certified: Path) -> Item:
 
 
 def _attack_block(
-    network: nn.Module,
-    defense: PatchCleanser,
-    items: list[Item],
-    records: list[Record],
-    config: AttackConfig,
-    device: torch.device,
+    opened: Opened, defense: PatchCleanser, items: list[Item], records: Records, config: AttackConfig
 ) -> list[Found]:
     """Attack those images of a block that the defended model is right on; a block is always attacked as a
     whole."""
-    found = [Found(None) for _ in items]
-    readable = [a for a, item in enumerate(items) if item.pixels is not None]
-    if not readable:
-        return found
-    pixels = torch.stack([item.pixels for item in items if item.pixels is not None]).to(device)
-    labels = torch.tensor([items[a].label for a in readable], device=device)
-    for a, verdict in zip(readable, defense.examine(as_float(pixels)), strict=True):
-        found[a] = Found(verdict)
-    right = [
-        b
-        for b, a in enumerate(readable)
-        if (clean := found[a].clean) and clean.defended_label == items[a].label
-    ]
+    found = _clean_answers(defense, items)
+    right = [a for a, one in enumerate(found) if one.clean and one.clean.defended_label == items[a].label]
     if not right:
         return found
-    pixels, labels, readable = pixels[right], labels[right], [readable[b] for b in right]
-    # The table of a certified image is in its certificate: the label throughout.
-    ways: dict[int, list[Goal]] = {a: [] for a in readable}
-    if uncertain := [b for b, a in enumerate(readable) if not records[a].certified]:
-        for b, table in zip(uncertain, clean_tables(defense, as_float(pixels[uncertain])), strict=True):
-            ways[readable[b]] = goals(defense.masks, table, int(labels[b]))
-    seeds = [derived_seed(config.seed, records[a].index) for a in readable]
-    results = attack_images(
-        network, Harness(defense, pixels), labels, [ways[a] for a in readable], config, seeds
-    )
-    for a, judged in zip(readable, results, strict=True):
-        found[a] = replace(found[a], ways=len(ways[a]), results=tuple(judged))
+    device = next(opened.network.parameters()).device
+    pixels = torch.stack([items[a].readable() for a in right]).to(device)
+    labels = torch.tensor([items[a].label for a in right], device=device)
+    ways = _open_ways(defense, pixels, labels, [records[a].certified for a in right])
+    seeds = [derived_seed(config.seed, records[a].index) for a in right]
+    results = attack_images(opened.network, Harness(defense, pixels), labels, ways, config, seeds)
+    for a, open_ways, judged in zip(right, ways, results, strict=True):
+        found[a] = replace(found[a], ways=len(open_ways), results=tuple(judged))
     return found
 
 
-def _save(out: Path, record: Record, found: Found) -> AttackRecord:
-    """The record of an attack; the patched image goes into a file of its own."""
-    common: dict[str, Any] = {
-        "index": record.index,
-        "name": record.name,
-        "label": record.label,
-        "certified": record.certified,
-        "ways": found.ways,
-    }
-    best = found.best
-    if best is None:
-        answer = found.clean.defended_label if found.clean else None
-        vanilla = found.clean.vanilla_label if found.clean else None
-        return AttackRecord(**common, broken=True, defended_label=answer, vanilla_label=vanilla)
-    name = f"{PICTURES}/{record.index}.png"
-    write_png(out / name, best.patched)
-    return AttackRecord(
-        **common,
-        broken=best.broken,
-        top=best.attempt.top,
-        left=best.attempt.left,
-        height=best.attempt.patch_size[0],
-        width=best.attempt.patch_size[1],
-        row=best.attempt.row,
-        target=best.attempt.target,
-        defended_label=best.verdict.defended_label,
-        vanilla_label=best.verdict.vanilla_label,
-        attempts=len(found.results),
-        image=name,
-        pixels=sha256(best.patched),
-    )
+def _clean_answers(defense: PatchCleanser, items: list[Item]) -> list[Found]:
+    """What the defended model answers on the clean images; nothing for those that cannot be read."""
+    readable = [a for a, item in enumerate(items) if item.pixels is not None]
+    found = [Found(None) for _ in items]
+    if readable:
+        device = next(defense.model.parameters()).device
+        pixels = torch.stack([items[a].readable() for a in readable]).to(device)
+        for a, verdict in zip(readable, defense.examine(as_float(pixels)), strict=True):
+            found[a] = Found(verdict)
+    return found
 
 
-def _check_certificates(
-    out: Path, items: list[Item], records: list[Record], found: list[Found], manifests: dict[str, Any]
-) -> None:
-    """Stop if a certified image was broken, with all that is needed to replay it in a folder of its own."""
-    for item, record, image in zip(items, records, found, strict=True):
-        if not record.certified or (image.best and not image.best.broken):
-            continue
-        folder = out / f"broken-certificate-{record.index}"
-        answer = (
-            image.best.verdict.defended_label if image.best else image.clean and image.clean.defended_label
-        )
-        case: dict[str, Any] = {
-            "record": record.model_dump(mode="json"),
-            "answer": answer,
-            "patch": None,
-            **manifests,
-        }
-        if item.pixels is not None:
-            write_png(folder / "clean.png", item.pixels)
-        if image.best:
-            attempt = image.best.attempt
-            case["patch"] = {
-                "top": attempt.top,
-                "left": attempt.left,
-                "row": attempt.row,
-                "target": attempt.target,
-            }
-            write_png(folder / "patch.png", (attempt.content * 255).round().to(torch.uint8))
-            write_png(folder / "patched.png", image.best.patched)
-        write_atomically(folder / "case.json", json.dumps(case, indent=2).encode())
-        margin = "none" if record.margin is None else f"{record.margin:g}"
-        raise SoundnessError(
-            f"image {record.index} ({record.name!r}): expected the certified answer {record.label}, found "
-            f"{answer}; the certificate's margin was {margin}; replay it from {folder}"
-        )
-
-
-def write_png(path: Path, pixels: Tensor) -> None:
-    """A (3, h, w) uint8 tensor as a PNG of those very pixels."""
-    data = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(data, "PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data.getvalue())
-
-
-def sha256(pixels: Tensor) -> str:
-    return hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()
+def _open_ways(
+    defense: PatchCleanser, pixels: torch.Tensor, labels: torch.Tensor, certified: list[bool]
+) -> list[list[Goal]]:
+    """The goals of each image. The table of a certified image is in its certificate: it leaves none."""
+    ways: list[list[Goal]] = [[] for _ in certified]
+    uncertain = [a for a, proven in enumerate(certified) if not proven]
+    if uncertain:
+        tables = clean_tables(defense, as_float(pixels[uncertain]))
+        for a, table in zip(uncertain, tables, strict=True):
+            ways[a] = goals(defense.masks, table, int(labels[a]))
+    return ways

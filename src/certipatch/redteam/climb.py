@@ -1,22 +1,22 @@
-"""An adaptive patch attack on the defended model, and the harness that does not believe it.
+"""An adaptive patch attack on the defended model, which finds the patches that the harness judges.
 
 A mask that covers the patch restores the clean image, so those rows of the clean two-mask table that belong
 to masks over the patch are beyond the attacker. Algorithm 1 then leaves two ways to a wrong answer:
 
-* *outvote*: the one-mask labels become wrong. Possible where each mask over the patch has a wrong entry in
-  its row, for a row that is right throughout overrules the majority.
-* *disagree*: a mask r and all its pairs answer one wrong label t. Possible where each pair of r that covers
-  the patch answers t on the clean image already.
+* *outvote*: the one-mask labels become wrong. This is possible where each mask over the patch has a wrong
+  entry in its row, for a row that is right throughout overrules the majority.
+* *disagree*: a mask r and all its pairs answer one wrong label t. This is possible where each pair of r that
+  covers the patch answers t on the clean image already.
 
 A certified image offers neither anywhere (this is Theorem 1); the attack tries to outvote it at random places
 all the same. The content is found by projected sign gradient over the views that show the patch, from many
-starts of which the better half goes on (successive halving). The attack only proposes; :class:`Harness`
-pastes, checks and asks, with the inference of the defense.
+starts of which the better half goes on (successive halving). The attack only proposes patches;
+:class:`~certipatch.redteam.harness.Harness` pastes them, checks them, and asks the defense.
 
 Challenger masking has no wrong answer where neither way is open: a mask over the patch whose row is right
-throughout is never out. Where one is open it is attacked the same way: a mask that disagrees with all its
-pairs wins there too, and one that is outvoted may lose a game. So the bound of :func:`goals` holds for both,
-but is exact for Algorithm 1 only.
+throughout is never out. Where a way is open, challenger masking is attacked like Algorithm 1: a mask that
+disagrees with all its pairs wins there too, and one that is outvoted may lose a game. So the bound of
+:func:`~certipatch.redteam.goals.goals` holds for both, but is exact for Algorithm 1 only.
 """
 
 from __future__ import annotations
@@ -31,22 +31,19 @@ from torch import Tensor, nn
 
 from ..config import Frozen
 from ..data.source import as_float
-from ..defenses.contract import Verdict
 from ..defenses.patchcleanser.defense import PatchCleanser
+from ..defenses.patchcleanser.examination import PatchCleanserVerdict
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size
 from ..views.losses import gradients
-from ..views.masked import Masked, visible, window_tensor
+from ..views.masked import Masked, window_tensor
 from .goals import Goal, shown
 from .harness import Harness, Proposal
 
-MARGIN = 1.0  # of logits: a view that is fooled by more is left alone
-
-
-STEP = 0.1  # of the range of a pixel, in the first round; half of it in each further one
-
-
-CLIMB_AT_ONCE = 64  # attempts; so much memory
+MARGIN = 1.0  # A view that is fooled by more than this, in logits, is left alone.
+STEP = 0.1  # The step of the first round, as a share of a pixel's range; each further round halves it.
+CLIMB_AT_ONCE = 64  # Attempts that climb together, which bounds the memory.
+PLACES_LIKE_THE_BEST = 0.8  # A patch starts where its visibility is at least this share of the greatest.
 
 
 class AttackConfig(Frozen):
@@ -54,7 +51,7 @@ class AttackConfig(Frozen):
 
     Each image has ``restarts`` starts (place, goal, random content), in heats of 2, 4, 8 ... while it is not
     broken. In a heat, after each round of ``steps`` gradient steps the starts are judged and the better half
-    goes on. Certified images have ``certified_restarts``, since nothing can come of them.
+    goes on. Certified images have ``certified_restarts`` starts, since none of them can break the image.
     """
 
     steps: int = Field(default=20, ge=1)
@@ -65,10 +62,14 @@ class AttackConfig(Frozen):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start on one image: place, goal (as in :class:`Goal`) and content (3, h, w).
+    """A patch for one image: its place, its goal, and the content that the attack has come to.
 
-    ``shortfall``: the share of its views that are not fooled yet, then by how many logits they miss on
-        average.
+    Attributes:
+        image: the number of the image.
+        row, target: the goal, as in :class:`~certipatch.redteam.goals.Goal`.
+        content: (3, h, w) float in [0, 1].
+        shortfall: the share of the views that are not fooled yet, then by how many logits the views miss on
+            average; smaller is better.
     """
 
     image: int
@@ -89,14 +90,25 @@ class Attempt:
         h, w = self.patch_size
         return slice(self.top, self.top + h), slice(self.left, self.left + w)
 
+    def pairs_to_fool(self, masks: MaskSet) -> list[tuple[int, int]]:
+        """The pairs of masks whose views show some of the patch; (i, i) is mask i alone.
+
+        To outvote, these are the single masks; to disagree, the pairs of mask ``row``.
+        """
+        visibility = shown(masks, self.patch_size, self.row)[:, self.top, self.left]
+        return [(i if self.row is None else self.row, i) for i in np.flatnonzero(visibility).tolist()]
+
 
 @dataclass(frozen=True)
 class Result:
-    """An attempt and what the harness made of it."""
+    """An attempt, the patched image (3, H, W) uint8, and what the defense said of it.
+
+    ``broken`` says whether the defense's answer is wrong.
+    """
 
     attempt: Attempt
     patched: Tensor
-    verdict: Verdict
+    verdict: PatchCleanserVerdict
     broken: bool
 
 
@@ -113,70 +125,64 @@ def attack_images(
     Args:
         model: the undefended model, for gradients.
         labels: (N,) int64, the true labels.
-        ways: the :func:`goals` of each image; empty for a certified one.
-        seeds: one for each image.
+        ways: the :func:`~certipatch.redteam.goals.goals` of each image; empty for a certified one.
+        seeds: the seed of each image.
 
     Returns:
         for each image everything that was judged, in order.
     """
-    images, defense = as_float(harness.pixels), harness.defense
-    results: list[list[Result]] = [[] for _ in images]
-    starts = [_starts(defense.masks, a, ways[a], config, seed) for a, seed in enumerate(seeds)]
-
-    def open_() -> list[int]:
-        return [a for a in range(len(images)) if not any(result.broken for result in results[a])]
-
+    masks, victim = harness.defense.masks, _Victim(model, harness, as_float(harness.pixels), labels)
+    results: list[list[Result]] = [[] for _ in ways]
+    starts = [_starts(masks, image, ways[image], config, seed) for image, seed in enumerate(seeds)]
     heat = 2
-    while any(starts[a] for a in open_()):
-        attempts = [start for a in open_() for start in starts[a][:heat]]
-        starts, heat, step = [of_image[heat:] for of_image in starts], 2 * heat, STEP
-        while attempts:
-            parts = [attempts[i : i + CLIMB_AT_ONCE] for i in range(0, len(attempts), CLIMB_AT_ONCE)]
-            attempts = [
-                climbed
-                for part in parts
-                for climbed in _climb(model, defense, images, labels, part, config.steps, step)
-            ]
-            judged = harness.judge([Proposal(a.image, a.top, a.left, a.content) for a in attempts])
-            for attempt, (patched, verdict) in zip(attempts, judged, strict=True):
-                results[attempt.image].append(
-                    Result(attempt, patched, verdict, verdict.defended_label != int(labels[attempt.image]))
-                )
-            attempts = [
-                better
-                for a in open_()
-                for better in _better_half([attempt for attempt in attempts if attempt.image == a])
-            ]
-            step /= 2
+    while attempts := [start for image in _unbroken(results) for start in starts[image][:heat]]:
+        _run_heat(victim, attempts, config.steps, results)
+        starts, heat = [of_image[heat:] for of_image in starts], 2 * heat
     return results
 
 
-def _starts(masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, seed: int) -> list[Attempt]:
-    """Random contents at random places among the most visible, to outvote and to disagree in turn, the
-    nearest goals first."""
-    height, width = masks.image_size
-    rng = np.random.default_rng(seed)
-    if not ways:
-        for h, w in masks.patch_sizes:
-            anywhere = np.array(list(np.ndindex(height - h + 1, width - w + 1)))
-            ways = [*ways, Goal(None, None, (h, w), anywhere, np.ones(len(anywhere)), len(masks))]
-        first = seed % len(ways)  # with few starts, not the same shapes on every image
-        ways, starts = ways[first:] + ways[:first], config.certified_restarts
-    else:
-        starts = config.restarts
-    kinds = [
-        kind
-        for kind in ([way for way in ways if way.row is None], [way for way in ways if way.row is not None])
-        if kind
-    ]
-    found = []
-    for start in range(starts):
-        kind = kinds[start % len(kinds)]
-        way = kind[start // len(kinds) % len(kind)]
-        top, left = rng.choice(way.places[way.visibility >= 0.8 * way.visibility.max()]).tolist()
-        content = torch.from_numpy(rng.random((3, *way.patch_size), dtype=np.float32))
-        found.append(Attempt(image, top, left, way.row, way.target, content))
-    return found
+@dataclass(frozen=True)
+class _Victim:
+    """What is attacked: a model, the harness around its defense, and images (N, 3, H, W) with labels."""
+
+    model: nn.Module
+    harness: Harness
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def defense(self) -> PatchCleanser:
+        return self.harness.defense
+
+    def judge(self, attempts: list[Attempt]) -> list[Result]:
+        """What the defense says of each attempt."""
+        proposals = [Proposal(each.image, each.top, each.left, each.content) for each in attempts]
+        return [
+            Result(attempt, patched, verdict, verdict.defended_label != int(self.labels[attempt.image]))
+            for attempt, (patched, verdict) in zip(attempts, self.harness.judge(proposals), strict=True)
+        ]
+
+
+def _unbroken(results: list[list[Result]]) -> list[int]:
+    """The images whose answer no attempt has made wrong yet."""
+    return [image for image, of_image in enumerate(results) if not any(each.broken for each in of_image)]
+
+
+def _run_heat(victim: _Victim, attempts: list[Attempt], steps: int, results: list[list[Result]]) -> None:
+    """Let attempts climb in rounds, and add what the harness says of them to the results of their images.
+
+    After each round the better half of the attempts on each image that is not broken goes on.
+    """
+    step = STEP
+    while attempts:
+        parts = [attempts[start : start + CLIMB_AT_ONCE] for start in range(0, len(attempts), CLIMB_AT_ONCE)]
+        climbed = [attempt for part in parts for attempt in _climb(victim, part, steps, step)]
+        for result in victim.judge(climbed):
+            results[result.attempt.image].append(result)
+        attempts = []
+        for image in _unbroken(results):
+            attempts += _better_half([attempt for attempt in climbed if attempt.image == image])
+        step /= 2
 
 
 def _better_half(attempts: list[Attempt]) -> list[Attempt]:
@@ -184,53 +190,92 @@ def _better_half(attempts: list[Attempt]) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.shortfall)[: len(attempts) // 2]
 
 
-def _climb(
-    model: nn.Module,
-    defense: PatchCleanser,
-    images: Tensor,
-    labels: Tensor,
-    attempts: list[Attempt],
-    steps: int,
-    step: float,
-) -> list[Attempt]:
-    """The attempts with better contents: projected sign gradient with momentum, the step falling on a
-    cosine."""
-    masks, device = defense.masks, images.device
-    windows = window_tensor(masks, device)
+def _starts(masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, seed: int) -> list[Attempt]:
+    """Random contents at random places among the most visible.
+
+    The starts are to outvote and to disagree in turn, where both are open, the nearest goals first.
+    """
+    rng = np.random.default_rng(seed)
+    starts = config.restarts if ways else config.certified_restarts
+    ways = ways or _anywhere(masks, seed)
+    outvote, disagree = [way for way in ways if way.row is None], [way for way in ways if way.row is not None]
+    kinds = [kind for kind in (outvote, disagree) if kind]
+    found = []
+    for start in range(starts):
+        kind = kinds[start % len(kinds)]
+        way = kind[start // len(kinds) % len(kind)]
+        best = way.places[way.visibility >= PLACES_LIKE_THE_BEST * way.visibility.max()]
+        top, left = rng.choice(best).tolist()
+        content = torch.from_numpy(rng.random((3, *way.patch_size), dtype=np.float32))
+        found.append(Attempt(image, top, left, way.row, way.target, content))
+    return found
+
+
+def _anywhere(masks: MaskSet, seed: int) -> list[Goal]:
+    """To outvote at any place, with each shape of patch: the goals against a certified image."""
+    height, width = masks.image_size
+    ways = []
+    for h, w in masks.patch_sizes:
+        places = np.array(list(np.ndindex(height - h + 1, width - w + 1)))
+        ways.append(Goal(None, None, (h, w), places, np.ones(len(places)), len(masks)))
+    first = seed % len(ways)  # with few starts, not the same shapes on every image
+    return ways[first:] + ways[:first]
+
+
+@dataclass(frozen=True)
+class _Views:
+    """The views that attempts must fool.
+
+    Attributes:
+        which: (V,) the number of the attempt that each view belongs to.
+        windows: (V, windows, 4) what is hidden in it.
+        label: (V, 1) the label that the view must no longer have, or must get.
+        outvote: (V,) bool, True where it must no longer have the label, False where it must get it.
+    """
+
+    which: Tensor
+    windows: Tensor
+    label: Tensor
+    outvote: Tensor
+
+    def shortfall(self, logits: Tensor, part: slice) -> Tensor:
+        """How many logits views miss by: the label must trail another one, or lead all, by ``MARGIN``."""
+        its = logits.gather(1, self.label[part])[:, 0]
+        others = logits.scatter(1, self.label[part], -torch.inf).amax(1)
+        return torch.relu(torch.where(self.outvote[part], its - others, others - its) + MARGIN)
+
+
+def _views_to_fool(victim: _Victim, attempts: list[Attempt]) -> _Views:
+    masks, device, none = victim.defense.masks, victim.images.device, -1
     views = [
-        (a, i if attempt.row is None else attempt.row, i, -1 if attempt.target is None else attempt.target)
+        (a, *pair, none if attempt.target is None else attempt.target)
         for a, attempt in enumerate(attempts)
-        for i in np.flatnonzero(
-            shown(masks, attempt.patch_size, attempt.row)[:, attempt.top, attempt.left]
-        ).tolist()
+        for pair in attempt.pairs_to_fool(masks)
     ]
     which, first, second, target = torch.tensor(views, device=device).T
-    pairs = torch.cat([windows[first], windows[second]], dim=1)
+    windows = window_tensor(masks, device)
     image = torch.tensor([attempt.image for attempt in attempts], device=device)
-    subject = torch.where(target < 0, labels[image[which]], target)[:, None]
+    label = torch.where(target == none, victim.labels[image[which]], target)[:, None]
+    return _Views(which, torch.cat([windows[first], windows[second]], dim=1), label, target == none)
 
-    def shortfall(logits: Tensor, part: slice) -> Tensor:
-        """How far the target is from leading all other labels by MARGIN; without one, the true label from
-        trailing another by it."""
-        its = logits.gather(1, subject[part])[:, 0]
-        others = logits.scatter(1, subject[part], -torch.inf).amax(1)
-        return torch.relu(torch.where(target[part] < 0, its - others, others - its) + MARGIN)
 
-    patches = torch.tensor(
-        [
-            [[rows.start, columns.start, rows.stop, columns.stop]]
-            for rows, columns in (a.box for a in attempts)
-        ],
-        device=device,
-    )
-    outside = visible(patches, masks.image_size)[:, None]
-    clean = images[image]
+def _climb(victim: _Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
+    """The attempts with better contents: projected sign gradient with momentum.
+
+    The step falls along a cosine.
+    """
+    views, device = _views_to_fool(victim, attempts), victim.images.device
+    clean = victim.images[[attempt.image for attempt in attempts]]
     pasted = clean.clone()
+    outside = torch.ones(len(pasted), 1, *pasted.shape[2:], dtype=torch.bool, device=device)
     for a, attempt in enumerate(attempts):
+        outside[a, :, *attempt.box] = False
         pasted[a, :, *attempt.box] = attempt.content
-    momentum, look = torch.zeros_like(pasted), Masked(model, defense.fill.to(device))
+    momentum, look = torch.zeros_like(pasted), Masked(victim.model, victim.defense.fill.to(device))
     for t in range(steps):
-        gradient, missing = gradients(look, pasted, which, pairs, shortfall, batch_size=defense.batch_size)
+        gradient, missing = gradients(
+            look, pasted, views.which, views.windows, views.shortfall, batch_size=victim.defense.batch_size
+        )
         gradient = gradient.masked_fill(outside, 0)
         momentum = 0.9 * momentum + gradient / gradient.abs().sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
         moved = pasted - step * (1 + math.cos(math.pi * t / steps)) / 2 * momentum.sign()
@@ -238,7 +283,7 @@ def _climb(
 
     climbed = []
     for a, attempt in enumerate(attempts):
-        of_views = missing[which == a]
+        of_views = missing[views.which == a]
         left_over = float((of_views > MARGIN).float().mean()), float(of_views.mean())
         climbed.append(replace(attempt, content=pasted[a, :, *attempt.box], shortfall=left_over))
     return climbed

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The harness between an attack and the defense: it believes nothing that the attack says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..data.source import as_float
-from ..defenses.contract import Verdict
 from ..defenses.patchcleanser.defense import PatchCleanser
+from ..defenses.patchcleanser.examination import PatchCleanserVerdict
 from ..errors import ConfigError
 from ..geometry.masks import MaskSet
 from ..geometry.patch import by
@@ -17,10 +17,12 @@ from ..geometry.patch import by
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an attack may say: image number ``image`` gets a patch of ``content`` (3, h, w) in [0, 1] at (top,
-    left).
+    """What an attack may propose: a patch on one image.
 
-    (h, w) is one of the shapes that the masks are against.
+    Attributes:
+        image: the number of the image.
+        top, left: the place of the patch.
+        content: (3, h, w) float in [0, 1]; (h, w) is one of the shapes that the masks are against.
     """
 
     image: int
@@ -30,7 +32,7 @@ class Proposal:
 
 
 class Harness:
-    """Pastes what an attack proposes, checks that it is one patch, and asks the defended model.
+    """Pastes what an attack proposes, checks that it is one patch, and asks the defense.
 
     Args:
         pixels: (N, 3, H, W) uint8, the clean images.
@@ -42,9 +44,10 @@ class Harness:
         check_one_patch(defense.masks)
         self.defense, self.pixels = defense, pixels
 
-    def judge(self, proposals: list[Proposal]) -> list[tuple[Tensor, Verdict]]:
-        """For each proposal the patched image (3, H, W) uint8, rounded to 8 bits before it is judged, and
-        what the defense says of it.
+    def judge(self, proposals: list[Proposal]) -> list[tuple[Tensor, PatchCleanserVerdict]]:
+        """For each proposal the patched image (3, H, W) uint8, and what the defense says of it.
+
+        The image is rounded to 8 bits before it is judged.
 
         Raises ConfigError for a proposal that is not one patch with values in [0, 1].
         """
@@ -54,37 +57,38 @@ class Harness:
         return list(zip(patched, self.defense.examine(as_float(patched)), strict=True))
 
     def _paste(self, proposal: Proposal) -> Tensor:
-        shapes, (height, width) = self.defense.masks.patch_sizes, self.defense.masks.image_size
-        content, top, left = proposal.content, proposal.top, proposal.left
-        found = tuple(content.shape)
-        if found not in [(3, *size) for size in shapes] or not (
-            0 <= top <= height - found[1] and 0 <= left <= width - found[2]
-        ):
-            raise ConfigError(
-                f"attack: expected a patch of {' or '.join(map(by, shapes))} pixels within "
-                f"{by((height, width))}, found {found} at ({top}, {left})"
-            )
-        _, h, w = found
-        if not content.is_floating_point() or not bool(
-            ((content >= 0) & (content <= 1)).all()
-        ):  # NaN is neither
+        """The patched image, after every check."""
+        self._check_place(proposal)
+        content, (_, h, w) = proposal.content, proposal.content.shape
+        # NaN is neither at least 0 nor at most 1.
+        if not content.is_floating_point() or not bool(((content >= 0) & (content <= 1)).all()):
             raise ConfigError("attack: expected finite values in [0, 1], found others")
         clean = self.pixels[proposal.image]
         patched = clean.clone()
-        patched[:, top : top + h, left : left + w] = (content * 255).round().to(torch.uint8)
+        rows, columns = slice(proposal.top, proposal.top + h), slice(proposal.left, proposal.left + w)
+        patched[:, rows, columns] = (content * 255).round().to(torch.uint8)
         changed = (patched != clean).any(dim=0).nonzero()
-        if (
-            len(changed)
-            and (changed.amax(0) - changed.amin(0) >= torch.tensor((h, w), device=changed.device)).any()
-        ):
+        sides = torch.tensor((h, w), device=changed.device)
+        if len(changed) and (changed.amax(0) - changed.amin(0) >= sides).any():
             raise ConfigError(
                 f"attack: expected changes within one patch of {by((h, w))}, found some outside"
             )
         return patched
 
+    def _check_place(self, proposal: Proposal) -> None:
+        """Raises ConfigError for a patch of another shape than the masks cover, or not within the image."""
+        shapes, (height, width) = self.defense.masks.patch_sizes, self.defense.masks.image_size
+        found, top, left = tuple(proposal.content.shape), proposal.top, proposal.left
+        known = found in [(3, *size) for size in shapes]
+        if not known or not (0 <= top <= height - found[1] and 0 <= left <= width - found[2]):
+            raise ConfigError(
+                f"attack: expected a patch of {' or '.join(map(by, shapes))} pixels within "
+                f"{by((height, width))}, found {found} at ({top}, {left})"
+            )
+
 
 def check_one_patch(masks: MaskSet) -> None:
-    """Refuse masks against two patches: goals, places and harness are those of one."""
+    """Raises ConfigError for masks against two patches: goals, places and harness know of one only."""
     if masks.patches != 1:
         raise ConfigError(
             f"attack: expected masks against one patch, found those against {masks.patches}; there is no "

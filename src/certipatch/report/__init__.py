@@ -1,1 +1,1 @@
-"""Tables and pictures from records; never loads torch."""
+"""Tables, pages and figures from records; torch is loaded only where a picture is asked for."""

@@ -4,111 +4,158 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
-from ..geometry.patch import threat_of, threat_text
+from ..records.experiment import Certification
+from ..records.manifest import Manifest
 from ..records.schema import Record
 from .certification import Summary
 from .findings import outcome
 
+Advice = tuple[str, str]  # a sentence, and a command or nothing
 
-def advise(summary: Summary, records: Sequence[Record], *, attacked: bool) -> list[tuple[str, str]]:
-    """Sentences, each with a command or nothing. ``attacked``: an attack on it is known."""
-    s, e = summary, summary.manifest["experiment"]
-    states = Counter(outcome(record, s.min_margin) for record in records)
-    n, trained = len(records), e.get("trained") or {}
-    threat, k = threat_of(e["masks"]), e["masks"]["masks_per_axis"]
-    patch = threat_text(**{**threat, "patches": 1})
-    model, where = _options_of(s.manifest)
-    found: list[tuple[str, str]] = []
-    if not s.complete:
-        found.append(
-            (f"{n} of {e['data']['images']} images are done. Go on with the command below and --resume.", "")
-        )
-    if trained.get("strategy") != "greedy-multisize" and threat.keys() == {"patch_size"}:
-        before = "was not fine-tuned" if not trained else f"was fine-tuned with {trained['strategy']}"
-        found.append(
-            (
-                f"The model {before}. Fine-tuning on the worst pairs of masks (greedy-multisize) makes more "
-                "images certifiable.",
-                f"certipatch train {model} --data TRAIN --val-data VALIDATION --strategy greedy-multisize "
-                f"--patch {patch} --out RUN",
-            )
-        )
+
+def advise(summary: Summary, *, attacked: bool) -> list[Advice]:
+    """What to do next, the most useful first. ``attacked``: an attack on it is known."""
+    about = _About(summary)
+    found = [
+        *_go_on(about),
+        *_train(about),
+        *_more_masks(about),
+        *_just_missed(about),
+        *_wrong_anyway(about),
+        *_near(about),
+        *_verify(about),
+    ]
+    return found if attacked else [*found, *_attack(about)]
+
+
+@dataclass(frozen=True)
+class _About:
+    """A certification, with what several pieces of advice need to know of it."""
+
+    summary: Summary
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return self.summary.folder.records
+
+    @property
+    def experiment(self) -> Certification:
+        return self.summary.experiment
+
+    @property
+    def patch(self) -> str:
+        """The shapes of the patch as they are typed."""
+        return replace(self.summary.threat, patches=1).text
+
+    @cached_property
+    def typed(self) -> tuple[str, str]:
+        """``--model ...`` and ``--data ...`` as the run had them, or words in capitals to fill in."""
+        return _options_of(self.summary.folder.manifest)
+
+    def some(self, part: int) -> int:
+        """One image in ``part`` of them, at least one: what is fewer is not worth a sentence."""
+        return max(1, len(self.records) // part)
+
+
+def _go_on(about: _About) -> Iterator[Advice]:
+    if not about.summary.complete:
+        done, asked = len(about.records), about.experiment.data.images
+        yield f"{done} of {asked} images are done. Go on with the command below and --resume.", ""
+
+
+def _train(about: _About) -> Iterator[Advice]:
+    trained, one_patch = about.experiment.trained, about.summary.threat.is_single
+    if not one_patch or (trained is not None and trained.strategy == "greedy-multisize"):
+        return
+    before = "was not fine-tuned" if trained is None else f"was fine-tuned with {trained.strategy}"
+    yield (
+        f"The model {before}. Fine-tuning on the worst pairs of masks (greedy-multisize) makes more images "
+        "certifiable.",
+        f"certipatch train {about.typed[0]} --data TRAIN --val-data VALIDATION --strategy greedy-multisize "
+        f"--patch {about.patch} --out RUN",
+    )
+
+
+def _more_masks(about: _About) -> Iterator[Advice]:
+    k, (model, where) = about.experiment.masks_per_axis, about.typed
     if 0 < k < 6:
-        found.append(
-            (
-                f"With k={k} each mask hides much of the image. With k=6 masks are smaller and more images "
-                "are certified, for more passes.",
-                f"certipatch certify {model} {where} --patch {patch} --masks-per-axis 6 --out CERTIFIED",
-            )
+        yield (
+            f"With k={k} each mask hides much of the image. With k=6 masks are smaller and more images are "
+            "certified, for more passes.",
+            f"certipatch certify {model} {where} --patch {about.patch} --masks-per-axis 6 --out CERTIFIED",
         )
-    if states["just missed"] >= max(1, n // 20):
-        found.append(
-            (
-                f"{states['just missed']} of {n} images just miss: no single mask fools the model on them, "
-                "only some pair does. They are what longer fine-tuning "
-                "or a larger k (for more passes) can win.",
-                "",
-            )
+
+
+def _just_missed(about: _About) -> Iterator[Advice]:
+    states = Counter(outcome(record, about.summary.min_margin) for record in about.records)
+    missed, n = states["just missed"], len(about.records)
+    if missed >= about.some(20):
+        yield (
+            f"{missed} of {n} images just miss: no single mask fools the model on them, only some pair does. "
+            "They are what longer fine-tuning or a larger k (for more passes) can win.",
+            "",
         )
-    wrong = sum(record.vanilla_label != record.label for record in records)
-    if wrong >= max(1, n // 10):
-        found.append(
-            (
-                f"{wrong} of {n} images are answered wrongly without any patch. No defence mends that: "
-                "start from a better model.",
-                "",
-            )
+
+
+def _wrong_anyway(about: _About) -> Iterator[Advice]:
+    wrong = sum(record.vanilla_label != record.label for record in about.records)
+    if wrong >= about.some(10):
+        yield (
+            f"{wrong} of {len(about.records)} images are answered wrongly without any patch. No defence "
+            "mends that: start from a better model.",
+            "",
         )
-    if few := near(s, records):
-        found.append(
-            (
-                f"{few} of the certificates {'has' if few == 1 else 'have'} a logit margin below "
-                f"{rounding(e):g}, which rounding on another machine could turn. "
-                "Count without:",
-                f"certipatch report {s.folder} --min-margin {rounding(e):g}",
-            )
+
+
+def _near(about: _About) -> Iterator[Advice]:
+    few, least = near(about.summary), rounding(about.experiment)
+    if few:
+        yield (
+            f"{few} of the certificates {'has' if few == 1 else 'have'} a logit margin below {least:g}, "
+            "which rounding on another machine could turn. Count without:",
+            f"certipatch report {about.summary.name} --min-margin {least:g}",
         )
-    found.append(
-        (
-            "Have independent code check these records, and look at images again:",
-            f"certipatch verify {s.folder} {model} {where}",
-        )
+
+
+def _verify(about: _About) -> Iterator[Advice]:
+    model, where = about.typed
+    yield (
+        "Have independent code check these records, and look at images again:",
+        f"certipatch verify {about.summary.name} {model} {where}",
     )
-    if not attacked and threat.get("patches", 1) == 1:
-        found.append(
-            (
-                "See what an attacker reaches: an upper bound beside this lower one, with patched images "
-                "for this page.",
-                f"certipatch attack {model} --records {s.folder} {where} --out ATTACK",
-            )
+
+
+def _attack(about: _About) -> Iterator[Advice]:
+    model, where = about.typed
+    if about.summary.threat.patches == 1:
+        yield (
+            "See what an attacker reaches: an upper bound beside this lower one, with patched images for "
+            "this page.",
+            f"certipatch attack {model} --records {about.summary.name} {where} --out ATTACK",
         )
-    return found
 
 
-def rounding(experiment: dict[str, Any]) -> float:
+def rounding(experiment: Certification) -> float:
     """Up to what logit margin an answer may turn by rounding, as docs/trust.md has measured."""
-    return 0.001 if experiment["precision"] == "32-true" else 0.25
+    return 0.001 if experiment.precision == "32-true" else 0.25
 
 
-def near(summary: Summary, records: Sequence[Record]) -> int:
+def near(summary: Summary) -> int:
     """How many certificates rest on a margin below that."""
-    few = rounding(summary.manifest["experiment"])
-    return sum(
-        outcome(record, summary.min_margin) == "certified" and (record.margin or 0.0) < few
-        for record in records
-    )
+    least = rounding(summary.experiment)
+    certified = (r for r in summary.folder.records if outcome(r, summary.min_margin) == "certified")
+    return sum((record.margin or 0.0) < least for record in certified)
 
 
-def _options_of(manifest: dict[str, Any]) -> tuple[str, str]:
-    """``--model ...`` and ``--data ...`` as the run had them, or words in capitals to fill in."""
-    environment = manifest.get("environment")
-    command = environment.get("command", "") if isinstance(environment, dict) else ""
+def _options_of(manifest: Manifest) -> tuple[str, str]:
+    """The options of the model and of the data with which the run was started."""
     try:
-        words = shlex.split(str(command))
+        words = shlex.split(manifest.command)
     except ValueError:
         words = []
     given = dict(pairwise(words)) if words[1:2] == ["certify"] else {}
@@ -118,6 +165,5 @@ def _options_of(manifest: dict[str, Any]) -> tuple[str, str]:
 
     model = chosen("--model", "--weights", "--image-size", "--crop-pct") or "--model MODEL"
     pretrained = " --pretrained" if "--pretrained" in given else ""
-    return model + pretrained, chosen(
-        "--data", "--split", "--class-map"
-    ) or f"--data {shlex.quote(str(manifest.get('data') or 'DATA'))}"
+    data = chosen("--data", "--split", "--class-map") or f"--data {shlex.quote(manifest.data or 'DATA')}"
+    return model + pretrained, data

@@ -1,16 +1,15 @@
-"""The records of an attack, and what they say beside those of the certification; never loads torch."""
+"""What an attack says beside the certification that it is on: an upper bound beside the proven lower one."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import RecordsError
-from ..geometry.patch import threat_of
-from ..records.manifest import read_manifest
-from ..records.read import read_attacks
+from ..records.read import Folder
 from ..records.schema import AttackRecord
-from .certification import Share
+from .certification import threat_of_certification
+from .shares import Share
 
 BOUNDS = {
     "clean_accuracy": "the defended model is right without a patch",
@@ -19,31 +18,28 @@ BOUNDS = {
 }
 
 
-def summarize_attack(folder: Path) -> dict[str, Any]:
+def summarize_attack(folder: Folder[AttackRecord]) -> dict[str, Any]:
     """The bounds on the accuracy under attack, on the same images, and what the attack was worth.
 
     ``certified_robust_accuracy`` is what no attack can go below, ``attacked_accuracy`` what this one left;
     ``attackable`` counts the images right without a patch whose clean table leaves a goal open.
     ``certified_undefended_fooled``: certified images on which the patch changed the undefended model's
-        answer, so that the defense had something to withstand.
+    answer, so that the defense had something to withstand.
+
+    Raises RecordsError for a folder without records of an attack.
     """
-    about, records = read_manifest(folder), read_attacks(folder)
-    n, certified = len(records), [record for record in records if record.certified]
-    if about["kind"] != "attack" or not records:
-        raise RecordsError(
-            f"{folder}: expected records of attack, found "
-            f"{'none' if about['kind'] == 'attack' else about['kind']}"
-        )
+    manifest, records = folder.manifest, folder.records
+    if manifest.kind != "attack" or not records:
+        found = "none" if manifest.kind == "attack" else manifest.kind
+        raise RecordsError(f"{folder.path}: expected records of attack, found {found}")
+    experiment = manifest.attack
+    certified = [record for record in records if record.certified]
     return {
-        "folder": str(folder),
-        "complete": n == about["experiment"]["images"],
-        **threat_of(about["experiment"]["certification"]["masks"]),
-        "masks_per_axis": about["experiment"]["certification"]["masks"]["masks_per_axis"],
-        "clean_accuracy": Share(
-            sum(not record.broken or record.top is not None for record in records), n
-        ).to_json(),
-        "attacked_accuracy": Share(sum(not record.broken for record in records), n).to_json(),
-        "certified_robust_accuracy": Share(len(certified), n).to_json(),
+        "folder": str(folder.path),
+        "complete": len(records) == experiment.images,
+        **threat_of_certification(experiment.certification),
+        "masks_per_axis": experiment.certification.masks_per_axis,
+        **_bounds(records),
         "certified_broken": sum(record.broken for record in certified),
         "certified_undefended_fooled": sum(record.vanilla_label != record.label for record in certified),
         "attackable": sum(record.ways > 0 for record in records),
@@ -52,16 +48,28 @@ def summarize_attack(folder: Path) -> dict[str, Any]:
     }
 
 
+def _bounds(records: Sequence[AttackRecord]) -> dict[str, Any]:
+    """An image that is broken without a place for the patch is wrong without one."""
+    return {
+        "clean_accuracy": Share.of(
+            not record.broken or record.top is not None for record in records
+        ).to_json(),
+        "attacked_accuracy": Share.of(not record.broken for record in records).to_json(),
+        "certified_robust_accuracy": Share.of(record.certified for record in records).to_json(),
+    }
+
+
 def attack_text(found: dict[str, Any]) -> str:
     """The summary as a person reads it."""
-    lines = []
-    for name, means in BOUNDS.items():
-        lines.append(f"{name:26} {Share(found[name]['count'], found[name]['images'])}  {means}")
+    lines = [
+        f"{name:26} {Share(found[name]['count'], found[name]['images'])}  {means}"
+        for name, means in BOUNDS.items()
+    ]
     certified, images = found["certified_robust_accuracy"]["count"], found["clean_accuracy"]["images"]
     lines.append(
         f"certified images: {certified} attacked, {found['certified_broken']} broken in "
-        f"{found['attempts_on_certified']} attempts; "
-        f"the undefended model was fooled on {found['certified_undefended_fooled']} of them"
+        f"{found['attempts_on_certified']} attempts; the undefended model was fooled on "
+        f"{found['certified_undefended_fooled']} of them"
     )
     tight = found["attacked_accuracy"]["count"] - certified
     lines.append(
@@ -69,18 +77,3 @@ def attack_text(found: dict[str, Any]) -> str:
         f"to an attack; {tight} withstood this one"
     )
     return "\n".join(lines)
-
-
-ATTACKED = 12  # images beside their patched ones
-
-
-def _some_attacks(folder: Path) -> list[AttackRecord]:
-    """Those images of an attack that are worth a look: broken ones, then certified ones under a patch, then
-    others that withstood."""
-    records = [record for record in read_attacks(folder) if record.image is not None]
-    broken = [record for record in records if record.broken]
-    proven = sorted(
-        (r for r in records if r.certified), key=lambda r: r.vanilla_label == r.label
-    )  # an undefended model that fell first
-    rest = [record for record in records if not record.broken and not record.certified]
-    return [*broken[: ATTACKED // 2], *proven[: ATTACKED // 3], *rest[: ATTACKED // 6]]

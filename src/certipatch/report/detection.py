@@ -1,9 +1,9 @@
-"""Every number of a report on detection, computed from records: a sweep over thresholds."""
+"""What detection is worth at each threshold, computed from its records, and the table of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -12,21 +12,18 @@ from rich.table import Table
 
 from ..defenses.minority_reports.algorithm import above, check_threshold
 from ..errors import ConfigError, RecordsError, one_line
-from ..geometry.patch import threat_of
-from ..records.manifest import read_manifest
-from ..records.read import read_images
+from ..records.experiment import Certification
+from ..records.read import Folder
 from ..records.schema import DetectionRecord
-from .certification import Share, against, strategy
+from .certification import against, other_images, strategy, threat_of_certification, totals
+from .shares import Share
 
 THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
-
-
 CAPTION = (
     "Detection (Minority Reports): % of images, fraction, 95 % interval. threshold: an alarm is raised by a "
-    "one-mask view that is more "
-    "confident than this in another label; clean: the undefended model is right and there is no alarm; "
-    "false alarms: an alarm without a "
-    "patch; certified detection: under every patch the answer is right or there is an alarm, proven."
+    "one-mask view that is more confident than this in another label; clean: the undefended model is right "
+    "and there is no alarm; false alarms: an alarm without a patch; certified detection: under every patch "
+    "the answer is right or there is an alarm, proven."
 )
 
 
@@ -35,10 +32,10 @@ class AtThreshold:
     """What detection is worth at one threshold.
 
     Attributes:
-        clean_accuracy: F(x) is right and there is no alarm; false_alarms: there is an alarm, though there is
-            no patch;
-            certified_detection_accuracy: under every patch the answer is the true label or there is an alarm,
-                proven.
+        clean_accuracy: F(x) is right and there is no alarm.
+        false_alarms: there is an alarm, though there is no patch.
+        certified_detection_accuracy: under every patch the answer is the true label or there is an alarm,
+            proven.
     """
 
     threshold: float
@@ -46,35 +43,59 @@ class AtThreshold:
     false_alarms: Share
     certified_detection_accuracy: Share
 
+    @property
+    def shares(self) -> dict[str, Share]:
+        """The three shares by their names."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Share)}
+
     def to_json(self) -> dict[str, Any]:
-        shares = {name: value.to_json() for name, value in vars(self).items() if isinstance(value, Share)}
-        return {"threshold": self.threshold, **shares}
+        """The threshold and the shares."""
+        return {
+            "threshold": self.threshold,
+            **{name: share.to_json() for name, share in self.shares.items()},
+        }
 
 
 @dataclass(frozen=True)
 class DetectionSummary:
-    """What the records of one ``detect`` say. ``complete``: every image has its record; ``unreadable`` images
-    count as wrong."""
+    """What the records of one ``detect`` say.
 
-    folder: str
-    manifest: dict[str, Any]
+    Attributes:
+        folder: its manifest and records.
+        sweep: what it is worth at each threshold.
+        unreadable: images that count as wrong because they could not be read.
+        passes: forward passes, for all images.
+        complete: every image has its record.
+    """
+
+    folder: Folder[DetectionRecord]
     vanilla_accuracy: Share
     sweep: tuple[AtThreshold, ...]
     unreadable: int
     passes: int
     complete: bool
 
+    @property
+    def name(self) -> str:
+        """The folder as it was named."""
+        return str(self.folder.path)
+
+    @property
+    def experiment(self) -> Certification:
+        """Everything that can change a result."""
+        return self.folder.manifest.certification
+
     def to_json(self) -> dict[str, Any]:
-        experiment = self.manifest["experiment"]
+        """The summary as ``report --json`` prints it."""
         return {
-            "folder": self.folder,
+            "folder": self.name,
             "kind": "detect",
             "complete": self.complete,
-            "model": experiment["model"]["arch"],
-            "strategy": strategy(self.manifest),
-            "data": experiment["data"],
-            **threat_of(experiment["masks"]),
-            "masks_per_axis": experiment["masks"]["masks_per_axis"],
+            "model": self.experiment.model.arch,
+            "strategy": strategy(self.experiment),
+            "data": self.folder.manifest.stated["data"],
+            **threat_of_certification(self.experiment),
+            "masks_per_axis": self.experiment.masks_per_axis,
             "vanilla_accuracy": self.vanilla_accuracy.to_json(),
             "thresholds": [one.to_json() for one in self.sweep],
             "unreadable": self.unreadable,
@@ -94,72 +115,59 @@ def parse_thresholds(text: str | None) -> tuple[float, ...]:
         ) from None
 
 
-def summarize_detection(folder: str | Path, thresholds: tuple[float, ...] = THRESHOLDS) -> DetectionSummary:
+def summarize_detection(
+    folder: Folder[DetectionRecord], thresholds: tuple[float, ...] = THRESHOLDS
+) -> DetectionSummary:
     """The summary of a folder that ``detect`` wrote; also of one that is not complete yet. Raises
     RecordsError."""
-    manifest = read_manifest(Path(folder))
-    if manifest["kind"] != "detect":
-        raise RecordsError(f"{folder}: expected records of detect, found those of {manifest['kind']}")
-    records = read_images(Path(folder), DetectionRecord)
-    if not records:
-        raise RecordsError(f"{folder}: no image has been examined yet; continue it with detect --resume")
-    n, images = len(records), manifest["experiment"]["data"]["images"]
-    if n > images or records[-1].index >= images:
-        raise RecordsError(
-            f"{folder}: holds records of more images than the {images} that were examined; restore it or "
-            "detect again"
-        )
+    kind, records = folder.manifest.kind, folder.records
+    if kind != "detect":
+        raise RecordsError(f"{folder.path}: expected records of detect, found those of {kind}")
+    rest = totals(folder, "examined")
     return DetectionSummary(
-        folder=str(folder),
-        manifest=manifest,
-        vanilla_accuracy=Share(sum(r.vanilla_label == r.label for r in records), n),
+        folder=folder,
+        vanilla_accuracy=Share.of(record.vanilla_label == record.label for record in records),
         sweep=tuple(at_threshold(records, threshold) for threshold in thresholds),
-        unreadable=sum(r.error is not None for r in records),
-        passes=sum(r.passes for r in records),
-        complete=n == images,
+        **rest,
     )
 
 
-def at_threshold(records: list[DetectionRecord], threshold: float) -> AtThreshold:
-    n, alarms = len(records), [above(r.dissent, threshold) for r in records]
+def at_threshold(records: Sequence[DetectionRecord], threshold: float) -> AtThreshold:
+    """What detection is worth on these images at one threshold."""
+    alarms = [above(record.dissent, threshold) for record in records]
+    right = [record.vanilla_label == record.label for record in records]
     return AtThreshold(
         threshold,
-        clean_accuracy=Share(
-            sum(r.vanilla_label == r.label and not alarm for r, alarm in zip(records, alarms, strict=True)), n
+        clean_accuracy=Share.of(
+            is_right and not alarm for is_right, alarm in zip(right, alarms, strict=True)
         ),
-        false_alarms=Share(sum(alarms), n),
-        certified_detection_accuracy=Share(sum(above(r.agreement, threshold) for r in records), n),
+        false_alarms=Share.of(alarms),
+        certified_detection_accuracy=Share.of(above(record.agreement, threshold) for record in records),
     )
 
 
-def detection_table(summaries: list[DetectionSummary]) -> Table:
+def detection_table(summaries: Sequence[DetectionSummary]) -> Table:
     """The sweeps of several folders, 80 columns wide, a threshold a row."""
-    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption=CAPTION)
-    if len({s.manifest["experiment"]["data"]["fingerprint"] for s in summaries}) > 1:
-        out.caption = f"{CAPTION} These runs are not of the same images."
+    out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    out.caption = " ".join([CAPTION, *other_images([summary.experiment for summary in summaries])])
     out.add_column("run, model, training", overflow="fold", min_width=22)
     for heading in ("patch", "k", "thres-\nhold", "clean", "false\nalarms", "certified\ndetection"):
         out.add_column(heading, justify="right")
-    for s in summaries:
-        experiment = s.manifest["experiment"]
-        state = (
-            ""
-            if s.complete
-            else f" (incomplete: {s.vanilla_accuracy.images} of {experiment['data']['images']} images)"
-        )
-        what = (
-            "\n".join(
-                escape(one_line(text))
-                for text in (f"{s.folder}{state}", experiment["model"]["arch"], strategy(s.manifest))
-            ),
-            against(experiment["masks"]),
-            str(experiment["masks"]["masks_per_axis"]),
-        )
-        for one in s.sweep:
-            shares = one.clean_accuracy, one.false_alarms, one.certified_detection_accuracy
-            out.add_row(
-                *(what if one is s.sweep[0] else ("", "", "")),
-                f"{one.threshold:g}",
-                *(share.stacked() for share in shares),
-            )
+    for summary in summaries:
+        what = _what(summary)
+        for one in summary.sweep:
+            shares = (share.stacked() for share in one.shares.values())
+            out.add_row(*what, f"{one.threshold:g}", *shares)
+            what = ("", "", "")  # below its first row
     return out
+
+
+def _what(summary: DetectionSummary) -> tuple[str, str, str]:
+    experiment, done = summary.experiment, summary.vanilla_accuracy.images
+    state = "" if summary.complete else f" (incomplete: {done} of {experiment.data.images} images)"
+    words = f"{summary.name}{state}", experiment.model.arch, strategy(experiment)
+    return (
+        "\n".join(escape(one_line(text)) for text in words),
+        against(experiment),
+        str(experiment.masks_per_axis),
+    )

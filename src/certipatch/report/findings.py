@@ -1,5 +1,7 @@
-"""What the records of a certification say beyond its three shares: where it fails, on which classes, and on
-which images to look."""
+"""What the records of a certification say beyond its three shares.
+
+Where the model fails, on which classes, and which images are worth a look.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from ..records.schema import Record
-from .certification import Share
+from ..records.schema import PatchCleanserRecord, Record
+from .certification import accuracies, counted
+from .shares import Share
 
 Outcome = Literal["certified", "just missed", "hopeless", "unreadable"]
-
-
-Pair = tuple[int, int]
-
-
+MaskPair = tuple[int, int]  # indices (i <= j) of two masks; i = j: a single mask
 Rectangle = Sequence[int]  # top, left, height, width, as manifests have them
 
 
@@ -28,26 +27,34 @@ def outcome(record: Record, min_margin: float = 0.0) -> Outcome:
 
     *Just missed*: every single mask leaves the right answer, and only some pair of masks a wrong one (or the
     certificate's margin is below ``min_margin``). *Hopeless*: a single mask is enough for a wrong answer, or
-    none at all.
+    none at all. Of a defense without masks an image just misses if the defended answer is right.
     """
     if record.error is not None:
         return "unreadable"
-    if record.certified and (record.margin or 0.0) >= min_margin:
+    if counted(record, min_margin):
         return "certified"
-    return "just missed" if record.case == "agreed" and record.defended_label == record.label else "hopeless"
+    right = record.defended_label == record.label
+    agreed = not isinstance(record, PatchCleanserRecord) or record.case == "agreed"
+    return "just missed" if right and agreed else "hopeless"
 
 
-def failing_pairs(records: Iterable[Record]) -> list[tuple[Pair, int]]:
-    """How often each pair of masks (i <= j; i = j: a single mask) is the recorded failing one; the most
-    frequent first.
+def failing_pair(record: Record) -> MaskPair | None:
+    """The pair of masks under which the image failed first, if it is known."""
+    return record.failing_pair if isinstance(record, PatchCleanserRecord) else None
+
+
+def failing_label(record: Record) -> int | None:
+    """What the model answered under that pair."""
+    return record.failing_label if isinstance(record, PatchCleanserRecord) else None
+
+
+def failing_pairs(records: Iterable[Record]) -> list[tuple[MaskPair, int]]:
+    """How often each pair of masks is the recorded failing one; the most frequent first.
 
     An image that is wrong without any mask is not counted: no mask is to blame.
     """
-    counts = Counter(
-        record.failing_pair
-        for record in records
-        if record.failing_pair is not None and record.vanilla_label == record.label
-    )
+    right = (record for record in records if record.vanilla_label == record.label)
+    counts = Counter(pair for pair in map(failing_pair, right) if pair is not None)
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -66,29 +73,34 @@ class Heat:
 
 
 def heat(
-    pairs: Iterable[tuple[Pair, int]], masks: Sequence[Sequence[Rectangle]], image_size: Sequence[int]
+    pairs: Iterable[tuple[MaskPair, int]], masks: Sequence[Sequence[Rectangle]], image_size: Sequence[int]
 ) -> Heat:
     """Which parts of the image are hidden when the model fails."""
-    every = [rectangle for mask in masks for rectangle in mask]
-    rows = sorted({0, image_size[0], *(side for top, _, height, _ in every for side in (top, top + height))})
-    columns = sorted(
-        {0, image_size[1], *(side for _, left, _, width in every for side in (left, left + width))}
-    )
+    rows = _cuts(image_size[0], ((top, height) for mask in masks for top, _, height, _ in mask))
+    columns = _cuts(image_size[1], ((left, width) for mask in masks for _, left, _, width in mask))
     counts = np.zeros((len(rows) - 1, len(columns) - 1), dtype=int)
     for (i, j), n in pairs:
         hidden = np.zeros(counts.shape, dtype=bool)
         for top, left, height, width in [*masks[i], *masks[j]]:
-            hidden[
-                rows.index(top) : rows.index(top + height), columns.index(left) : columns.index(left + width)
-            ] = True
+            across = slice(columns.index(left), columns.index(left + width))
+            hidden[rows.index(top) : rows.index(top + height), across] = True
         counts += n * hidden
     return Heat(rows, columns, counts)
 
 
+def _cuts(side: int, stretches: Iterable[tuple[int, int]]) -> list[int]:
+    """Where an axis is cut: at both ends, and at both ends of each (start, length)."""
+    return sorted({0, side, *(end for start, length in stretches for end in (start, start + length))})
+
+
 @dataclass(frozen=True)
 class OfClass:
-    """The images of one class. ``wrong``: what the failing views answer most often in its place, with counts;
-    ``others``: how many images they answer something else on."""
+    """The images of one class.
+
+    Attributes:
+        wrong: what the failing views answer most often in its place, with counts.
+        others: how many images they answer something else on.
+    """
 
     label: int
     vanilla_accuracy: Share
@@ -97,6 +109,11 @@ class OfClass:
     wrong: tuple[tuple[int, int], ...]
     others: int
 
+    @property
+    def _hardness(self) -> tuple[float, int, int]:
+        share = self.certified_robust_accuracy
+        return share.part, -share.images, self.label
+
 
 def of_classes(records: Sequence[Record], min_margin: float = 0.0) -> list[OfClass]:
     """Each class that has images, the hardest first: the least certified, of equals the one with more
@@ -104,32 +121,15 @@ def of_classes(records: Sequence[Record], min_margin: float = 0.0) -> list[OfCla
     images: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         images[record.label].append(record)
-    found = []
-    for label, group in images.items():
-        n = len(group)
-        wrong = Counter(record.failing_label for record in group if record.failing_label is not None)
-        found.append(
-            OfClass(
-                label,
-                Share(sum(record.vanilla_label == label for record in group), n),
-                Share(sum(record.defended_label == label for record in group), n),
-                Share(sum(outcome(record, min_margin) == "certified" for record in group), n),
-                tuple(wrong.most_common(3)),
-                wrong.total() - sum(n for _, n in wrong.most_common(3)),
-            )
-        )
-    return sorted(
-        found,
-        key=lambda one: (
-            _part(one.certified_robust_accuracy),
-            -one.certified_robust_accuracy.images,
-            one.label,
-        ),
-    )
+    found = [_of_class(label, group, min_margin) for label, group in images.items()]
+    return sorted(found, key=lambda one: one._hardness)
 
 
-def _part(share: Share) -> float:
-    return share.count / share.images
+def _of_class(label: int, group: Sequence[Record], min_margin: float) -> OfClass:
+    wrong = Counter(answer for answer in map(failing_label, group) if answer is not None)
+    common = tuple(wrong.most_common(3))
+    others = wrong.total() - sum(n for _, n in common)
+    return OfClass(label, **accuracies(group, min_margin=min_margin), wrong=common, others=others)
 
 
 def telling(records: Iterable[Record], each: int, min_margin: float = 0.0) -> dict[Outcome, list[Record]]:
@@ -149,7 +149,7 @@ def telling(records: Iterable[Record], each: int, min_margin: float = 0.0) -> di
 
 
 def _spread(records: list[Record]) -> list[Record]:
-    """In turn one of each class."""
+    """The records in such an order that each class has its turn."""
     classes: dict[int, list[Record]] = defaultdict(list)
     for record in records:
         classes[record.label].append(record)

@@ -1,9 +1,12 @@
-"""TODO."""
+"""What runs will cost before they are done: passes, floating-point operations, and seconds on this machine.
+
+``certipatch reproduce --dry-run`` shows it; a command that has something to do shows what is left of it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -20,134 +23,140 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import RecordsError
 from ..models.build import architecture
-from ..training.cost import BACKWARD, FORWARD
-from .plan import Run, _certified, _trained, finished
+from .done import finished, is_certified, training
+from .plan import Run
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass of one image costs; ``flops`` count 2 a multiply-add."""
+
+    flops: int
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Task:
-    """A training (no ``patch``) or a certification of what it trained, and what that costs.
+    """A training, or a certification of what it trained.
 
-    ``passes`` are forward-equivalents of a training, forward passes of a certification at most; ``flops``
-    count 2 a multiply-add.
+    Attributes:
+        training: the folder of the training. folder: the task's own.
+        passes: forward-equivalents of a training, forward passes of a certification at most.
+        each: what one of them costs.
+        patch: what is certified against, as it is typed; None for a training.
     """
 
     training: str
     folder: str
     passes: int
-    flops: int
-    seconds: float
+    each: Pass
     finished: bool
-    patch: str | None
+    patch: str | None = None
 
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all passes, 2 a multiply-add."""
+        return self.passes * self.each.flops
 
-def _is(done: Callable[..., bool], *arguments: Any) -> bool:
-    """For the plan: what is there but of another experiment is not done; the run itself will say so."""
-    try:
-        return done(*arguments)
-    except RecordsError:
-        return False
+    @property
+    def seconds(self) -> float:
+        """How long all passes will take."""
+        return self.passes * self.each.seconds
 
 
 def tasks(
     runs: list[Run], out: Path, *, fabric: Callable[[str], Fabric], tflops: float | None = None
 ) -> list[Task]:
-    """What the runs cost: passes, floating-point operations, and the seconds that they will take.
+    """What the runs consist of, and what each part costs.
 
     Args:
         tflops: the rate (10^12 operations per second) to reckon with; default: each model is timed here for a
             moment.
     """
     found: list[Task] = []
-    for one in runs:
-        flops = _flops(one.arch, one.setup.image_size)
-        pace = (
-            flops / (tflops * 1e12)
-            if tflops
-            else _seconds_per_pass(one.arch, one.setup.image_size, fabric(one.setup.precision))
-        )
-        base, place = one.setup.base, f"{one.place}/base"
-        steps: list[tuple[str, str, int, bool, str | None]] = []
-        if base is not None and place not in {task.folder for task in found}:
-            steps.append(
-                (
-                    place,
-                    place,
-                    one.scaled(base.train_images) * base.epochs * (FORWARD + BACKWARD),
-                    finished(out / place) is not None,
-                    None,
-                )
-            )
-        steps.append((one.name, one.name, one.train_passes, _is(_trained, one, out), None))
-        for patch, k in one.certifications:
-            steps.append(
-                (
-                    one.name,
-                    one.certified(patch, k),
-                    one.certify_passes(patch, k),
-                    _is(_certified, one, out, patch, k),
-                    patch,
-                )
-            )
-        found += [
-            Task(where, folder, n, n * flops, n * pace, done, patch)
-            for where, folder, n, done, patch in steps
-        ]
+    for run in runs:
+        each = _one_pass(run, fabric, tflops)
+        if run.setup.base is not None and run.base not in [task.folder for task in found]:
+            done = finished(out / run.base) is not None
+            found.append(Task(run.base, run.base, run.base_passes, each, done))
+        found.append(Task(run.name, run.name, run.train_passes, each, _is_trained(run, out)))
+        for patch, k in run.certifications:
+            passes, done = run.certify_passes(patch, k), _is_certified(run, out, patch, k)
+            found.append(Task(run.name, run.certified(patch, k), passes, each, done, patch))
     return found
+
+
+def _is_trained(run: Run, out: Path) -> bool:
+    """Whether the run is trained.
+
+    A folder of another experiment counts as not trained here; the run itself will refuse it.
+    """
+    try:
+        return training(run, out) is not None
+    except RecordsError:
+        return False
+
+
+def _is_certified(run: Run, out: Path, patch: str, masks_per_axis: int) -> bool:
+    """Whether one certification is complete; a folder of another experiment counts as not."""
+    try:
+        return is_certified(run, out, patch, masks_per_axis)
+    except RecordsError:
+        return False
 
 
 def plan_table(tasks: list[Task]) -> Table:
     """A line for each folder of a training, with what is left to do there."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", show_footer=True)
-    table.caption = "Certify passes: at most; wrong pairs that are met early make it less. The time is what is left to do."
-    left = [task for task in tasks if not task.finished]
+    table.caption = (
+        "Certify passes: at most; wrong pairs that are met early make it less. The time is what is left "
+        "to do."
+    )
+    headings = ("train passes", "certify passes", "TFLOP", "time")
+    totals = (*_passes(tasks), f"{_tflop(tasks):,.0f}", _time_left(tasks))
     table.add_column("training", "total", overflow="fold")
-    for heading, value in (
-        ("train passes", f"{sum(t.passes for t in tasks if t.patch is None):,}"),
-        ("certify passes", f"{sum(t.passes for t in tasks if t.patch is not None):,}"),
-        ("TFLOP", f"{sum(t.flops for t in tasks) / 1e12:,.0f}"),
-        ("time", _span(sum(t.seconds for t in left))),
-    ):
-        table.add_column(heading, value, justify="right")
+    for heading, total in zip(headings, totals, strict=True):
+        table.add_column(heading, total, justify="right")
     for name, group in groupby(tasks, key=lambda task: task.training):
         of_run = list(group)
-        passes = [
-            sum(t.passes for t in of_run if (t.patch is None) == training) for training in (True, False)
-        ]
-        seconds = sum(t.seconds for t in of_run if not t.finished)
-        flops = sum(t.flops for t in of_run)
-        done = all(t.finished for t in of_run)
-        table.add_row(
-            escape(name),
-            f"{passes[0]:,}",
-            f"{passes[1]:,}",
-            f"{flops / 1e12:,.1f}",
-            "done" if done else _span(seconds),
-        )
+        left = "done" if all(task.finished for task in of_run) else _time_left(of_run)
+        table.add_row(escape(name), *_passes(of_run), f"{_tflop(of_run):,.1f}", left)
     return table
 
 
+def _passes(tasks: Sequence[Task]) -> tuple[str, str]:
+    """The passes of the trainings, and those of the certifications."""
+    to_train = sum(task.passes for task in tasks if task.patch is None)
+    to_certify = sum(task.passes for task in tasks if task.patch is not None)
+    return f"{to_train:,}", f"{to_certify:,}"
+
+
+def _tflop(tasks: Sequence[Task]) -> float:
+    return sum(task.flops for task in tasks) / 1e12
+
+
+def _time_left(tasks: Sequence[Task]) -> str:
+    return str(timedelta(seconds=round(sum(task.seconds for task in tasks if not task.finished))))
+
+
 def plan_json(tasks: list[Task]) -> list[dict[str, Any]]:
-    return [
-        {
-            "folder": t.folder,
-            "passes": t.passes,
-            "flops": t.flops,
-            "seconds": t.seconds,
-            "finished": t.finished,
-        }
-        for t in tasks
-    ]
+    """The tasks as ``reproduce --dry-run --json`` prints them."""
+    shown = ("folder", "passes", "flops", "seconds", "finished")
+    return [{name: getattr(task, name) for name in shown} for task in tasks]
 
 
-def _span(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+def _one_pass(run: Run, fabric: Callable[[str], Fabric], tflops: float | None) -> Pass:
+    """What a pass of the run's model costs, at the rate asked for or else as it is timed here."""
+    size = run.setup.image_size
+    flops = _flops(run.arch, size)
+    if tflops:
+        return Pass(flops, flops / (tflops * 1e12))
+    return Pass(flops, _seconds_per_pass(run.arch, size, fabric(run.setup.precision)))
 
 
 @cache
 def _flops(arch: str, image_size: int) -> int:
-    """Floating-point operations (2 a multiply-add) of one forward pass, counted on a model without
-    weights."""
+    """Floating-point operations of one forward pass, 2 a multiply-add, counted without weights."""
     with torch.device("meta"):
         network = architecture(arch, (image_size, image_size))
         counter = FlopCounterMode(display=False)
@@ -157,16 +166,14 @@ def _flops(arch: str, image_size: int) -> int:
 
 
 @cache
-def _seconds_per_pass(arch: str, image_size: int, fab: Fabric) -> float:
+def _seconds_per_pass(arch: str, image_size: int, fabric: Fabric) -> float:
     """Time of one image in a batch, the best of a few on this machine, with random weights."""
-    network = (
-        architecture(arch, (image_size, image_size)).eval().to(fab.device, memory_format=torch.channels_last)
-    )  # type: ignore[call-overload]
-    images = torch.rand(16, 3, image_size, image_size, device=fab.device).contiguous(
-        memory_format=torch.channels_last
-    )
+    network = architecture(arch, (image_size, image_size)).eval()
+    network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.rand(16, 3, image_size, image_size, device=fabric.device)
+    images = images.contiguous(memory_format=torch.channels_last)
     best = float("inf")
-    with torch.inference_mode(), fab.autocast():
+    with torch.inference_mode(), fabric.autocast():
         for _ in range(4):
             started = time.monotonic()
             network(images).sum().item()  # waits for the device

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Recipes: what a table of the paper is made of, as small TOML files (``recipes/*.toml``).
+
+A recipe is a list of *setups*, each a data set with models, strategies, seeds, patches and masks per axis,
+and the paper's numbers to compare with. ``plan.py`` makes runs out of it.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,17 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from ..config import Frozen
-from ..errors import ConfigError
+from ..errors import ConfigError, brief
+from ..geometry.masks import MaskSet
+from ..geometry.patch import Size, parse_patch
 
 FOLDER = Path(__file__).with_name("recipes")
-
-
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
-
-
-NAME = r"^[\w.-]+$"  # part of the name of a folder
+NAME = r"^[\w.-]+$"  # what can be part of the name of a folder
 
 
 class Base(Frozen):
-    """How a network gets its weights where none can be fetched: trained on whole images first."""
+    """How a network gets its weights where none can be fetched: it is trained on whole images first."""
 
     epochs: int = Field(ge=1)
     lr: float = Field(gt=0)
@@ -29,14 +31,17 @@ class Base(Frozen):
 
 
 class Setup(Frozen):
-    """One data set and what is trained and certified on it.
+    """One data set, and what is trained and certified on it.
 
-    ``data`` names it in folders and for ``--only`` and ``--data``; ``location`` is what ``--data`` of
-    ``train`` takes. ``train_images`` and ``test_images`` are those used, spread over the data set. A network
-    begins with timm's weights, those of ``weights`` (as ``--weights`` of ``train``), or those of a ``base``
-    trained here. A pair (cheap, costly) of
-    ``equal_compute`` adds a row: the cheap strategy with as many epochs as cost what the costly one does.
-    Without ``crop_pct`` the crop is the weights' own.
+    Attributes:
+        data: the name of the data set in folders, for ``--only`` and for ``--data``.
+        location: what ``--data`` of ``train`` takes.
+        train_images, test_images: how many are used, spread over the data set.
+        weights: as ``--weights`` of ``train``. base: train a network here to begin with. Without both, a
+            network begins with timm's weights.
+        crop_pct: None: the weights' own.
+        equal_compute: a pair (cheap, costly) adds a row, the cheap strategy with as many epochs as cost what
+            the costly one does.
     """
 
     data: str = Field(pattern=NAME)
@@ -74,6 +79,22 @@ class Setup(Frozen):
             raise ValueError("base and weights: only one of them")
         return self
 
+    @property
+    def size(self) -> Size:
+        """(height, width) of the images in pixels of the tensor the model sees."""
+        return (self.image_size, self.image_size)
+
+    def masks(self, patch: str, masks_per_axis: int) -> MaskSet:
+        """The masks against a patch as it is typed. Raises ConfigError for a patch or k that cannot be."""
+        return MaskSet.covering(
+            image_size=self.size, patch_size=parse_patch(patch, self.size), masks_per_axis=masks_per_axis
+        )
+
+    @property
+    def train_masks(self) -> MaskSet:
+        """The fine set of masks that is trained with."""
+        return self.masks(self.train_patch, self.train_masks_per_axis)
+
 
 class Published(Frozen):
     """A value of the paper: certified robust accuracy in %."""
@@ -85,8 +106,15 @@ class Published(Frozen):
     masks_per_axis: int
     certified_robust_accuracy: float
 
+    @property
+    def cell(self) -> tuple[str, str, str, str, int]:
+        """Where it stands: data set, model, row of the table, patch and masks per axis."""
+        return self.data, self.model, self.strategy, self.patch, self.masks_per_axis
+
 
 class Recipe(Frozen):
+    """A table or figure of the paper: the claim that it examines, its setups, and the paper's numbers."""
+
     title: str
     claim: str
     figure: bool = False
@@ -102,8 +130,10 @@ class Recipe(Frozen):
 
 
 def read_recipe(name: str, *, precision: str | None = None) -> Recipe:
-    """A recipe by the name of a shipped one (``table1`` ...) or from a TOML file; with another precision if
-    asked for.
+    """A recipe by the name of a shipped one (``table1`` ...) or from a TOML file.
+
+    Args:
+        precision: use this one instead of the recipe's.
 
     Raises ConfigError naming the first thing that is wrong.
     """
@@ -112,17 +142,18 @@ def read_recipe(name: str, *, precision: str | None = None) -> Recipe:
         raise ConfigError(
             f"recipe {name!r}: expected one of {', '.join(NAMES)} or a .toml file, found neither"
         )
+    recipe = _read(path)
+    if precision is None:
+        return recipe
+    setups = tuple(setup.model_copy(update={"precision": precision}) for setup in recipe.setup)
+    return recipe.model_copy(update={"setup": setups})
+
+
+def _read(path: Path) -> Recipe:
     try:
-        recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         problem = error.errors()[0]
         raise ConfigError(f"recipe {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
-        raise ConfigError(
-            f"recipe {path}: not a TOML file that can be read ({' '.join(str(error).split())[:120]})"
-        ) from None
-    if precision is None:
-        return recipe
-    return recipe.model_copy(
-        update={"setup": tuple(setup.model_copy(update={"precision": precision}) for setup in recipe.setup)}
-    )
+        raise ConfigError(f"recipe {path}: not a TOML file that can be read ({brief(error, 120)})") from None

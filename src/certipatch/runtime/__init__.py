@@ -1,0 +1,1 @@
+"""Where a run takes place: devices, processes, progress and the two consoles."""

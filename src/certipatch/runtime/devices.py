@@ -1,4 +1,4 @@
-"""Devices, precision and seeds: where a run takes place."""
+"""Where and how a run computes: its device, its precision, and the seeds of its random numbers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from ..errors import ConfigError
+from ..errors import ConfigError, brief
 
-AUTOCAST = {
-    "32-true": None,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-}  # by Fabric's name of the precision
+# By Fabric's name of a precision: what torch.autocast casts to, None for no cast.
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def make_fabric(
@@ -37,11 +34,12 @@ def make_fabric(
 
     ``device`` is "auto", "cpu", "cuda" or "mps", ``precision`` Fabric's name of one. On more than one device
     each has a process of its own (DDP); ``world_size`` and ``global_rank`` say how many and which.
-    ``patience`` is how long one waits for the others (default: torch's).
+    ``patience`` is how long one process waits for the others (default: torch's).
+
+    Raises ConfigError for what this machine does not have.
     """
-    logging.getLogger("lightning_fabric").setLevel(
-        logging.WARNING
-    )  # the manifest says which precision was used
+    # Fabric would say which precision it uses; the manifest says that.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     options = {"accelerator": device, "precision": precision, "devices": devices, "num_nodes": nodes}
     try:
         found = Fabric(**options)  # type: ignore[arg-type]
@@ -51,27 +49,27 @@ def make_fabric(
             return Fabric(**options, strategy=DDPStrategy(timeout=patience))  # type: ignore[arg-type]
         return found
     except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
-        asked = f"device {device!r}, precision {precision!r}" + (
-            f", devices {devices}, nodes {nodes}" if (devices, nodes) != (1, 1) else ""
-        )
-        raise ConfigError(f"{asked}: {' '.join(str(error).split())[:160]}") from error
+        asked = f"device {device!r}, precision {precision!r}"
+        if (devices, nodes) != (1, 1):
+            asked += f", devices {devices}, nodes {nodes}"
+        raise ConfigError(f"{asked}: {brief(error, 160)}") from error
 
 
 def _keep_memory() -> None:
-    """Let the C library keep freed memory for the next tensor, where it is glibc.
+    """Let the C library keep freed memory for the next tensor; this does something only on Linux with glibc.
 
-    By default it hands large blocks back at once and gets them again page by page, which on a CPU doubles the
-    time of a training step on a batch of 64 (docs/benchmarks.md).
+    By default glibc returns large blocks to the system at once and gets them again page by page, which on a
+    CPU doubles the time of a training step on a batch of 64 (docs/benchmarks.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_trim_threshold, -1)  # never
-        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, -1)  # never give memory back
+        mallopt(m_mmap_max, 0)  # and take no large block apart from the rest
 
 
 def environment(fab: Fabric) -> dict[str, Any]:
-    """What a manifest says about the machine; no host name."""
+    """What a manifest says about the machine: its device, processor type and threads, but no host name."""
     gpu = torch.cuda.get_device_name(fab.device) if fab.device.type == "cuda" else None
     return {
         "device": gpu or fab.device.type,
@@ -81,15 +79,15 @@ def environment(fab: Fabric) -> dict[str, Any]:
 
 
 def precision_of(fab: Fabric) -> str:
-    """Fabric's name of the precision in use, as --precision takes it."""
+    """Fabric's name of the precision in use, as ``--precision`` takes it."""
     return str(fab._precision.precision)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Reduced precision as Fabric has it under this name: float32 weights, cast where torch knows it to be
-    safe.
+    """A block that computes in this precision, as Fabric does under the same name.
 
-    Raises ConfigError for a precision with other weights than those whose hash is recorded.
+    The weights stay float32; torch casts where it holds that to be safe. Raises ConfigError for a precision
+    with other weights, for the hash of the float32 ones is what is recorded.
     """
     if precision not in AUTOCAST:
         raise ConfigError(
@@ -100,6 +98,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed for one step out of (seed, epoch, step ...), so that a resumed run draws what it would have
-    drawn."""
+    """A seed for one step, made from (seed, epoch, step ...).
+
+    It depends on nothing that was drawn before, so a resumed run draws what it would have drawn.
+    """
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])

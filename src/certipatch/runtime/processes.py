@@ -1,13 +1,11 @@
-"""Several processes of one run, on one machine or more: their start, their common end, and what they tell
-each other.
+"""Several processes of one run, on one machine or more: how they start, end together and exchange values.
 
-With one process everything here does nothing. Fabric (or torchrun, Slurm ...) starts the processes;
-torch.distributed carries the messages.
+With one process everything here does nothing. Fabric (or torchrun, Slurm ...) starts the processes, and
+torch.distributed carries what they tell each other.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -20,20 +18,21 @@ from typing import TypeVar
 import torch
 from lightning_fabric import Fabric
 
-from ..errors import CertiPatchError, ConfigError, ProcessError
+from ..errors import CertiPatchError, ConfigError, ProcessError, brief
 from .console import stderr
 from .devices import precision_of
 
 T = TypeVar("T")
 
+GRACE = 3  # seconds that a process has to notice by itself that another one is gone
 
-GRACE = 3  # seconds
+# The environment variable that holds, in the processes that process 0 of a machine starts, its process id.
+PARENT = "CERTIPATCH_PARENT"
 
-
-PARENT = "CERTIPATCH_PARENT"  # in the environment of the processes that process 0 of a machine starts: its id
-
-
-GONE = "a process of this run has ended (killed, or out of memory?); what was written is kept: run the same command with --resume"
+GONE = (
+    "a process of this run has ended (killed, or out of memory?); what was written is kept: run the same "
+    "command with --resume"
+)
 
 
 @contextmanager
@@ -41,43 +40,37 @@ def launched(fab: Fabric) -> Iterator[None]:
     """The processes of a run, from their start to their common end; with one process nothing but the block.
 
     Fabric starts the command once more for each further device of this machine, unless torchrun, Slurm or the
-    like has started all processes. Only process 0 speaks. No process outlives another: who waits for one that
-    is gone would wait for ever, so a thread in each looks after those it can see, and ends its own.
+    like has started all processes. Only process 0 speaks. No process outlives another: one that waited for a
+    process that is gone would wait for ever, so a thread in each watches those that it can see, and ends its
+    own process.
+
+    Raises ConfigError for devices or nodes that do not fit what was started, ProcessError on the process that
+    speaks when another is gone.
     """
-    started = (
-        int(os.environ["WORLD_SIZE"]) if torch.distributed.is_torchelastic_launched() else fab.world_size
-    )
+    _check_started(fab)
+    if fab.world_size == 1:
+        yield
+        return
+    family = _Family(fab)
+    try:
+        with _one_speaks(fab, family):
+            _launch(fab)
+            stderr.quiet = fab.global_rank > 0
+            yield
+            family.end(patience=10)
+    finally:
+        family.end()
+
+
+def _check_started(fab: Fabric) -> None:
+    if not torch.distributed.is_torchelastic_launched():
+        return
+    started = int(os.environ["WORLD_SIZE"])
     if started != fab.world_size:
         raise ConfigError(
             f"devices x nodes: expected {started}, the number of processes that torchrun started, found "
             f"{fab.world_size}"
         )
-    if fab.world_size == 1:
-        yield
-        return
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    beside = _Beside(fab)
-    try:
-        _launch(fab)
-        stderr.quiet = fab.global_rank > 0
-        yield
-        beside.end(patience=10)
-    except (CertiPatchError, OSError):
-        if fab.global_rank > 0:  # as on process 0, see together()
-            sys.exit(2)
-        raise
-    except KeyboardInterrupt:
-        if fab.global_rank > 0:
-            sys.exit(130)
-        raise
-    except RuntimeError as error:
-        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
-            raise
-        if not beside.speaks():
-            sys.exit(2)
-        raise ProcessError(GONE) from error
-    finally:
-        beside.end()
 
 
 def _launch(fab: Fabric) -> None:
@@ -85,13 +78,42 @@ def _launch(fab: Fabric) -> None:
     try:
         fab.launch()
     except ValueError as error:
-        raise ConfigError(f"devices and nodes: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"devices and nodes: {brief(error, 200)}") from error
     finally:
         del os.environ[PARENT]
 
 
-class _Beside:
-    """The processes of a run on this machine, as one of them sees them: its children, or its parent."""
+@contextmanager
+def _one_speaks(fab: Fabric, family: _Family) -> Iterator[None]:
+    """A block whose failure is raised on one process only; on the others it ends the process in silence."""
+    try:
+        yield
+    except (CertiPatchError, OSError):  # together() has raised the same on every process
+        if fab.global_rank > 0:
+            sys.exit(2)
+        raise
+    except KeyboardInterrupt:
+        if fab.global_rank > 0:
+            sys.exit(130)
+        raise
+    except RuntimeError as error:
+        if not _of_communication(error):
+            raise
+        if not family.speaks():
+            sys.exit(2)
+        raise ProcessError(GONE) from error
+
+
+def _of_communication(error: RuntimeError) -> bool:
+    """Whether torch.distributed has failed, as it does when another process is gone."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+class _Family:
+    """The processes of a run that one of them sees on its machine: its children, or its parent.
+
+    A thread watches them from the start until :meth:`end`.
+    """
 
     def __init__(self, fab: Fabric) -> None:
         self.fab = fab
@@ -108,19 +130,23 @@ class _Beside:
         return self.children
 
     def orphaned(self) -> bool:
+        """Whether this process was started by another one of the run, and that one is gone."""
         return self.parent not in (0, os.getppid())
 
     def speaks(self) -> bool:
-        """Whether it falls to this process to say that one is gone: to the first one of the machine, or the
-        next if that is gone."""
+        """Whether it falls to this process to say that one is gone.
+
+        That is the first process of the machine, or the second if the first is the one that is gone.
+        """
+        if self.fab.local_rank != 1:
+            return self.fab.local_rank == 0
         deadline = time.monotonic() + 2  # the connections of a killed process close shortly before it is gone
-        while self.fab.local_rank == 1 and not self.orphaned() and time.monotonic() < deadline:
+        while not self.orphaned() and time.monotonic() < deadline:
             time.sleep(0.05)
-        return self.fab.local_rank == 0 or (self.fab.local_rank == 1 and self.orphaned())
+        return self.orphaned()
 
     def end(self, patience: float = 0) -> None:
-        """No more to look after: the children end by themselves within ``patience`` seconds, or are
-        killed."""
+        """Stop watching; children that do not end by themselves within ``patience`` seconds are killed."""
         self.over.set()
         for child in self.adopt():
             try:
@@ -131,18 +157,26 @@ class _Beside:
 
     def _watch(self) -> None:
         while not self.over.wait(0.3):
-            children = self.adopt()
-            if self.orphaned() or any(child.poll() for child in children):
-                if self.over.wait(GRACE):  # this process has noticed by itself
-                    return
-                if self.speaks():
-                    print(f"certipatch: {GONE}", file=sys.stderr, flush=True)
-                self.end()
-                os._exit(2)
+            if self._someone_is_gone():
+                self._leave()
+                return
+
+    def _someone_is_gone(self) -> bool:
+        children = self.adopt()
+        return self.orphaned() or any(child.poll() for child in children)
+
+    def _leave(self) -> None:
+        """End this process, which may wait for the one that is gone, unless it notices by itself."""
+        if self.over.wait(GRACE):
+            return
+        if self.speaks():
+            print(f"certipatch: {GONE}", file=sys.stderr, flush=True)
+        self.end()
+        os._exit(2)
 
 
 def total(fab: Fabric, counts: dict[str, float]) -> dict[str, float]:
-    """Each count, summed over the processes."""
+    """The sum of each count over the processes, on every one of them."""
     if fab.world_size == 1:
         return counts
     sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=fab.device)
@@ -151,7 +185,7 @@ def total(fab: Fabric, counts: dict[str, float]) -> dict[str, float]:
 
 
 def of_all(fab: Fabric, rows: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, which have equally many, one process after the other."""
+    """The rows of all processes, in the order of their ranks; each process must have equally many."""
     if fab.world_size == 1:
         return rows
     found = [torch.empty_like(rows, device=fab.device) for _ in range(fab.world_size)]
@@ -161,8 +195,10 @@ def of_all(fab: Fabric, rows: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def together(fab: Fabric) -> Iterator[None]:
-    """A block in which the processes do not communicate: what fails on one is raised on all, so that none
-    waits for it."""
+    """A block in which the processes do not communicate, and whose failure on one is raised on all.
+
+    Otherwise the others would wait for the one that failed.
+    """
     if fab.world_size == 1:
         yield
         return
@@ -178,8 +214,10 @@ def together(fab: Fabric) -> Iterator[None]:
 
 
 def in_turn(fab: Fabric, action: Callable[[], T]) -> T:
-    """``action()`` on the first process of each machine and then on the others, which so find what it has
-    downloaded."""
+    """The result of ``action()``, which the first process of each machine runs before the others.
+
+    So the others find what the first one has downloaded.
+    """
     result: list[T] = []
     for first in (True, False):
         with together(fab):
@@ -189,8 +227,9 @@ def in_turn(fab: Fabric, action: Callable[[], T]) -> T:
 
 
 def alone(fab: Fabric) -> Fabric:
-    """Fabric for the device of this process, without the others."""
+    """Fabric for the device of this process alone, as if there were no other process."""
     if fab.world_size == 1:
         return fab
     devices = 1 if fab.device.type == "cpu" else [fab.device.index or 0]
-    return Fabric(accelerator=fab.device.type, devices=devices, precision=precision_of(fab))  # type: ignore[arg-type]
+    options = {"accelerator": fab.device.type, "devices": devices, "precision": precision_of(fab)}
+    return Fabric(**options)  # type: ignore[arg-type]

@@ -1,5 +1,4 @@
-"""What is seen of a run under way: a bar or plain lines on stderr, and the curves of a training run in
-TensorBoard."""
+"""How far a run is, how fast, and when it will be done: a bar or plain lines on stderr."""
 
 from __future__ import annotations
 
@@ -15,12 +14,14 @@ from rich.text import Text
 
 from .console import stderr
 
-LINE_SECONDS = 60  # without a terminal at least this often, if there is news
+LINE_SECONDS = 60  # without a terminal, the longest time between two lines while images are being done
 
 
 class Progress:
-    """How many images are done, how fast, and when the rest will be. What an earlier attempt did is done, but
-    says nothing of the rate."""
+    """How many images are done, how fast, and when the rest will be.
+
+    Images of an earlier attempt count as done, but say nothing of the rate.
+    """
 
     def __init__(self, total: int, what: str, show: Callable[[Progress, str], None]) -> None:
         self.total, self.what, self._show = total, what, show
@@ -28,54 +29,60 @@ class Progress:
         self.started = time.monotonic()
 
     def resume(self, n: int) -> None:
-        """``n`` images were done before."""
+        """Start to count, ``n`` images having been done by an earlier attempt."""
         self.done = self.before = n
         self.started = time.monotonic()
         if n:
             self._show(self, "done before")
 
     def advance(self, n: int, note: str) -> None:
+        """``n`` more images are done; ``note`` is shown beside the pace."""
         self.done += n
         self._show(self, note)
 
     @property
     def pace(self) -> str:
-        """``12.3 images/s, ETA 0:05:00``, over the whole of this attempt: images differ, and so do epochs
-        with and without a search."""
+        """``12.3 images/s, ETA 0:05:00``, or nothing before the first image is done.
+
+        It is the mean over the whole of this attempt, for images differ, and so do epochs with and without a
+        search.
+        """
         new, seconds = self.done - self.before, max(time.monotonic() - self.started, 1e-6)
         if not new:
             return ""
-        rate = (
-            f"{new / seconds:.{0 if new >= 100 * seconds else 1}f} images/s"
-            if new >= seconds
-            else f"{seconds / new:.1f} s/image"
-        )
-        return f"{rate}, ETA {timedelta(seconds=round(seconds / new * (self.total - self.done)))}"
+        left = timedelta(seconds=round(seconds / new * (self.total - self.done)))
+        return f"{rate(new, seconds)}, ETA {left}"
+
+
+def rate(images: int, seconds: float) -> str:
+    """``512 images/s``, ``12.3 images/s`` or ``2.0 s/image``."""
+    if images < seconds:
+        return f"{seconds / images:.1f} s/image"
+    digits = 0 if images >= 100 * seconds else 1
+    return f"{images / seconds:.{digits}f} images/s"
 
 
 class _Lines:
-    """Without a terminal: a line at each tenth of the work, and once a minute where that takes longer."""
+    """Progress without a terminal: a line at each tenth of the work, or once a minute where that is longer.
+
+    The first and the last news are always shown.
+    """
 
     def __init__(self) -> None:
         self.done, self.at = 0, time.monotonic()
 
     def __call__(self, progress: Progress, note: str) -> None:
-        new, now = progress.done - self.done, time.monotonic()
-        if (
-            progress.done == progress.before
-            or progress.done >= progress.total
-            or new >= max(1, progress.total // 10)
-            or now - self.at >= LINE_SECONDS
-        ):
+        now = time.monotonic()
+        at_an_end = progress.done == progress.before or progress.done >= progress.total
+        a_tenth_more = progress.done - self.done >= max(1, progress.total // 10)
+        if at_an_end or a_tenth_more or now - self.at >= LINE_SECONDS:
             self.done, self.at = progress.done, now
-            text = ", ".join(
-                filter(None, (f"{progress.what} {progress.done}/{progress.total}", progress.pace, note))
-            )
-            stderr.print(text, markup=False, soft_wrap=True)
+            count = f"{progress.what} {progress.done}/{progress.total}"
+            stderr.print(_joined(count, progress.pace, note), markup=False, soft_wrap=True)
 
 
 class _Bar(RichProgress):
-    """The bar, and pace and note on a line of their own."""
+    """rich's progress bar with the pace and the note on a line of their own below it."""
 
     note = ""
 
@@ -86,7 +93,7 @@ class _Bar(RichProgress):
 
 @contextmanager
 def progress_bar(total: int, what: str) -> Iterator[Progress]:
-    """Progress on stderr: a bar, or now and then a plain line if stderr is no terminal."""
+    """Show the progress of ``total`` images on stderr: a bar, or plain lines if stderr is no terminal."""
     if not stderr.is_terminal:
         yield Progress(total, what, _Lines())
         return
@@ -95,12 +102,16 @@ def progress_bar(total: int, what: str) -> Iterator[Progress]:
         task = bar.add_task(what, total=total)
 
         def show(progress: Progress, note: str) -> None:
-            bar.note = ", ".join(filter(None, (progress.pace, note)))
+            bar.note = _joined(progress.pace, note)
             bar.update(task, completed=progress.done)
 
         yield Progress(total, what, show)
 
 
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
 def percent(count: int, of: int) -> str:
-    """``61.2 % (196/320)``."""
+    """A share with its fraction: ``61.2 % (196/320)``."""
     return f"{100 * count / of:.1f} % ({count}/{of})"

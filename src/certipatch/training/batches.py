@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which images each process takes in each step of an epoch; too few for a step are refused."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from ..errors import ConfigError
 
 
 def epoch_batches(n: int, batch_size: int, seed: int) -> list[list[int]]:
-    """The batches of one epoch: a seeded permutation, cut up; a last batch that is not full is left out (if
-    others exist)."""
+    """The batches of one epoch: a seeded permutation of ``n`` images, cut up.
+
+    A last batch that is not full is left out, unless it is the only one.
+    """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
     batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
     return batches[:-1] if len(batches) > 1 and len(batches[-1]) < batch_size else batches
 
 
 def part_of(batch: list[int], rank: int, processes: int) -> list[int]:
-    """What one of the processes takes of a batch; a remainder that cannot be split equally is left out."""
+    """What process ``rank`` takes of a batch; a remainder that cannot be split equally is left out."""
     each = len(batch) // processes
     return batch[rank * each : (rank + 1) * each]
 
 
-def _used(batches: list[list[int]], fabric: Fabric) -> int:
-    """Images of the batches that the processes train on."""
+def images_used(batches: list[list[int]], fabric: Fabric) -> int:
+    """How many images of the batches all processes together train on."""
     return fabric.world_size * sum(len(part_of(batch, 0, fabric.world_size)) for batch in batches)
 
 
-def _check_batch(model: nn.Module, images: int, batch_size: int, fabric: Fabric) -> None:
-    """Refuse what leaves a process without images, or BatchNorm with one."""
+def check_batch(model: nn.Module, images: int, batch_size: int, fabric: Fabric) -> None:
+    """Raise ConfigError where a process would have no image, or BatchNorm only one to normalise."""
     each = min(batch_size, images // fabric.world_size)
     if not each:
         raise ConfigError(
             f"{images} images for {fabric.world_size} processes: expected at least one for each; use fewer "
             "--devices or --nodes"
         )
+    # On CUDA, BatchNorm normalises the images of all processes together.
     normalised = each * (fabric.world_size if fabric.device.type == "cuda" else 1)
     if normalised < 2 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise ConfigError(

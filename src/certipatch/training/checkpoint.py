@@ -1,47 +1,134 @@
-"""TODO."""
+"""The file from which a killed training run continues, and the weights that take its place at the end."""
 
 from __future__ import annotations
 
 import io
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from torch import nn
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 
-from ..errors import RecordsError
-from ..records.seals import LENGTH, sha256, write_through
+from ..errors import RecordsError, brief
+from ..models.weights import weights_sha256
+from ..records.files import write_atomically
+from ..records.seals import LENGTH, sha256
+from ..records.store import Store
+from ..runtime.processes import together
+from .counts import EpochCounts
 
 CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_SECONDS = 300  # within an epoch; after each epoch there is one anyway
 
 
-def _load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    if not path.exists():
-        return {"epoch": 0, "step": 0, "sums": {}}
-    try:
-        data = path.read_bytes()
-        if sha256(data[LENGTH:]).encode() != data[:LENGTH]:
-            raise ValueError("it is not what was written")
-        state = torch.load(io.BytesIO(data[LENGTH:]), map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except Exception as error:
-        raise RecordsError(
-            f"{path}: damaged ({' '.join(str(error).split())[:100]}); delete it to train from the start"
-        ) from error
-    return state
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at its first step, or where the checkpoint of an earlier attempt ends.
+
+    Attributes:
+        epoch, step: complete epochs, and the steps made in the next one.
+        counts: what those steps have done.
+        found: the windows to use again, as :class:`certipatch.training.masking.Masking` keeps them.
+        lines: epochs that ``epochs.jsonl`` holds, which may be one more than are complete.
+    """
+
+    epoch: int
+    step: int
+    counts: EpochCounts
+    found: Tensor | None
+    lines: int
 
 
-def _write(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace a file in one step. Its name while it is written is always the same, so that kills leave one
-    such file at most."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        for number, part in enumerate(parts):
-            write_through(temporary, part, append=number > 0)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RecordsError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space and use --resume"
-        ) from error
+class Checkpoint:
+    """``checkpoint.pt`` in the folder of a run: a sha256, and after it the bytes that have it.
+
+    Only process 0 has the store of the run, so only it reads and writes; on the others ``store`` is None.
+    """
+
+    def __init__(self, store: Store | None, model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
+        self.store, self.model, self.optimizer = store, model, optimizer
+        self._written = time.monotonic()
+
+    def restore(self, fabric: Fabric) -> Start:
+        """Set model and optimizer of every process to the checkpoint, if there is one.
+
+        Raises RecordsError if it is damaged, or follows epochs whose lines are missing.
+        """
+        state: dict[str, Any] = {}
+        with together(fabric):
+            if self.store:
+                state = {**self._read(self.store.folder / CHECKPOINT), "lines": len(self.store.lines)}
+                if state["lines"] < state["epoch"]:
+                    raise RecordsError(
+                        f"{self.store.path}: expected the lines of {state['epoch']} epochs that {CHECKPOINT} "
+                        f"follows, found {state['lines']}; restore it, or delete {CHECKPOINT} to train from "
+                        "the start"
+                    )
+        state = fabric.broadcast(state)
+        if not self.store and "model" in state:
+            self._set(state)
+        return Start(
+            epoch=state["epoch"],
+            step=state["step"],
+            counts=EpochCounts(**state["sums"]),
+            found=state.get("found"),
+            lines=state["lines"],
+        )
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        if not path.exists():
+            return {"epoch": 0, "step": 0, "sums": {}}
+        try:
+            data = path.read_bytes()
+            if sha256(data[LENGTH:]).encode() != data[:LENGTH]:
+                raise ValueError("it is not what was written")
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(data[LENGTH:]), map_location="cpu", weights_only=True
+            )
+            self._set(state)
+        except Exception as error:
+            raise RecordsError(
+                f"{path}: damaged ({brief(error, 100)}); delete it to train from the start"
+            ) from error
+        return state
+
+    def _set(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    @property
+    def due(self) -> bool:
+        """Whether the last one was written more than :data:`CHECKPOINT_SECONDS` ago."""
+        return self.store is not None and time.monotonic() - self._written > CHECKPOINT_SECONDS
+
+    def save(self, epoch: int, step: int, counts: EpochCounts, found: Tensor | None) -> None:
+        """Write the state of model and optimizer, and where the run is (see :class:`Start`)."""
+        if self.store is None:
+            return
+        state = {
+            "epoch": epoch,
+            "step": step,
+            "sums": vars(counts),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "found": found,
+        }
+        data = io.BytesIO()
+        torch.save(state, data)
+        content = data.getbuffer()
+        write_atomically(self.store.folder / CHECKPOINT, sha256(content).encode(), content, alone=True)
+        self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Write the weights of the network alone, under its own names, and remove the checkpoint."""
+        if self.store is None:
+            return
+        network = {key: value.cpu().contiguous() for key, value in self.model[1].state_dict().items()}
+        weights = safetensors.torch.save(network)
+        write_atomically(self.store.folder / "model.safetensors", weights, alone=True)
+        self.store.finish(weights_sha256=weights_sha256(self.model.eval()))
+        (self.store.folder / CHECKPOINT).unlink()

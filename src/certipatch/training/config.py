@@ -1,4 +1,4 @@
-"""TODO."""
+"""The recipe of a training run: every option that decides on the weights at its end, validated."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from ..errors import ConfigError
 class TrainConfig(Frozen):
     """The fine-tuning recipe; the defaults are the Greedy Cutout paper's (``lr`` 0.001 for ViT and ConvNeXt).
 
-    The learning rate is multiplied by ``lr_decay`` after half of the epochs. ``clean_fraction`` of each batch
-    is left unmasked (our addition; the paper's value is 0). ``gradcam_layer`` is where the gutout strategies
-    look, the model's last feature map if None. A strategy that searches does so in every ``search_every``-th
-    epoch, in each if None, and uses again in between what it found last; ``search_precision`` is that of the
-    search, the training's if None.
+    Attributes:
+        strategy: a name in :data:`certipatch.training.strategies.STRATEGIES`.
+        patch_size, masks_per_axis: of the fine set of masks; (height, width) in pixels, and k.
+        batch_size: images in each step of each process.
+        lr, lr_decay: the learning rate, and what it is multiplied by after half of the epochs.
+        clean_fraction: the share of each batch that is left unmasked (our addition; the paper's value is 0).
+        gradcam_layer: where the gutout strategies look; None: the model's last feature map.
+        search_every: a strategy that searches does so in every so many epochs, and uses again in between what
+            it found last; None: in each epoch.
+        search_precision: the precision of the search; None: that of the training.
     """
 
     strategy: str
@@ -38,12 +43,12 @@ class TrainConfig(Frozen):
     @field_validator("search_every")
     @classmethod
     def _each(cls, every: int | None) -> int | None:
-        """One value for one thing: None, which runs from before there was a choice are read as."""
+        """Searching in every epoch has one value, None: runs from before there was a choice have no other."""
         return None if every == 1 else every
 
 
 def train_config(**options: Any) -> TrainConfig:
-    """A :class:`TrainConfig`, or a ConfigError that names the first value that cannot be."""
+    """A :class:`TrainConfig`. Raises ConfigError that names the first value that cannot be."""
     try:
         return TrainConfig(**options)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The curves of a training run, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..errors import ConfigError
 
 
 class Curves:
-    """Values over the steps of a training run, as TensorBoard shows them; of no folder, nothing.
+    """Values over the steps of a training run, written into a folder; without a folder nothing is written.
 
     Use as a context manager. What is added is on disk after :meth:`flush`. A resumed run continues the
-    curves: those of steps that are made again are replaced.
+    curves: the values of steps that are made again are replaced.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -28,6 +28,23 @@ class Curves:
     def add(self, group: str, step: int, **values: float) -> None:
         if self._logger:
             self._logger.log_metrics({f"{group}/{name}": value for name, value in values.items()}, step)
+
+    def add_step(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
+        """Add what one step has seen; ``step`` counts from the start of the run."""
+        self.add("step", step, loss=loss, lr=lr, images_per_second=images_per_second)
+
+    def add_epoch(self, step: int, line: dict[str, Any]) -> None:
+        """Add a line of ``epochs.jsonl`` at the last step of its epoch."""
+        right = line["validation_vanilla"]
+        self.add(
+            "epoch",
+            step,
+            loss=line["loss"],
+            lr=line["lr"],
+            right_under_the_masks=line["masked_correct"] / line["masked_views"],
+            validation_vanilla_accuracy=right["correct"] / right["images"],
+            images_per_second=line["images"] / max(line["seconds"], 1e-3),
+        )
 
     def flush(self) -> None:
         if self._logger:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""From a batch of images to what the model trains on: their masked copies, found now or used again."""
 
 from __future__ import annotations
 
@@ -14,84 +14,106 @@ from ..geometry.masks import MaskSet
 from ..runtime.devices import autocast, precision_of
 from ..runtime.processes import of_all
 from ..views.masked import default_batch_size, find_mean, frozen, mask_images, visible
-from ..views.network import Network
+from ..views.network import LARGE, Network
 from .config import TrainConfig
-from .cost import copies
+from .hiding import BatchPart
 from .strategies import STRATEGIES
 
 
-class _Masking:
-    """Makes of a batch what the model trains on: masked copies, and what the search for the masks cost.
+class Masking:
+    """Makes of a batch what the model trains on, and counts what the search for the masks costs.
 
-    ``found`` are the windows last found for each image, (images, copies, windows, 4), -1 where no search was
-    yet; None without epochs that use them again.
+    Args:
+        model: the model in training, not wrapped by ``fabric``.
+        masks: the fine set.
+        images: how many there are in the data set.
+
+    Attributes:
+        found: (images, copies, windows, 4) int16, the windows last found for each image of the data set, -1
+            where there was no search yet; None if every epoch searches.
     """
 
     def __init__(
         self, model: nn.Sequential, masks: MaskSet, config: TrainConfig, fabric: Fabric, images: int
     ) -> None:
-        self.model, self.masks, self.config, self.fabric = model, masks, config, fabric
+        self.model, self.masks, self.config, self.fabric, self.images = model, masks, config, fabric, images
         self.strategy, self.fill = STRATEGIES[config.strategy], torch.as_tensor(find_mean(model))
+        self.precision = config.search_precision or precision_of(fabric)
         self.look: Network | None = None
         self.found: Tensor | None = None
         if config.search_every is not None:
-            self.found = torch.full((images, copies(config.strategy), 2, 4), -1, dtype=torch.int16)
+            self.found = torch.full((images, self.strategy.copies, 2, 4), -1, dtype=torch.int16)
 
     def __call__(self, items: list[Item], epoch: int, seed: int) -> tuple[Tensor, Tensor, int]:
         """(copies x N, 3, H, W) views, their labels, and the forward passes of the search."""
-        pixels, labels = collate(
-            items
-        )  # here and not in a worker, so that an unreadable image is one clear line
+        # The images are put together here and not in a worker, so that an unreadable one is one clear line.
+        pixels, labels = collate(items)
         rank = self.fabric.global_rank
-        torch.manual_seed(seed + rank)  # dropout and the like
+        torch.manual_seed(seed + rank)  # for the dropout of the gradient step and the like
         x, y = as_float(pixels.to(self.fabric.device)), labels.to(self.fabric.device)
-        place = (rank * len(x), self.fabric.world_size * len(x))
+        part = BatchPart(rank * len(x), self.fabric.world_size * len(x))
 
         def search(x: Tensor, y: Tensor) -> Tensor:
-            hidden = self.strategy(
-                self.model, x, y, self.masks,
-                fill=self.fill, generator=torch.Generator().manual_seed(seed), place=place, layer=self.config.gradcam_layer, look=self.look,
-            )  # fmt: skip
-            return torch.stack(hidden, dim=1)
+            return self._search(x, y, part, seed)
 
-        with (
-            autocast(self.config.search_precision or precision_of(self.fabric), self.fabric.device),
-            _passes_counted(self.model) as passes,
-        ):
+        with autocast(self.precision, self.fabric.device), _passes_counted(self.model) as passes:
             windows = (
                 search(x, y) if self.found is None else self._now_or_last(search, epoch, _index(items), x, y)
             )
         keeps = [
-            _leave_clean(visible(each, self.masks.image_size), self.config.clean_fraction, place)
+            _leave_clean(visible(each, self.masks.image_size), self.config.clean_fraction, part)
             for each in windows.unbind(1)
         ]
-        return (
-            torch.cat([mask_images(x, keep, self.fill) for keep in keeps]),
-            y.repeat(len(keeps)),
-            sum(passes) + self._compiled_passes(),
-        )
+        views = torch.cat([mask_images(x, keep, self.fill) for keep in keeps])
+        return views, y.repeat(len(keeps)), sum(passes) + self._compiled_passes()
 
-    def compile(self) -> None:
-        """Search with a compiled twin of the model, which shares its weights; its answers differ by
-        rounding."""
-        size, precision = self.masks.image_size, self.config.search_precision or precision_of(self.fabric)
-        batch_size = 2 ** (
-            default_batch_size(size).bit_length() - 1
-        )  # of which the views of most batches are a multiple
+    def _search(self, x: Tensor, y: Tensor, part: BatchPart, seed: int) -> Tensor:
+        """(N, copies, windows, 4): what the strategy hides from the images."""
+        generator = torch.Generator().manual_seed(seed)
+        hidden = self.strategy(
+            self.model,
+            x,
+            y,
+            self.masks,
+            fill=self.fill,
+            generator=generator,
+            part=part,
+            look=self.look,
+            layer=self.config.gradcam_layer,
+        )
+        return torch.stack(hidden, dim=1)
+
+    def compile(self, asked: bool | None) -> None:
+        """Search by loss with a compiled twin of the model, which shares its weights; its answers differ by
+        rounding.
+
+        ``asked``: whether to do so; None: if the run is so large that it pays.
+        """
+        if self.strategy.by != "loss" or not (self._is_large() if asked is None else asked):
+            return
+        size = self.masks.image_size
+        # A power of two, of which the number of views of most batches is a multiple.
+        batch_size = 2 ** (default_batch_size(size).bit_length() - 1)
         with frozen(self.model):
             look = Network(
                 self.model,
                 self.masks,
                 fill=self.fill.expand(3),
                 batch_size=batch_size,
-                precision=precision,
+                precision=self.precision,
                 compile=True,
                 frozen=False,
             )
         self.look = look if look.compiled else None
 
+    def _is_large(self) -> bool:
+        """Whether the searches of the run see so many pixels that compiling pays."""
+        height, width = self.masks.image_size
+        pixels = height * width * self.images * self.config.epochs
+        return self.strategy.passes(self.masks) * pixels >= LARGE
+
     def _compiled_passes(self) -> int:
-        """Those since the last call."""
+        """Forward passes of the compiled network since the last call."""
         if self.look is None:
             return 0
         passes, self.look.views = self.look.views, 0
@@ -100,12 +122,13 @@ class _Masking:
     def _now_or_last(
         self, search: Callable[[Tensor, Tensor], Tensor], epoch: int, index: Tensor, x: Tensor, y: Tensor
     ) -> Tensor:
-        """(N, copies, windows, 4): found now where a search is due, else what was last found for the
-        image."""
+        """(N, copies, windows, 4): found now where a search is due, else what was last found for the image.
+
+        ``index`` (N,) is where the images are in the data set.
+        """
         assert self.found is not None
-        due = (
-            self.found[index].flatten(1)[:, 0] < 0
-        )  # also in other epochs: the last batch may have left an image out
+        # A search is due in its epochs, and in any epoch for an image that the last batches so far left out.
+        due = self.found[index].flatten(1)[:, 0] < 0
         if epoch % (self.config.search_every or 1) == 0:
             due[:] = True
         if due.any():
@@ -113,7 +136,8 @@ class _Masking:
         return self.found[index].to(x.device, torch.int64)
 
     def share(self, items: list[Item]) -> None:
-        """What one process has found all will know: in another epoch an image may be another's."""
+        """Tell the other processes what this one has found for its images: in another epoch an image may be
+        theirs."""
         if self.found is not None:
             index = _index(items)
             rows = of_all(
@@ -126,9 +150,9 @@ def _index(items: list[Item]) -> Tensor:
     return torch.tensor([item.index for item in items])
 
 
-def _leave_clean(keep: Tensor, fraction: float, place: tuple[int, int]) -> Tensor:
-    """Unmask the first ``fraction`` of the (shuffled) batch, of which this is the part at ``place``."""
-    clean = max(0, round(fraction * place[1]) - place[0])
+def _leave_clean(keep: Tensor, fraction: float, part: BatchPart) -> Tensor:
+    """Unmask the first ``fraction`` of the (shuffled) whole batch; ``keep`` (N, H, W) is one part of it."""
+    clean = max(0, round(fraction * part.whole) - part.start)
     return torch.cat([torch.ones_like(keep[:clean]), keep[clean:]])
 
 
@@ -137,8 +161,8 @@ def _passes_counted(model: nn.Module) -> Iterator[list[int]]:
     """Counts the images that a search sends through the model, so that a cost in the records is what was
     spent.
 
-    Under a gradient twice: the backward pass of Grad-CAM ends at the last feature map, so the papers' count
-    of one pass for it is more than enough.
+    Under a gradient each counts twice: the backward pass of Grad-CAM ends at the last feature map, so the
+    papers' count of one pass for it is more than enough.
     """
     passes: list[int] = []
 

@@ -1,8 +1,12 @@
-"""TODO."""
+"""A training run, from its premises to its folder: everything around the loop.
+
+What cannot be trained is refused before anything is written.
+"""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +19,19 @@ from ..data.source import Images, Source, check_training_classes
 from ..errors import ConfigError, DataError
 from ..geometry.masks import MaskSet
 from ..models.weights import weights_sha256
-from ..records.manifest import manifest
+from ..records.manifest import begin_manifest
+from ..records.schema import EPOCHS
 from ..records.store import Store
 from ..runtime.devices import environment, precision_of
 from ..runtime.processes import together
 from ..runtime.progress import progress_bar
 from ..views.masked import find_mean
-from .batches import _check_batch, _used, epoch_batches
+from .batches import check_batch, epoch_batches, images_used
 from .config import TrainConfig
-from .cost import RANDOM
 from .curves import Curves
 from .gradcam import saliency
-from .loop import _fit
+from .loop import fit
+from .strategies import STRATEGIES
 
 
 def train(
@@ -44,35 +49,102 @@ def train(
     tensorboard: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tune ``model`` into the folder ``out``: ``model.safetensors``, ``manifest.json``,
-    ``epochs.jsonl``.
+    """Fine-tune ``model`` into the folder ``out``: its weights, ``manifest.json`` and ``epochs.jsonl``.
 
     Args:
-        model: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build` gives it; changed in
-            place.
+        model: ``Sequential(Normalize, network)`` as :func:`certipatch.models.build.build` gives it; changed
+            in place.
         source, validation: images to train on, and to measure vanilla accuracy on after each epoch.
         fabric: launched, if it has several processes. ``config.batch_size`` is that of each. BatchNorm
-            normalises the whole batch on CUDA; on the CPU, where torch cannot, each process normalises its
-            part.
+            normalises the whole batch on CUDA, but each process's part on the CPU, where torch cannot.
         data: how the data set is called in tables.
-        compile: search with the model compiled; None: in a large run, where it pays. It changes rounding
-            only.
+        compile: search with the model compiled, which only changes rounding; None: if the run is large.
         tensorboard: write curves of each step and epoch into ``out``/tensorboard as well.
 
     Returns:
         The last line of ``epochs.jsonl``.
 
     Raises:
-        DataError: unusable data, or an unreadable image. RecordsError: ``out`` cannot be used.
-        SoundnessError: a loss that is not finite.
+        ConfigError: options that cannot be. DataError: unusable data, or an unreadable image. RecordsError:
+        ``out`` cannot be used. SoundnessError: a loss that is not finite.
     """
+    _check_premises(model, source, validation, config, fabric)
+    described = _describe_data(source, validation, data, fabric)
+    size, k = config.patch_size, config.masks_per_axis
+    masks = MaskSet.covering(image_size=spec.image_size, patch_size=size, masks_per_axis=k)
+    _check_strategy(model, spec, config)
+    experiment = {**_describe(model, spec, config, masks), **described, **_describe_processes(fabric)}
+    about = {**begin_manifest("train", experiment, **environment(fabric)), "data": data}
+    with _opened(out, about, fabric, tensorboard=tensorboard, resume=resume) as (store, curves):
+        if fabric.broadcast(store and store.finished) is None:
+            batches = epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)
+            with progress_bar(config.epochs * images_used(batches, fabric), "train") as progress:
+                fit(
+                    model,
+                    Images(source, spec),
+                    Images(validation, spec),
+                    masks,
+                    config,
+                    store,
+                    fabric=fabric,
+                    workers=workers,
+                    compile=compile,
+                    progress=progress,
+                    curves=curves,
+                )
+        last: dict[str, Any] = fabric.broadcast(store.lines[-1] if store else {})
+        return last
+
+
+@contextmanager
+def _opened(
+    out: Path, about: dict[str, Any], fabric: Fabric, *, tensorboard: bool, resume: bool
+) -> Iterator[tuple[Store | None, Curves]]:
+    """The folder of the run and its curves; only process 0 has the folder, and writes curves."""
+    with ExitStack() as stack:
+        with together(fabric):
+            drawn = tensorboard and fabric.is_global_zero
+            curves = stack.enter_context(Curves(out / "tensorboard" if drawn else None))
+            store = None
+            if fabric.is_global_zero:
+                store = stack.enter_context(Store(out, about, EPOCHS, resume=resume))
+        yield store, curves
+
+
+def _describe(model: nn.Module, spec: ModelSpec, config: TrainConfig, masks: MaskSet) -> dict[str, Any]:
+    """What is trained and how, as far as it decides on the weights at the end."""
+    return {
+        "model": spec.model_dump(mode="json"),
+        "initial_weights_sha256": weights_sha256(model),
+        "train": config.model_dump(mode="json"),
+        "masks": masks.to_json(),
+        "fill": torch.as_tensor(find_mean(model)).expand(3).tolist(),
+    }
+
+
+def _describe_processes(fabric: Fabric) -> dict[str, Any]:
+    return {
+        "device": fabric.device.type,
+        "precision": precision_of(fabric),
+        "processes": fabric.world_size,
+    }
+
+
+def _check_premises(
+    model: nn.Module, source: Source, validation: Source, config: TrainConfig, fabric: Fabric
+) -> None:
+    """Raise DataError for classes that cannot be trained, and ConfigError for a precision or a batch size."""
     check_training_classes(source, validation)
     if precision_of(fabric) not in ("32-true", "16-mixed", "bf16-mixed"):
         raise ConfigError(
             f"precision {precision_of(fabric)!r}: training keeps float32 weights; expected 32-true, "
             "bf16-mixed or 16-mixed"
         )
-    _check_batch(model, len(source), config.batch_size, fabric)
+    check_batch(model, len(source), config.batch_size, fabric)
+
+
+def _describe_data(source: Source, validation: Source, data: str, fabric: Fabric) -> dict[str, Any]:
+    """Both data sets. Raises DataError on all processes if one has found other images than process 0."""
     described = {"data": source.describe(), "validation": validation.describe()}
     everywhere = fabric.broadcast(described)
     with together(fabric):
@@ -81,57 +153,24 @@ def train(
                 f"data {data}: expected the same images on every machine, found others on machine "
                 f"{fabric.node_rank}"
             )
-    masks = MaskSet.covering(
-        image_size=spec.image_size, patch_size=config.patch_size, masks_per_axis=config.masks_per_axis
-    )
-    if config.strategy.startswith(
-        "gutout"
-    ):  # one Grad-CAM, so that a layer it cannot use is refused before anything is written
+    return described
+
+
+def _check_strategy(model: nn.Module, spec: ModelSpec, config: TrainConfig) -> None:
+    """Raise ConfigError for an option that the strategy cannot use, or a layer that Grad-CAM cannot use."""
+    strategy = STRATEGIES[config.strategy]
+    if strategy.by == "heat":
+        # One Grad-CAM of a black image, so that such a layer is refused before anything is written.
         device = next(model.parameters()).device
-        black, label = (
-            torch.zeros(1, 3, *spec.image_size, device=device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-        )
+        black = torch.zeros(1, 3, *spec.image_size, device=device)
+        label = torch.zeros(1, dtype=torch.int64, device=device)
         saliency(model, black, label, config.gradcam_layer)
     elif config.gradcam_layer is not None:
         raise ConfigError(
             f"gradcam layer {config.gradcam_layer!r}: expected one of the gutout strategies, found "
             f"{config.strategy}"
         )
-    for option, value in (
-        ("search every", config.search_every),
-        ("search precision", config.search_precision),
-    ):
-        if value is not None and config.strategy in RANDOM:
+    options = {"search every": config.search_every, "search precision": config.search_precision}
+    for option, value in options.items():
+        if value is not None and not strategy.searches:
             raise ConfigError(f"{option} {value}: expected a strategy that searches, found {config.strategy}")
-    experiment = {
-        "model": spec.model_dump(mode="json"),
-        "initial_weights_sha256": weights_sha256(model),
-        "train": config.model_dump(mode="json"),
-        "masks": masks.to_json(),
-        "fill": torch.as_tensor(find_mean(model)).expand(3).tolist(),
-        **described,
-        "device": fabric.device.type,
-        "precision": precision_of(fabric),
-        "processes": fabric.world_size,
-    }
-    about = {**manifest("train", experiment, **environment(fabric)), "data": data}
-    with ExitStack() as stack:
-        with together(fabric):
-            curves = stack.enter_context(
-                Curves(out / "tensorboard" if tensorboard and fabric.is_global_zero else None)
-            )
-            store = (
-                stack.enter_context(Store(out, about, "epochs.jsonl", resume=resume))
-                if fabric.is_global_zero
-                else None
-            )
-        if fabric.broadcast(store and store.manifest["finished"]) is None:
-            batches = epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)
-            with progress_bar(config.epochs * _used(batches, fabric), "train") as progress:
-                _fit(
-                    model, Images(source, spec), Images(validation, spec), masks, config, store,
-                    fabric=fabric, workers=workers, compile=compile, progress=progress, curves=curves,
-                )  # fmt: skip
-        last: dict[str, Any] = fabric.broadcast(store.lines[-1] if store else {})
-        return last

@@ -1,27 +1,32 @@
 """Check a folder of records from what it says, with code of its own.
 
-Nothing here uses the mask geometry, the algorithms or the schedule of the library: coverage is tried position
-by position on arrays of bool (``verify_geometry``), and images are looked at again one view at a time by a
-naive restatement of PatchCleanser's Algorithms 1 and 2 and of challenger masking (``verify_views``), or of
-detection (``verify_detection``). What is found wrong is a list of :class:`Finding`; an untouched folder has
-none.
+Nothing in this room uses the mask geometry, the algorithms or the schedule of the library. Coverage is
+tried place by place on arrays of bool (``geometry``), and images are looked at again, one view at a time
+(``views``), by a naive restatement of the defense: PatchCleanser's Algorithms 1 and 2 and challenger
+masking (``patchcleanser``), or detection (``minority_reports``). What is found wrong is a list of
+:class:`~certipatch.verify.findings.Finding`; an untouched folder has none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..config import differences
 from ..data.source import Source
-from ..models.weights import weights_sha256
-from .findings import Given, Verification
-from .folder import KINDS, _check_images, _manifests, _records
-from .geometry import _check_geometry
-from .record import _check_record, _is_certified
+from ..errors import brief
+from .findings import Experiment, Given, Record, Verification, place
+from .folder import Manifest, check_images, read_manifests, read_records
+from .geometry import flaws as mask_flaws
+from .methods import restatement_of
+from .record import check_line
+from .restatement import Line, Restatement
 from .views import look_again
+
+# What reading values of other types than a manifest should have may raise.
+DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
 def verify(
@@ -38,66 +43,118 @@ def verify(
     Args:
         model, source: the model and the whole data set that were given to ``certify``, to be compared with
             what the folder says.
-        sample: with model and source: how many images to look at again, drawn with ``seed``; None for all.
+        sample: with model and source, how many images to look at again, drawn with ``seed``; None for all.
 
     Raises:
         CertiPatchError: the stated precision is none, or the model cannot be run.
     """
     found = Verification(str(folder))
-    manifests = dict(_manifests(folder, found))
+    manifests = read_manifests(folder, found)
     if not manifests:
         return found
-    experiment, found.kind = (next(iter(manifests.values()))[key] for key in ("experiment", "kind"))
+    experiment = _experiment(manifests, found)
+    restatement = restatement_of(found.kind, experiment)
+    found.counted = restatement.counted
+    found.not_restated = restatement.defense if restatement.compare is None else None
+    odd = restatement.odd_entries(experiment)
+    if odd:
+        what = f"its experiment has other entries than those of a certification: {', '.join(odd)}"
+        found.add("manifest", what)
+        return found
+    try:
+        sound = _check_experiment(experiment, restatement, found)
+        records = read_records(manifests, restatement, found)
+        consistent = _check_records(records, experiment, restatement, found)
+        _check_given(experiment, model, source, found)
+    except DAMAGED as error:
+        what = f"is damaged ({type(error).__name__}: {brief(error, 100)})"
+        found.add("manifest", what)
+        return found
+    if model is not None and source is not None and restatement.compare is not None and sound:
+        source = source.first(experiment["data"]["images"])
+        chosen = _drawn([index for index in consistent if index < len(source)], sample, seed)
+        again = {index: records[index] for index in chosen}
+        look_again(
+            again, experiment, restatement.compare, model=model, source=source, device=device, found=found
+        )
+    return found
+
+
+def _experiment(manifests: dict[Path, Manifest], found: Verification) -> Experiment:
+    """The experiment of the first manifest, which must be that of all, as its kind must be."""
+    first = next(iter(manifests.values()))
+    found.kind, experiment = first["kind"], first["experiment"]
     for path, manifest in manifests.items():
         if manifest["kind"] != found.kind:
             found.add(path.name, f"is of {manifest['kind']}, its neighbour of {found.kind}")
         for difference in differences(manifest["experiment"], experiment)[:3]:
             found.add(path.name, f"is of another experiment than its neighbour ({difference})")
-    entries, _ = KINDS[found.kind]
-    optional = {"inference"} if found.kind == "certify" else set()
-    if odd := sorted(entries ^ (set(experiment) - optional)):
-        found.add(
-            "manifest", f"its experiment has other entries than those of a certification: {', '.join(odd)}"
-        )
-        return found
-    try:
-        sound = _check_geometry(experiment, found)
-        records = _records(manifests, found)
-        consistent = [
-            index for index, record in records.items() if _check_record(index, record, experiment, found)
-        ]
-        found.images, found.certified = len(records), sum(map(_is_certified, records.values()))
-        _check_images(records, experiment, found)
-        if model is not None:
-            check_given_model(experiment, model, found)
-        if source is not None:
-            source = source.first(experiment["data"]["images"])
-            for difference in differences(experiment["data"], source.describe())[:3]:
-                found.add("manifest", f"is of other data than was given: data.{difference}")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        found.add("manifest", f"is damaged ({type(error).__name__}: {' '.join(str(error).split())[:100]})")
-        return found
-    if model is not None and source is not None and sound:
-        chosen = sorted(index for index in consistent if index < len(source))
-        if sample is not None and sample < len(chosen):
-            chosen = sorted(np.random.default_rng(seed).choice(chosen, size=sample, replace=False).tolist())
-        look_again(chosen, records, experiment, model, source, device, found)
-    return found
+    return experiment
 
 
-def check_given_model(experiment: dict[str, Any], model: Given, found: Verification) -> None:
-    spec, network, trained = model
-    for difference in differences(experiment["model"], spec.model_dump(mode="json"))[:3]:
-        found.add("manifest", f"is of another model than was given: model.{difference}")
-    if (here := weights_sha256(network)) != experiment["weights_sha256"]:
-        found.add(
-            "manifest",
-            f"is of other weights than were given: sha256 {str(experiment['weights_sha256'])[:12]}... "
-            f"there, {here[:12]}... here",
-        )
-    for difference in differences(experiment["trained"], trained)[:3]:
-        found.add(
-            "manifest",
-            "is of another training than was given: "
-            f"trained{'.' if difference[0] != ':' else ''}{difference}",
-        )
+def _check_experiment(experiment: Experiment, restatement: Restatement, found: Verification) -> bool:
+    """Check the experiment. True if nothing about it is wrong, so that its images can be looked at again."""
+    before = len(found.findings)
+    for flaw in _flaws(experiment, restatement):
+        found.add("manifest", flaw)
+    return len(found.findings) == before
+
+
+def _flaws(experiment: Experiment, restatement: Restatement) -> Iterator[str]:
+    stated = experiment.get("defense", restatement.defense)
+    if stated != restatement.defense:
+        yield f"defense is {stated!r}, expected {restatement.defense!r}"
+    if "masks" in experiment:
+        yield from mask_flaws(experiment)
+    yield from restatement.flaws(experiment)
+
+
+def _check_records(
+    records: dict[int, Record], experiment: Experiment, restatement: Restatement, found: Verification
+) -> list[int]:
+    """Check each line by itself and all of them together.
+
+    Returns the images whose line contradicts neither itself nor the experiment, in order.
+    """
+    consistent = [
+        index
+        for index, record in records.items()
+        if check_line(Line(place(index, record["name"]), record, experiment, found), restatement)
+    ]
+    found.images, found.certified = len(records), sum(map(restatement.is_certified, records.values()))
+    check_images(records, experiment, found)
+    return sorted(consistent)
+
+
+def _check_given(
+    experiment: Experiment, model: Given | None, source: Source | None, found: Verification
+) -> None:
+    """What the folder says about the model and the data must be so of those that were given."""
+    if model is not None:
+        for what in _other_model(experiment, model):
+            found.add("manifest", what)
+    if source is not None:
+        given = source.first(experiment["data"]["images"]).describe()
+        for difference in differences(experiment["data"], given)[:3]:
+            found.add("manifest", f"is of other data than was given: data.{difference}")
+
+
+def _other_model(experiment: Experiment, model: Given) -> Iterator[str]:
+    for difference in differences(experiment["model"], model.spec.model_dump(mode="json"))[:3]:
+        yield f"is of another model than was given: model.{difference}"
+    there, here = experiment["weights_sha256"], model.weights_sha256
+    if there != here:
+        stated = f"sha256 {str(there)[:12]}... there, {here[:12]}... here"
+        yield f"is of other weights than were given: {stated}"
+    for difference in differences(experiment["trained"], model.trained, "trained")[:3]:
+        yield f"is of another training than was given: {difference}"
+
+
+def _drawn(indices: list[int], sample: int | None, seed: int) -> list[int]:
+    """As many of the indices as the sample is to have, drawn at random and put in order.
+
+    None, or a sample that is not smaller, draws all of them.
+    """
+    if sample is None or sample >= len(indices):
+        return indices
+    return sorted(np.random.default_rng(seed).choice(indices, size=sample, replace=False).tolist())

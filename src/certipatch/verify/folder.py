@@ -1,146 +1,175 @@
-"""TODO."""
+"""What ``verify`` reads in a folder: manifests and their hashes, and a line for each image of the data.
+
+Nothing here comes from ``records``, whose files are checked by it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .detection import FIELDS as DETECTION_FIELDS
-from .findings import Verification
+from ..errors import brief
+from .findings import Experiment, Record, Verification
+from .methods import UNNAMED
+from .restatement import Restatement
 
-FIELDS = {
-    "index", "name", "label", "pixels", "vanilla_label", "defended_label", "case", "certified", "failing_pair", "failing_label",
-    "margin", "passes", "error",
-}  # fmt: skip
+Manifest = dict[str, Any]
 
-
-EXPERIMENT = {
-    "model", "weights_sha256", "trained", "masks", "fill", "data", "device", "precision", "block", "exhaustive",
-}  # fmt: skip
+KINDS = tuple(UNNAMED)  # the commands whose folders can be verified
+MOST_SHARDS = 100_000  # of which absent ones are counted; a manifest is not believed more
 
 
-KINDS = {"certify": (EXPERIMENT, FIELDS), "detect": (EXPERIMENT - {"exhaustive"}, DETECTION_FIELDS)}
-
-
-def _manifests(folder: Path, found: Verification) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The manifests that can be read; a finished one states the lines beside it and their hash."""
-    paths = sorted(
-        path
-        for path in folder.glob("manifest*.json")
-        if re.fullmatch(r"manifest(-\d+-of-\d+)?\.json", path.name)
-    )
+def read_manifests(folder: Path, found: Verification) -> dict[Path, Manifest]:
+    """The manifests of a folder that can be read, by path: one, or one for each shard."""
+    paths = [path for path in sorted(folder.glob("manifest*.json")) if _MANIFEST.fullmatch(path.name)]
     if not paths:
         found.add(str(folder), "has no manifest.json; give a folder that certify wrote")
-    for path in paths:
-        try:
-            manifest = json.loads(path.read_bytes())
-            kind, experiment, finished = manifest["kind"], manifest["experiment"], manifest["finished"]
-            entries = json.dumps(
-                {key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True
-            )
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            found.add(path.name, f"is damaged ({type(error).__name__}: {' '.join(str(error).split())[:80]})")
-            continue
-        if kind not in tuple(KINDS) or manifest.get("format") != 1 or not isinstance(experiment, dict):
-            found.add(
-                path.name,
-                f"expected format 1 of certify or detect, found {manifest.get('format')!r} of {kind!r}",
-            )
-            continue
-        if "sha256" in manifest and manifest["sha256"] != hashlib.sha256(entries.encode()).hexdigest():
-            found.add(path.name, "its sha256 is of other entries: it is not what was written")
-        _check_finished(path, finished, found)
-        yield path, manifest
-    known = {_lines_of(path) for path in paths}
+    read = {path: _read_manifest(path, found) for path in paths}
+    known = set(map(_lines_of, paths))
     for path in sorted(set(folder.glob("records*.jsonl")) - known):
         found.add(path.name, "has no manifest beside it")
-    parts = [re.fullmatch(r"manifest-(\d+)-of-(\d+)", path.stem) for path in paths]
-    for shards in {int(part[2]) for part in parts if part}:
-        there = {int(part[1]) for part in parts if part and int(part[2]) == shards}
-        if absent := sorted(set(range(1, min(shards, 100_000) + 1)) - there):
-            found.add(
-                str(folder),
-                f"lacks shard {absent[0]} of {shards}"
-                + (f" and {len(absent) - 1} more" if absent[1:] else ""),
-            )
+    _check_shards(folder, paths, found)
+    return {path: manifest for path, manifest in read.items() if manifest is not None}
 
 
-def _lines_of(manifest: Path) -> Path:
-    return manifest.with_name(manifest.name.replace("manifest", "records", 1).replace(".json", ".jsonl"))
+_MANIFEST = re.compile(r"manifest(?:-(\d+)-of-(\d+))?\.json")
+
+
+def _read_manifest(path: Path, found: Verification) -> Manifest | None:
+    """One manifest, or None if it is damaged or of another kind.
+
+    Its own hash is checked if it has one, and that of the lines beside it if it is finished.
+    """
+    try:
+        manifest = json.loads(path.read_bytes())
+        kind, experiment, finished = (manifest[key] for key in ("kind", "experiment", "finished"))
+        rest = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        found.add(path.name, f"is damaged ({type(error).__name__}: {brief(error, 80)})")
+        return None
+    form = manifest.get("format")
+    if kind not in KINDS or form != 1 or not isinstance(experiment, dict):
+        found.add(path.name, f"expected format 1 of {' or '.join(KINDS)}, found {form!r} of {kind!r}")
+        return None
+    if manifest.get("sha256", _sha256(rest.encode())) != _sha256(rest.encode()):
+        found.add(path.name, "its sha256 is of other entries: it is not what was written")
+    _check_finished(path, finished, found)
+    return manifest
 
 
 def _check_finished(path: Path, finished: Any, found: Verification) -> None:
+    """A finished manifest states how many lines there are beside it, and their hash."""
     if finished is None:
         found.add(path.name, "is not finished; run certify --resume")
         return
     lines = _lines_of(path)
-    data = lines.read_bytes() if lines.exists() else b""
-    stated, lines_found = finished if isinstance(finished, dict) else {}, data.count(b"\n")
-    if stated.get("lines") != lines_found:
-        found.add(
-            lines.name,
-            f"expected the {stated.get('lines')!r} lines that {path.name} states, found {lines_found}",
-        )
-    if stated.get("sha256") != hashlib.sha256(data).hexdigest():
-        found.add(
-            lines.name,
-            f"expected the sha256 that {path.name} states, found another: the file is not what was written",
-        )
+    data = _bytes_of(lines)
+    stated, there = finished if isinstance(finished, dict) else {}, data.count(b"\n")
+    if stated.get("lines") != there:
+        what = f"expected the {stated.get('lines')!r} lines that {path.name} states, found {there}"
+        found.add(lines.name, what)
+    if stated.get("sha256") != _sha256(data):
+        what = f"expected the sha256 that {path.name} states, found another: the file is not what was written"
+        found.add(lines.name, what)
 
 
-def _records(manifests: dict[Path, dict[str, Any]], found: Verification) -> dict[int, dict[str, Any]]:
-    """The lines that are objects with a place of their own, by that place."""
-    records: dict[int, dict[str, Any]] = {}
-    _, fields = KINDS[found.kind]
-    for path in map(_lines_of, manifests):
-        data = path.read_bytes() if path.exists() else b""
-        if not data.endswith(b"\n") and data:
-            found.add(path.name, "ends in the middle of a line")
-        for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-            where = f"{path.name}, line {number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                found.add(where, "is not JSON")
-                continue
-            if not isinstance(record, dict) or set(record) != fields:
-                odd = sorted(set(record) ^ fields) if isinstance(record, dict) else [type(record).__name__]
-                found.add(
-                    where,
-                    f"expected the fields of a record, found other or missing ones: {', '.join(odd[:5])}",
-                )
-            elif type(index := record["index"]) is not int or index < 0:
-                found.add(where, f"expected an index from 0 up, found {index!r}")
-            elif index in records:
-                found.add(where, f"image {index} occurs twice")
-            else:
-                records[index] = record
+def _check_shards(folder: Path, paths: list[Path], found: Verification) -> None:
+    """Each of the shards 1 to n is there, where n is what the names of the manifests say."""
+    shards: dict[int, set[int]] = {}
+    for path in paths:
+        part, of = _MANIFEST.fullmatch(path.name).groups()  # type: ignore[union-attr]
+        if part is not None:
+            shards.setdefault(int(of), set()).add(int(part))
+    for n, there in shards.items():
+        absent = sorted(set(range(1, min(n, MOST_SHARDS) + 1)) - there)
+        if absent:
+            found.add(str(folder), f"lacks shard {absent[0]} of {n}{_more(len(absent))}")
+
+
+def read_records(paths: Iterable[Path], restatement: Restatement, found: Verification) -> dict[int, Record]:
+    """The lines beside these manifests, by index.
+
+    A line without the fields of a record, or with the index of an earlier one, is a finding and left out.
+    """
+    records: dict[int, Record] = {}
+    for where, line in _lines(paths, found):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            found.add(where, "is not JSON")
+            continue
+        flaw = _flaw(record, restatement, records)
+        if flaw is None:
+            records[record["index"]] = record
+        else:
+            found.add(where, flaw)
     return records
 
 
-def _check_images(
-    records: dict[int, dict[str, Any]], experiment: dict[str, Any], found: Verification
-) -> None:
-    """Every image of the data once, with the names and labels that the data's fingerprint is of."""
-    n, path = experiment["data"]["images"], "records"
+def _lines(paths: Iterable[Path], found: Verification) -> Iterator[tuple[str, bytes]]:
+    """Where each complete line beside these manifests is, and what it says."""
+    for path in map(_lines_of, paths):
+        *complete, torn = _bytes_of(path).split(b"\n")
+        if torn:
+            found.add(path.name, "ends in the middle of a line")
+        for number, line in enumerate(complete, start=1):
+            yield f"{path.name}, line {number}", line
+
+
+def _flaw(record: Any, restatement: Restatement, earlier: dict[int, Record]) -> str | None:
+    """Why a line is left out: it lacks fields or an index, or an earlier line has its index; else None."""
+    odd = restatement.odd_fields(record) if isinstance(record, dict) else [type(record).__name__]
+    if odd:
+        return f"expected the fields of a record, found other or missing ones: {', '.join(odd[:5])}"
+    index = record["index"]
+    if type(index) is not int or index < 0:
+        return f"expected an index from 0 up, found {index!r}"
+    return f"image {index} occurs twice" if index in earlier else None
+
+
+def check_images(records: dict[int, Record], experiment: Experiment, found: Verification) -> None:
+    """Every image of the data has one record, with the name and label that the data's fingerprint is of."""
+    data, before = experiment["data"], len(found.findings)
+    _check_complete(records, data["images"], found)
+    if len(found.findings) == before and _fingerprint(records) != data["fingerprint"]:
+        found.add("records", "names or labels are not those of the data (data.fingerprint)")
+
+
+def _check_complete(records: dict[int, Record], n: int, found: Verification) -> None:
+    """There are records of the images 0 to n - 1, and of no others."""
     beyond = [index for index in records if index >= n]
     absent = n - (len(records) - len(beyond))
     if absent:
         first = next(index for index in count() if index not in records)
-        found.add(
-            path, f"lack image {first}" + (f" and {absent - 1} more" if absent > 1 else "") + f" of {n}"
-        )
+        found.add("records", f"lack image {first}{_more(absent)} of {n}")
     if beyond:
-        found.add(path, f"hold image {min(beyond)} of only {n}")
-    digest = hashlib.sha256()
-    for index in sorted(records):
-        digest.update(
-            f"{records[index]['name']}\0{records[index]['label']}\n".encode(errors="surrogateescape")
-        )
-    if not absent and not beyond and digest.hexdigest() != experiment["data"]["fingerprint"]:
-        found.add(path, "names or labels are not those of the data (data.fingerprint)")
+        found.add("records", f"hold image {min(beyond)} of only {n}")
+
+
+def _fingerprint(records: dict[int, Record]) -> str:
+    """sha256 over names and labels in order, as the data has it."""
+    lines = (f"{records[index]['name']}\0{records[index]['label']}\n" for index in sorted(records))
+    return _sha256("".join(lines).encode(errors="surrogateescape"))
+
+
+def _more(n: int) -> str:
+    """The rest of n things, of which the first is named."""
+    return f" and {n - 1} more" if n > 1 else ""
+
+
+def _lines_of(manifest: Path) -> Path:
+    """``manifest-2-of-8.json`` -> ``records-2-of-8.jsonl``."""
+    return manifest.with_name(manifest.name.replace("manifest", "records", 1).replace(".json", ".jsonl"))
+
+
+def _bytes_of(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,94 +1,136 @@
-"""What ``verify`` knows of masks: which ones a manifest must have, and whether they cover, by brute force.
+"""What ``verify`` knows of masks: which ones a manifest must have, and whether they cover a patch everywhere.
 
-Like ``verify``, it restates what it checks: nothing here comes from ``masks``.
+Nothing here comes from ``geometry``, whose masks are checked by it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations, islice, product, zip_longest
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from .findings import Verification
+from .findings import Experiment
 
 MOST_PIXELS = 2**28  # of all masks together, held in memory
 
 
-def _check_geometry(experiment: dict[str, Any], found: Verification) -> bool:
-    """Windows inside the image, in the places that patch and k demand, over every position of the patch; the
-    fill. True if all is so."""
-    masks, before = experiment["masks"], len(found.findings)
-    size, k, windows = masks["image_size"], masks["masks_per_axis"], masks["windows"]
-    shapes, patches = [masks["patch_size"], *masks.get("other_patch_sizes", [])], masks.get("patches", 1)
-    if size != experiment["model"]["image_size"]:
-        found.add(
-            "manifest", f"masks.image_size {size} is not the model's {experiment['model']['image_size']}"
+@dataclass(frozen=True)
+class Masks:
+    """The entry ``masks`` of an experiment, as anyone may have written it.
+
+    Attributes:
+        size: (height, width) of the image in pixels; shapes: those of the patches that the masks are against.
+        patches: how many patches there are at once.
+        k: masks per axis.
+        windows: the (top, left, height, width) in pixels that each mask hides.
+    """
+
+    size: list[int]
+    shapes: list[list[int]]
+    patches: int
+    k: int
+    windows: list[list[list[int]]]
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Self:
+        return cls(
+            entry["image_size"],
+            [entry["patch_size"], *entry.get("other_patch_sizes", [])],
+            entry.get("patches", 1),
+            entry["masks_per_axis"],
+            entry["windows"],
         )
-    for patch in shapes:
-        if not all(
-            type(side) is int and 1 <= side <= whole <= 10_000
-            for side, whole in zip(patch, size, strict=True)
-        ):
-            found.add("manifest", f"masks: a patch of {patch} does not fit into {size}")
-            return False
-    if type(patches) is not int or patches not in (1, 2):
-        found.add("manifest", f"masks.patches is {patches!r}")
-        return False
-    if type(k) is not int or k < 1:
-        found.add("manifest", f"masks.masks_per_axis is {k!r}")
-        return False
-    if len(windows) * size[0] * size[1] > MOST_PIXELS:
-        found.add("manifest", f"masks: {len(windows)} masks of {size} are too many to check")
-        return False
-    keep = np.ones((len(windows), *size), dtype=bool)
-    for i, mask in enumerate(windows):
-        for window in mask:
-            top, left, height, width = window
-            if (
-                not all(type(side) is int for side in window)
-                or min(top, left) < 0
-                or min(height, width) < 1
-                or top + height > size[0]
-                or left + width > size[1]
-            ):
-                found.add("manifest", f"masks.windows[{i}]: {window} is not a window within {size}")
-                return False
-            keep[i, top : top + height, left : left + width] = False
-    against = f"{f'{patches} patches' if patches > 1 else 'a patch'} of {' or '.join(map(str, shapes))}"
-    if not all(
-        mask == demanded
-        for mask, demanded in zip_longest(windows, demanded(size, shapes, k, patches, len(windows)))
-    ):
-        found.add("manifest", f"masks.windows are not those that {against} and masks_per_axis {k} demand")
-    for patch in shapes:
-        if hole := uncovered(keep, *patch):
-            found.add("manifest", f"masks: a patch of {patch} at {hole} is covered by no mask")
-    if patches == 2 and (pair := uncovered_pair(keep, shapes)):
-        found.add(
-            "manifest",
-            f"masks: patches of {pair[0][0]} at {pair[0][1]} and of {pair[1][0]} at {pair[1][1]} are "
-            "covered by no mask",
-        )
-    if found.kind == "certify" and type(experiment["exhaustive"]) is not bool:
-        found.add("manifest", f"exhaustive is {experiment['exhaustive']!r}")
-    if experiment.get("inference", "challenger") != "challenger":  # the default is not stated
-        found.add("manifest", f"inference is {experiment['inference']!r}, expected 'challenger' or none")
-    fill, mean = experiment["fill"], experiment["model"]["mean"]
+
+    @property
+    def against(self) -> str:
+        """What the masks are against, in words."""
+        return f"{'a patch' if self.patches == 1 else '2 patches'} of {' or '.join(map(str, self.shapes))}"
+
+
+def flaws(experiment: Experiment) -> Iterator[str]:
+    """What is wrong with the masks and the fill of an experiment.
+
+    Every window must lie within the image and where patch and k demand it, some mask must cover the patch at
+    each place, and the fill must be the model's mean.
+    """
+    masks, model = Masks.of(experiment["masks"]), experiment["model"]
+    if masks.size != model["image_size"]:
+        yield f"masks.image_size {masks.size} is not the model's {model['image_size']}"
+    impossible = next(_impossible(masks), None)
+    if impossible is not None:
+        yield impossible
+        return
+    yield from _uncovering(masks)
+    fill, mean = experiment.get("fill", model["mean"]), model["mean"]
     if np.shape(fill) != (3,) or not np.allclose(fill, mean, rtol=1e-6, atol=0):
-        found.add("manifest", f"fill {fill} is not the model's mean {mean}")
-    return len(found.findings) == before
+        yield f"fill {fill} is not the model's mean {mean}"
+
+
+def _impossible(masks: Masks) -> Iterator[str]:
+    """Why the masks cannot be tried at all."""
+    for patch in masks.shapes:
+        if not all(_fits(side, whole) for side, whole in zip(patch, masks.size, strict=True)):
+            yield f"masks: a patch of {patch} does not fit into {masks.size}"
+    if type(masks.patches) is not int or masks.patches not in (1, 2):
+        yield f"masks.patches is {masks.patches!r}"
+    if type(masks.k) is not int or masks.k < 1:
+        yield f"masks.masks_per_axis is {masks.k!r}"
+    if len(masks.windows) * masks.size[0] * masks.size[1] > MOST_PIXELS:
+        yield f"masks: {len(masks.windows)} masks of {masks.size} are too many to check"
+    for i, mask in enumerate(masks.windows):
+        for window in mask:
+            if not _is_within(window, masks.size):
+                yield f"masks.windows[{i}]: {window} is not a window within {masks.size}"
+
+
+def _fits(side: Any, whole: Any) -> bool:
+    """Whether one side of a patch fits into one of the image."""
+    return type(side) is int and 1 <= side <= whole <= 10_000
+
+
+def _is_within(window: list[Any], size: list[int]) -> bool:
+    top, left, height, width = window
+    if not all(type(side) is int for side in window):
+        return False
+    return (
+        min(top, left) >= 0
+        and min(height, width) >= 1
+        and top + height <= size[0]
+        and left + width <= size[1]
+    )
+
+
+def _uncovering(masks: Masks) -> Iterator[str]:
+    """Masks in other places than they must be, and places of patches that none of them covers."""
+    must = demanded(masks.size, masks.shapes, masks.k, masks.patches, len(masks.windows))
+    if not all(mask == other for mask, other in zip_longest(masks.windows, must)):
+        yield f"masks.windows are not those that {masks.against} and masks_per_axis {masks.k} demand"
+    keep = np.ones((len(masks.windows), *masks.size), dtype=bool)
+    for visible, mask in zip(keep, masks.windows, strict=True):
+        for top, left, height, width in mask:
+            visible[top : top + height, left : left + width] = False
+    for patch in masks.shapes:
+        hole = uncovered(keep, *patch)
+        if hole is not None:
+            yield f"masks: a patch of {patch} at {hole} is covered by no mask"
+    pair = uncovered_pair(keep, masks.shapes) if masks.patches == 2 else None
+    if pair is not None:
+        (one, at), (other, there) = pair
+        yield f"masks: patches of {one} at {at} and of {other} at {there} are covered by no mask"
 
 
 def demanded(
     size: list[int], shapes: list[list[int]], k: int, patches: int, most: int
 ) -> Iterator[list[list[int]]]:
-    """The masks against one patch of any of the shapes, what two shapes share once; or, against two patches,
-    every two of those.
+    """The masks that there must be, in their order.
 
-    No more than are needed to see that there are more than ``most``: a manifest may demand a great many.
+    Against one patch these are the masks of every shape, with one that two shapes share named once; against
+    two patches, every two of those. A manifest may demand a great many, so no more are made than show that
+    there are more than ``most``.
     """
     each = ((*corner, *sides) for patch in shapes for corner, *sides in _covering(size, patch, k))
     masks = list(dict.fromkeys(islice(each, len(shapes) * (most + 2))))
@@ -110,8 +152,10 @@ def _covering(size: list[int], patch: list[int], k: int) -> Iterator[tuple[tuple
 
 
 def uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
-    """Brute force: the first place of an h x w patch at which every mask of ``keep`` (masks, H, W) leaves
-    some of it visible."""
+    """By brute force the first place of an h x w patch that no mask covers, or None.
+
+    ``keep`` (masks, H, W) bool is True where a mask leaves the image visible.
+    """
     hole = np.ones((keep.shape[1] - h + 1, keep.shape[2] - w + 1), dtype=bool)
     for visible in keep:
         hole &= _seen(visible, h, w)
@@ -119,10 +163,9 @@ def uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
 
 
 def uncovered_pair(keep: np.ndarray, shapes: list[list[int]]) -> tuple[Any, Any] | None:
-    """Brute force: two patches, each as (shape, place), such that every mask leaves some of one of them
-    visible.
+    """By brute force two patches, each as (shape, place), of which every mask leaves some visible, or None.
 
-    Every place is looked at; of places that are hidden by the same masks one stands for all.
+    Every place is tried; of places that are hidden by the same masks one stands for all.
     """
     kinds: list[np.ndarray] = []  # for each kind of place the masks that hide a patch there
     places: list[Any] = []
@@ -140,17 +183,15 @@ def uncovered_pair(keep: np.ndarray, shapes: list[list[int]]) -> tuple[Any, Any]
 
 
 def _seen(visible: np.ndarray, h: int, w: int) -> np.ndarray:
-    """(H-h+1, W-w+1): at which places some of an h x w patch is visible, by trying every one of its
-    pixels."""
+    """(H-h+1, W-w+1) bool: at which places some of an h x w patch is visible, by all of its pixels."""
+    return _any_of(_any_of(visible, h).T, w).T
 
-    def any_of(values: np.ndarray, n: int) -> np.ndarray:
-        """True where one of ``n`` values in a row is, along the first axis: the row grows until it is as
-        long."""
-        length = 1
-        while length < n:
-            step = min(length, n - length)
-            values = values[:-step] | values[step:]
-            length += step
-        return values
 
-    return any_of(any_of(visible, h).T, w).T
+def _any_of(values: np.ndarray, n: int) -> np.ndarray:
+    """True where one of ``n`` values in a row is, along the first axis; the row grows until it is so long."""
+    length = 1
+    while length < n:
+        step = min(length, n - length)
+        values = values[:-step] | values[step:]
+        length += step
+    return values

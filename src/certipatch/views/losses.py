@@ -1,4 +1,7 @@
-"""TODO."""
+"""What a search minimises or maximises over masked views: the loss under each mask, and gradients.
+
+The searches of fine-tuning use :func:`losses`, the attack uses :func:`gradients`.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ def losses(look: Look, images: Tensor, labels: Tensor, windows: Tensor) -> Tenso
     """Cross-entropy with the true label of each image under each of its candidate masks.
 
     Args:
-        look: (images, windows) -> logits, such as :class:`Masked`, or a ``Network`` in batches of its size.
+        look: (images, windows) -> logits: a :class:`~certipatch.views.masked.Masked`, or a
+            :class:`~certipatch.views.network.Network`, which is given batches of its own size.
         images, labels: (N, 3, H, W) float in [0, 1] and (N,) int64.
-        windows: (N, candidates, windows, 4), or (1, candidates, windows, 4) for the same candidates
-            everywhere.
+        windows: (N, candidates, windows, 4), or (1, candidates, windows, 4) if all images have the same
+            candidates.
 
     Returns:
-        (N, candidates) float32 on the device of the images.
+        the losses, (N, candidates) float32 on the device of the images.
     """
     n, candidates = len(images), windows.shape[1]
     which = torch.arange(n, device=images.device).repeat_interleave(candidates)
@@ -45,16 +49,17 @@ def gradients(
     *,
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of an objective of the views' logits with respect to the images.
+    """The gradient, with respect to the images, of an objective of the views' logits.
 
     Args:
-        look: (images, windows) -> logits, such as :class:`Masked`.
-        which: (V,) index of each view's image. windows: (V, windows, 4) as rows of :func:`window_tensor`.
-        objective: (V,) values of a batch of logits (V, classes) and the slice of the views that they belong
-            to.
+        look: (images, windows) -> logits, such as a :class:`~certipatch.views.masked.Masked`.
+        which: (V,) index of the image that each view shows.
+        windows: (V, windows, 4) of each view, as rows of :func:`~certipatch.views.masked.window_tensor`.
+        objective: takes the logits of a batch of views, and the slice of all views which that batch is; gives
+            one value for each view of the batch.
 
     Returns:
-        the gradient of the sum, of the shape of ``images``, and the values (views,).
+        the gradient of the sum of all values, in the shape of ``images``, and the values (V,).
     """
     images = images.detach().requires_grad_()
     gradient, values = torch.zeros_like(images), []

@@ -1,4 +1,4 @@
-"""Masked views of images: the one place where a network sees them.
+"""Masked views of images: the one place where masks are laid over images for a network to see.
 
 A *view* is an image with the windows of zero, one or two masks filled. Views are built on the device from
 their windows, batch by batch, so that memory depends on the batch size and not on the number of masks or
@@ -17,29 +17,28 @@ from ..errors import SoundnessError
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size
 
+# (V, 3, H, W) images in [0, 1] and their windows (V, windows, 4) -> (V, classes) logits of the masked views.
+Look = Callable[[Tensor, Tensor], Tensor]
+
 
 def find_mean(model: nn.Module) -> Tensor | float:
-    """The mean of the first Normalize layer (ours, torchvision's, kornia's ...), or 0.5 for a model without
-    one."""
+    """The mean of a model's first Normalize layer (ours, torchvision's, kornia's ...); 0.5 if it has none."""
     for module in model.modules():
         if type(module).__name__ == "Normalize" and hasattr(module, "mean"):
             return torch.as_tensor(module.mean, dtype=torch.float32).detach().cpu().flatten()
     return 0.5
 
 
-Look = Callable[
-    [Tensor, Tensor], Tensor
-]  # (V, 3, H, W) images in [0, 1] and (V, windows, 4) -> (V, classes) logits
-
-
 def default_batch_size(image_size: Size, *, pixels: int = 2**21) -> int:
-    """Views in one forward pass when nothing else is asked for: about ``pixels`` in all, 16 to 512 views."""
+    """Views in one forward pass when no batch size is asked for: ``pixels`` worth of them, but 16 to 512."""
     return max(16, min(512, pixels // (image_size[0] * image_size[1]) // 8 * 8))
 
 
 def window_tensor(masks: MaskSet, device: torch.device) -> Tensor:
-    """(masks, windows, 4) int64: top, left, bottom, right of each window; masks with fewer windows are padded
-    by empty ones."""
+    """The windows of each mask as a tensor (masks, windows, 4) int64: top, left, bottom, right.
+
+    Masks with fewer windows than others are padded with empty ones.
+    """
     most = max(len(mask) for mask in masks.windows)
     rows = [[(w.top, w.left, w.top + w.height, w.left + w.width) for w in mask] for mask in masks.windows]
     return torch.tensor([row + [(0, 0, 0, 0)] * (most - len(row)) for row in rows], device=device)
@@ -51,16 +50,16 @@ def fill_tensor(fill: float | Tensor, images: Tensor) -> Tensor:
 
 
 def mask_images(images: Tensor, keep: Tensor, fill: float | Tensor) -> Tensor:
-    """``x.m``: (N, 3, H, W) images with the pixels where ``keep`` (N, H, W) is False replaced by ``fill``."""
-    images = images.contiguous(
-        memory_format=torch.channels_last
-    )  # the layout in which convolutions are fastest
+    """``x.m``: (N, 3, H, W) images with the pixels where ``keep`` (N, H, W) is False replaced by ``fill``.
+
+    The result is laid out channels last, in which convolutions are fastest.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
     return torch.where(keep.unsqueeze(1), images, fill_tensor(fill, images))
 
 
 def visible(windows: Tensor, image_size: Size) -> Tensor:
-    """The ``keep`` masks (V, H, W) of V views whose windows are (V, windows, 4): True where no window
-    lies."""
+    """The ``keep`` masks (V, H, W) of views with windows (V, windows, 4): True where no window lies."""
     top, left, bottom, right = windows[..., None].unbind(2)  # each (V, windows, 1)
     y = torch.arange(image_size[0], device=windows.device)
     x = torch.arange(image_size[1], device=windows.device)
@@ -69,11 +68,11 @@ def visible(windows: Tensor, image_size: Size) -> Tensor:
 
 
 class Masked(nn.Module):
-    """(images, windows) -> what a network makes of the views.
+    """A network behind its masking: (images, windows) -> what the network makes of the masked views.
 
-    In one module, so that a compiler makes one kernel of masking and normalisation. ``images`` (V, 3, H, W)
-    float in [0, 1], ``windows`` (V, windows, 4) as rows of :func:`window_tensor`; ``fill`` is the colour of
-    masked pixels.
+    Masking and network are one module, so that a compiler can join masking and normalisation in one kernel.
+    ``images`` are (V, 3, H, W) float in [0, 1], ``windows`` (V, windows, 4) rows of :func:`window_tensor`;
+    ``fill`` is the colour of masked pixels.
     """
 
     fill: Tensor
@@ -84,20 +83,22 @@ class Masked(nn.Module):
         self.register_buffer("fill", torch.as_tensor(fill), persistent=False)
 
     def forward(self, images: Tensor, windows: Tensor) -> Tensor:
-        out: Tensor = self.network(
-            mask_images(images, visible(windows, (images.shape[2], images.shape[3])), self.fill)
-        )
+        keep = visible(windows, (images.shape[2], images.shape[3]))
+        out: Tensor = self.network(mask_images(images, keep, self.fill))
         return out
 
 
 def check_logits(logits: Tensor, views: int) -> Tensor:
-    """The logits of so many views as float32. Raises SoundnessError if they are not finite or not (views,
-    classes)."""
+    """The logits of ``views`` views as float32.
+
+    Raises SoundnessError if they are not of shape (views, 2 or more classes), or not all finite.
+    """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != views or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SoundnessError(f"model output: expected (views, classes) = ({views}, 2 or more), found {found}")
     logits = logits.float()
-    if not torch.isfinite(logits.amax(1) - logits.amin(1)).all():  # what margins and confidences are made of
+    # Margins and confidences are made of differences of logits, so the largest difference must be finite too.
+    if not torch.isfinite(logits.amax(1) - logits.amin(1)).all():
         raise SoundnessError(
             "model output: expected finite logits, found NaN or infinity; check the weights and the precision"
         )
@@ -106,10 +107,10 @@ def check_logits(logits: Tensor, views: int) -> Tensor:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within, every module's own mode and the random state as they were found after.
+    """Keeps the model in evaluation mode, then gives back each module's own mode and the random state.
 
-    In evaluation mode BatchNorm leaves its buffers alone, and :func:`losses` computes no gradient, so a
-    search inside leaves no trace on the model.
+    In evaluation mode BatchNorm leaves its buffers alone, and :func:`~certipatch.views.losses.losses`
+    computes no gradient, so a search for masks inside leaves no trace on the model.
     """
     training = [module for module in model.modules() if module.training]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}

@@ -1,5 +1,4 @@
-"""The network as the defense runs it: masking, precision, compilation, the shared prefix, and the size of its
-batches."""
+"""The network as a defense runs it: masking, precision, compilation, shared prefix and batch size."""
 
 from __future__ import annotations
 
@@ -11,20 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SoundnessError
+from ..errors import SoundnessError, brief
 from ..geometry.masks import MaskSet
 from ..runtime.console import stderr
 from ..runtime.devices import autocast
 from .masked import Masked, check_logits, window_tensor
 from .prefix import SharedPrefix, find
 
-LARGE = 4e9  # pixels of all views at most, from which on it pays to compile and to try batch sizes
+LARGE = 4e9  # Pixels of all views of a run, at most, from which on it pays to compile and to try batch sizes.
 
+# The memory, in bytes, that the shared prefix's activations of one-mask views may take, and the most images
+# whose activations are kept at once.
+KEPT_BYTES_ON_CPU, KEPT_BYTES = 2**29, 2**32
+KEPT_IMAGES = 128
 
-KEPT_ON_CPU, KEPT = 2**29, 2**32  # bytes of activations of the shared prefix
+# Views in a forward pass that the search for the fastest batch size tries, smallest first.
+SIZES_ON_CPU = (4, 8, 16, 32)
+SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 
-
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of one number
 
 
 class Network:
@@ -37,14 +41,18 @@ class Network:
         model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, in evaluation mode.
         fill: (3,) colour of masked pixels.
         batch_size: views in one forward pass.
-        precision: "32-true", "bf16-mixed" or "16-mixed"; float32 where the model does not run in it.
-        compile: compile with torch.compile, for one batch shape. ``compiled`` says whether it could be.
+        precision: "32-true", "bf16-mixed" or "16-mixed"; where the model does not run in it, float32 is used.
+        compile: compile with torch.compile, for batches of one shape. ``compiled`` says whether that worked.
         frozen: compile the weights of this moment into the code (BatchNorm folded into convolutions); False
             for a model that is being trained.
-        shared_prefix: look for one; or the name of the layer where it ends.
+        shared_prefix: True to look for one; or the name of the layer where it ends.
 
     Attributes:
-        views: how many the head has seen.
+        views: how many views the head has seen in use; the user may set it back to 0.
+        compiled: whether the network runs compiled.
+        prefix: the shared prefix, or None.
+        apart: (masks, masks) bool, the pairs of masks whose activations are pasted and not computed.
+        images_at_once: of how many images the activations under every mask are kept at most.
     """
 
     def __init__(
@@ -62,46 +70,40 @@ class Network:
         parameter = next(model.parameters(), torch.zeros(()))
         self.model, self.batch_size, self.device, self.views = model, batch_size, parameter.device, 0
         self.precision = usable_precision(model, masks, precision)
-        self.prefix: SharedPrefix | None = None
-        if shared_prefix:
-            self.prefix = find(model, masks, layer=shared_prefix if isinstance(shared_prefix, str) else None)
+        layer = shared_prefix if isinstance(shared_prefix, str) else None
+        self.prefix: SharedPrefix | None = find(model, masks, layer=layer) if shared_prefix else None
+        self.compiled, self.images_at_once = False, KEPT_IMAGES
         self._windows = 2 * max(len(mask) for mask in masks.windows)
-        self._head: Callable[[Tensor, Tensor], Tensor] = Masked(
-            self.prefix.head if self.prefix else model, fill.to(self.device)
-        )
-        self._tail: Callable[[Tensor], Tensor] | None = self.prefix.tail if self.prefix else None
-        self.compiled = False
-        self.apart = (
-            self.prefix.apart.cpu().numpy() if self.prefix else np.zeros((len(masks), len(masks)), dtype=bool)
-        )
-        self.images_at_once, self._activation = 128, None
+        self._tail: Callable[[Tensor], Tensor] | None = None
+        self._activation: Tensor | None = None
+        head, self.apart = model, np.zeros((len(masks), len(masks)), dtype=bool)
         if self.prefix:
-            nothing = window_tensor(masks, self.device)[:1]
-            self._activation = self.head(torch.zeros(1, 3, *masks.image_size).to(parameter), nothing)
-            each = self._activation.nbytes * (len(masks) + 1)
-            self.images_at_once = max(
-                1, min(128, (KEPT_ON_CPU if self.device.type == "cpu" else KEPT) // each)
-            )
+            head, self._tail, self.apart = self.prefix.head, self.prefix.tail, self.prefix.apart.cpu().numpy()
+        self._head: Callable[[Tensor, Tensor], Tensor] = Masked(head, fill.to(self.device))
+        if self.prefix:
+            self._plan_memory(masks, parameter)
         if compile:
             self._compile(masks, parameter, frozen)
-            self.views = 0  # of use
-        self._made_of = _state(model) if self.compiled or self.prefix else None
+        self.views = 0  # What was seen so far was a trial.
+        self._made_of = _fingerprint(model) if self.compiled or self.prefix else None
 
     def __call__(self, images: Tensor, windows: Tensor) -> Tensor:
-        """The logits of masked views: of V images (V, 3, H, W) under (V, windows, 4)."""
+        """The logits (V, classes) of images (V, 3, H, W) under the windows (V, windows, 4)."""
         return self.tail(self.head(images, windows))
 
     def check_unchanged(self) -> None:
-        """Raises SoundnessError if the model is no longer what has been compiled or cut: then it is not what
-        would be certified."""
-        if self._made_of is not None and _state(self.model) != self._made_of:
+        """Raises SoundnessError if the model has changed since it was compiled or cut.
+
+        The compiled or cut network would then certify another function than the model's.
+        """
+        if self._made_of is not None and _fingerprint(self.model) != self._made_of:
             raise SoundnessError(
                 "model: expected it as it was compiled or its prefix cut, found other weights, parts or "
                 "hooks; make a new PatchCleanser of it"
             )
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest says of it, and what makes an equal one."""
+        """What a manifest records of the network; from these values an equal one can be made."""
         return {
             "batch_size": self.batch_size,
             "compiled": self.compiled,
@@ -110,8 +112,10 @@ class Network:
         }
 
     def room_for(self, views: int) -> Tensor | None:
-        """Memory for the activations of so many views, channels last: (views, b, c, a), if a shared prefix
-        has a use for them."""
+        """Memory (views, b, c, a) for the activations of so many views, channels last.
+
+        None without a shared prefix, which alone has a use for activations.
+        """
         if self._activation is None:
             return None
         _, a, b, c = self._activation.shape
@@ -119,52 +123,60 @@ class Network:
 
     @torch.inference_mode()
     def head(self, images: Tensor, windows: Tensor) -> Tensor:
-        """What the head makes of (V, 3, H, W) images under (V, windows, 4), V at most ``batch_size``."""
+        """The activations of images (V, 3, H, W) under windows (V, windows, 4); at most ``batch_size``."""
         self.views += len(images)
         empty = windows.new_zeros(len(windows), self._windows - windows.shape[1], 4)
         return self._run(self._head, images, torch.cat([windows, empty], dim=1))
 
     @torch.inference_mode()
     def tail(self, activations: Tensor) -> Tensor:
-        """The logits (V, classes) of what the head, or pasting, has made."""
+        """The logits (V, classes) of activations that the head has computed or pasting has put together."""
         return activations if self._tail is None else self._run(self._tail, activations)
 
     def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """What the head or the tail makes of up to ``batch_size`` inputs."""
         n = len(inputs[0])
-        if self.compiled:  # for one shape: repeat the last; and for one layout
-            if n < self.batch_size:
-                inputs = tuple(
-                    torch.cat([each, each[-1:].expand(self.batch_size - n, *each.shape[1:])])
-                    for each in inputs
-                )
-            first = inputs[0].contiguous(
-                memory_format=torch.channels_last if part is self._tail else torch.contiguous_format
-            )
-            # Compiled for tensors made in inference mode: for others torch would compile once more.
-            inputs = (first if first.is_inference() else first.clone(), *inputs[1:])
+        if self.compiled:
+            inputs = self._as_compiled(part, inputs)
         with autocast(self.precision, inputs[0].device):
             outputs = part(*inputs)
         return outputs[:n] if self.compiled else outputs
 
+    def _as_compiled(self, part: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The inputs as the compiled code expects them: a full batch, in one layout, made in inference mode.
+
+        Anything else would make torch compile once more. The last input is repeated to fill the batch.
+        """
+        missing = self.batch_size - len(inputs[0])
+        if missing > 0:
+            inputs = tuple(torch.cat([each, each[-1:].expand(missing, *each.shape[1:])]) for each in inputs)
+        layout = torch.channels_last if part is self._tail else torch.contiguous_format
+        first = inputs[0].contiguous(memory_format=layout)
+        return (first if first.is_inference() else first.clone(), *inputs[1:])
+
+    def _plan_memory(self, masks: MaskSet, parameter: Tensor) -> None:
+        """Measure the activations of one view, and keep those of as many images as there is memory for."""
+        windows = window_tensor(masks, self.device)[:1]
+        self._activation = self.head(torch.zeros(1, 3, *masks.image_size).to(parameter), windows)
+        bytes_an_image = self._activation.nbytes * (len(masks) + 1)
+        most = KEPT_BYTES_ON_CPU if self.device.type == "cpu" else KEPT_BYTES
+        self.images_at_once = max(1, min(KEPT_IMAGES, most // bytes_an_image))
+
     @torch.inference_mode()
     def _compile(self, masks: MaskSet, parameter: Tensor, frozen: bool) -> None:
-        """Compile head and tail and try them, on noise under the first masks; or say in a line why they
-        cannot be."""
+        """Compile head and tail, and try them on noise under the first masks.
+
+        Where that fails, or gives other logits, the network runs as it is, and a line on stderr says why.
+        """
         windows = window_tensor(masks, self.device)[: self.batch_size]
-        pixels = torch.rand(
-            len(windows), 3, *masks.image_size, generator=torch.Generator().manual_seed(0)
-        ).to(parameter)
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.rand(len(windows), 3, *masks.image_size, generator=generator).to(parameter)
         plain = self._head, self._tail
         try:
             expected = check_logits(self(pixels, windows), len(windows))
-
-            # torch keeps what it compiled for the next network of the same shape, also if the weights in the
-            # code are of another moment, unless the compiler is another one. This one is nobody else's.
-            def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-                return torch._dynamo.lookup_backend("inductor")(graph, inputs)
-
-            self._head = torch.compile(self._head, dynamic=False, backend=inductor)
-            self._tail = self._tail and torch.compile(self._tail, dynamic=False, backend=inductor)
+            backend = _own_compiler()
+            self._head = torch.compile(self._head, dynamic=False, backend=backend)
+            self._tail = self._tail and torch.compile(self._tail, dynamic=False, backend=backend)
             self.compiled = True
             # These must be on while torch traces (as options of torch.compile they come too late), which is
             # in the first call: either the weights go into the code, or BatchNorm is folded into the weights
@@ -176,48 +188,59 @@ class Network:
             tolerance = (1e-3 if self.precision == "32-true" else 0.1) * max(1.0, float(expected.abs().max()))
             if not difference <= tolerance:
                 raise ValueError(f"it answers otherwise than the model, by {difference:.2g}")
-        except Exception as error:  # noqa: BLE001, whatever a compiler raises: no compiler, an operation it does not know ...
+        # A compiler raises whatever it likes: it is not installed, it does not know an operation ...
+        except Exception as error:  # noqa: BLE001
             self._head, self._tail = plain
             self.compiled = False
-            reason = " ".join(str(error).split())[:120]
-            stderr.print(
-                f"not compiled, which is slower: {type(error).__name__}: {reason}",
-                markup=False,
-                soft_wrap=True,
-            )
+            _say("not compiled, which is slower", error)
 
 
-def _state(model: nn.Module) -> tuple[list[Any], list[Any]]:
-    """In brief what a compiled or cut network has of a model: its modules with their hooks, and of each
-    weight where it lies, how often it
-    was written to, and the sum of its bits: ``.data`` and inference mode write without counting, equal sums
-        are seldom but can be."""
+def _own_compiler() -> Callable[..., Any]:
+    """The compiler "inductor", as a function that no other network has.
+
+    torch gives code that it has compiled to the next network of the same shape and the same compiler, also if
+    the weights in the code are of another moment. A compiler of its own keeps a network from that.
+    """
+
+    def inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+
+    return inductor
+
+
+def _fingerprint(model: nn.Module) -> tuple[list[Any], list[Any]]:
+    """In brief, what a compiled or cut network has taken from its model: the modules, and the weights.
+
+    Of a module it holds the identity and the number of hooks. Of a weight it holds where it lies in memory,
+    how often it was written to, and the sum of its bits: writes to ``.data`` and in inference mode are not
+    counted, but they seldom leave the sum as it was.
+    """
+    modules = [(id(each), len(each._forward_hooks), len(each._forward_pre_hooks)) for each in model.modules()]
     weights = []
     for each in (*model.parameters(), *model.buffers()):
-        bits, version = BITS[each.element_size()], None if each.is_inference() else each._version
-        weights.append((each.data_ptr(), version, int(each.detach().view(bits).sum(dtype=bits))))
-    return [
-        (id(each), len(each._forward_hooks), len(each._forward_pre_hooks)) for each in model.modules()
-    ], weights
+        integers, version = INTEGERS[each.element_size()], None if each.is_inference() else each._version
+        weights.append((each.data_ptr(), version, int(each.detach().view(integers).sum(dtype=integers))))
+    return modules, weights
+
+
+def _say(what: str, error: Exception) -> None:
+    """One line on stderr: what is done instead of what was asked for, and the error that is the reason."""
+    reason = brief(error, 120)
+    stderr.print(f"{what}: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
 
 
 @torch.inference_mode()
 def usable_precision(model: nn.Module, masks: MaskSet, precision: str) -> str:
-    """The precision, or float32 if the model does not run in it on its device, and a line that says so."""
+    """The precision asked for; or float32, with a line on stderr, if the model does not run in that one."""
     parameter = next(model.parameters(), torch.zeros(()))
-    reduced = autocast(precision, parameter.device)  # refuses a name that it does not know
+    reduced = autocast(precision, parameter.device)  # raises ConfigError for a name that it does not know
     if precision == "32-true":
         return precision
     try:
         with reduced:
             check_logits(model(torch.full((1, 3, *masks.image_size), 0.5).to(parameter)), 1)
-    except Exception as error:  # noqa: BLE001, whatever a model raises that knows no such numbers
-        reason = " ".join(str(error).split())[:120]
-        stderr.print(
-            f"not in {precision} but in float32: {type(error).__name__}: {reason}",
-            markup=False,
-            soft_wrap=True,
-        )
+    except Exception as error:  # noqa: BLE001, without kernels for such numbers a model raises anything
+        _say(f"not in {precision} but in float32", error)
         return "32-true"
     return precision
 
@@ -228,33 +251,27 @@ def fastest_batch_size(model: nn.Module, masks: MaskSet, precision: str) -> int:
 
     Sizes double until it gets slower, or the memory is full. Out of those within 5 % of the best an
     accelerator takes the smallest, with which fewer views are under way when one of them decides an image; a
-    CPU the largest, from which compiled code gains most.
+    CPU takes the largest, from which compiled code gains most.
     """
     parameter = next(model.parameters(), torch.zeros(()))
     on_cpu = parameter.device.type == "cpu"
-    best: dict[int, float] = {}
-    size = 4 if on_cpu else 32
-    while size <= (32 if on_cpu else 2048):
+    each: dict[int, float] = {}  # the seconds of one view, by batch size
+    for size in SIZES_ON_CPU if on_cpu else SIZES:
         try:
-            views = (
-                torch.rand(size, 3, *masks.image_size)
-                .to(parameter)
-                .contiguous(memory_format=torch.channels_last)
+            views = torch.rand(size, 3, *masks.image_size).to(parameter)
+            each[size] = (
+                _seconds(model, views.contiguous(memory_format=torch.channels_last), precision) / size
             )
-            best[size] = _seconds(model, views, precision) / size
         except (torch.OutOfMemoryError, RuntimeError):  # the CPU's allocator raises the latter
             break
-        if best[size] > 1.2 * min(best.values()):
+        if each[size] > 1.2 * min(each.values()):
             break
-        size *= 2
-    if not best:
-        return 1
-    good = [size for size, seconds in best.items() if seconds <= 1.05 * min(best.values())]
-    return max(good) if on_cpu else min(good)
+    good = [size for size, seconds in each.items() if seconds <= 1.05 * min(each.values())]
+    return (max if on_cpu else min)(good, default=1)
 
 
 def _seconds(model: nn.Module, views: Tensor, precision: str) -> float:
-    """Of one forward pass, the best of some."""
+    """The seconds of one forward pass: the quickest of several, without the first."""
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 3 or (len(times) < 10 and time.perf_counter() - began < 0.3):

@@ -6,40 +6,38 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import test_verify
 import torch
-from test_defense import SIZE, Views, keeps_of, mask_set, network, pictures
-from test_theorem import LABELS, SHAPES, TWICE, WORLDS, World, wary_classifier
 
 import oracle
 from certipatch import MaskSet, MinorityReports, SoundnessError, Window
-from certipatch.certification.detect import detect
+from certipatch.certification.certify import certify
 from certipatch.data.load import load_source
+from certipatch.data.source import Images, as_float
 from certipatch.defenses.minority_reports.algorithm import above, agreement, dissent
 from certipatch.errors import ConfigError
-from certipatch.models.runs import load_run
+from certipatch.models.runs import load_run, open_run
 from certipatch.records.manifest import read_manifest
-from certipatch.records.read import read_images
+from certipatch.records.read import read_records
 from certipatch.records.schema import DetectionRecord
 from certipatch.report.detection import at_threshold
 from certipatch.runtime.devices import make_fabric
 from certipatch.verify.check import verify
 from certipatch.verify.findings import Given
-from inputs import write_manifest
+from inputs import typed, write_manifest
+from networks import SIZE, Views, keeps_of, mask_set, network, pictures
+from tampering import findings, forge, lines_of
+from worlds import LABELS, SHAPES, TWICE, WORLDS, World, wary_classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIDENCES = (0.3, 0.5, 0.7, 0.9)
 THRESHOLDS = (0.0, 0.3, 0.5, 0.9, 1.0)  # on and between confidences
-
-
-# --- The decisions
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_decisions_equal_the_oracle():
@@ -56,10 +54,6 @@ def test_decisions_equal_the_oracle():
             assert certified is oracle.detection_certified(true, views, threshold)
             seen[alarm, certified] += 1
     assert min(seen[alarm, certified] for alarm in (False, True) for certified in (False, True)) >= 500
-
-
-# --- The theorem by exhaustion: see test_theorem.py
-# ------------------------------------------------------------------
 
 
 def random_detector(world: World, seed: int):
@@ -184,10 +178,6 @@ def test_twin_that_certifies_equality(world: World):
 
     assert some_attack_goes_undetected(world, world.masks, 0.5, certify=at_least)
     assert not some_attack_goes_undetected(world, world.masks, 0.5, seeds=8, certify=at_least, alarm=at_least)
-
-
-# --- Around a network
-# ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -335,40 +325,23 @@ def test_certified_detection_holds_under_attack():
     assert alarms[wrong].all()
 
 
-# --- On the command line
-# ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def options(trained: Path, photos: Path) -> list[object]:
-    return [
-        "detect",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--limit",
-        9,
-        "--patch",
-        24,
-        "--masks-per-axis",
-        3,
-    ]
+    return typed("detect", model=trained, data=photos, limit=9, patch=24, masks_per_axis=3)
 
 
 @pytest.fixture(scope="module")
 def given(
     trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Given, object]:
-
-    spec, model, manifest = load_run(trained)
-    source, folder = load_source(str(photos)), tmp_path_factory.mktemp("detection") / "d"
-    masks = MaskSet.covering(image_size=spec.image_size, patch_size=(24, 24), masks_per_axis=3)
-    train = manifest["experiment"]["train"]
-    detect(model, spec, source.first(9), masks, folder, fabric=make_fabric(device="cpu"), trained=train)
-    records = read_images(folder, DetectionRecord)
+    model, source = open_run(trained), load_source(str(photos))
+    folder = tmp_path_factory.mktemp("detection") / "d"
+    masks = MaskSet.covering(image_size=model.spec.image_size, patch_size=(24, 24), masks_per_axis=3)
+    fabric = make_fabric(device="cpu")
+    certify(model, source.first(9), masks, folder, fabric=fabric, defense="minority-reports")
+    records = read_records(folder)
     assert {(one.agreement is None, one.dissent is None) for one in records} >= {(False, True), (True, False)}
-    return folder, (spec, model, train), source
+    return folder, model, source
 
 
 def test_detect_report_and_sweep(cli, options, given, trained: Path, photos: Path, tmp_path: Path):
@@ -377,16 +350,15 @@ def test_detect_report_and_sweep(cli, options, given, trained: Path, photos: Pat
     assert "certified" in done.out
     lines = (tmp_path / "d" / "records.jsonl").read_bytes()
     assert lines == (given[0] / "records.jsonl").read_bytes()
-    assert read_manifest(tmp_path / "d")["kind"] == "detect"
+    assert read_manifest(tmp_path / "d").kind == "detect"
 
-    records = read_images(tmp_path / "d", DetectionRecord)
+    records = read_records(tmp_path / "d")
     assert len(records) == 9
     assert all(one.passes == 10 for one in records)
     exactly = next(one.agreement for one in records if one.agreement is not None)
     tau = [0.0, 0.5, exactly, 1.0]
-    shown = json.loads(cli("report", tmp_path / "d", "--thresholds", ",".join(map(repr, tau)), "--json").out)[
-        0
-    ]
+    report = cli("report", tmp_path / "d", thresholds=",".join(map(repr, tau)), json=True)
+    (shown,) = json.loads(report.out)
     assert (shown["kind"], shown["complete"], shown["passes"]) == ("detect", True, 90)
     assert [one["threshold"] for one in shown["thresholds"]] == tau
     for one, threshold in zip(shown["thresholds"], tau, strict=True):
@@ -406,10 +378,8 @@ def test_detect_report_and_sweep(cli, options, given, trained: Path, photos: Pat
     assert not any(key in json.dumps(shown) for key in ("robust",)), "a detector is not a robust classifier"
 
     model = load_run(trained)[1].eval()
-    spec = given[1][0]
+    spec = given[1].spec
     masks = MaskSet.covering(image_size=spec.image_size, patch_size=(24, 24), masks_per_axis=3)
-    from certipatch.data.source import Images, as_float
-
     images = as_float(torch.stack([Images(given[2].first(9), spec)[a].pixels for a in range(9)]))
     labels, alarms = MinorityReports(model, masks, threshold=0.5).predict(images)
     assert labels.tolist() == [one.vanilla_label for one in records]
@@ -419,38 +389,20 @@ def test_detect_report_and_sweep(cli, options, given, trained: Path, photos: Pat
 
     refused = cli("report", tmp_path / "d", "--min-margin", 0.5)
     assert (refused.code, "expected a folder that certify wrote" in refused.err) == (2, True), refused.err
-    cli(
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        24,
-        "--masks-per-axis",
-        2,
-        "--limit",
-        3,
-        "--out",
-        tmp_path / "c",
-    )
+    cli("certify", model=trained, data=photos, patch=24, masks_per_axis=2, limit=3, out=tmp_path / "c")
     both = cli("report", tmp_path / "d", tmp_path / "c")
-    assert (both.code, "certified robust" in both.out, "false alarms" in " ".join(both.out.split())) == (
-        0,
-        True,
-        True,
-    )
-    assert [
-        "kind" in one for one in json.loads(cli("report", tmp_path / "c", tmp_path / "d", "--json").out)
-    ] == [False, True]
+    assert both.code == 0
+    assert "certified robust" in both.out
+    assert "false alarms" in " ".join(both.out.split())
+    of_both = json.loads(cli("report", tmp_path / "c", tmp_path / "d", "--json").out)
+    assert ["kind" in one for one in of_both] == [False, True]
 
 
 def test_resume_and_other_experiments(
-    cli, options, given, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli, options, given, trained: Path, photos: Path, tmp_path: Path, blocks_of: Callable[[int], None]
 ):
     """A kill in mid-line resumes to the same bytes; another command or patch is another experiment."""
-
-    monkeypatch.setattr("certipatch.certification.blocks.BLOCK", 5)
+    blocks_of(5)
     cli(*options, "--out", tmp_path / "whole")
     out = tmp_path / "d"
     shutil.copytree(tmp_path / "whole", out)
@@ -462,12 +414,9 @@ def test_resume_and_other_experiments(
     done = cli(*options, "--out", out, "--resume")
     assert done.code == 0, done.err
     assert (out / "records.jsonl").read_bytes() == lines
-    same = ["--model", trained, "--data", photos, "--limit", 9]
-    for command in (
-        ["certify", *same, "--patch", 24, "--masks-per-axis", 3],
-        ["detect", *same, "--patch", 20, "--masks-per-axis", 3],
-    ):
-        refused = cli(*command, "--out", out, "--resume")
+    same = typed(model=trained, data=photos, limit=9, masks_per_axis=3, out=out, resume=True)
+    for command, patch in (("certify", 24), ("detect", 20)):
+        refused = cli(command, *same, patch=patch)
         assert (refused.code, "holds another experiment" in refused.err) == (2, True), refused.err
 
 
@@ -475,36 +424,19 @@ def test_bad_input_is_one_line(cli, options, given, trained: Path, photos: Path,
     folder, image = given[0], photos / "red" / "0.png"
     for line, words in [
         (
-            [*options, "--out", tmp_path / "x", "--thresholds", "0,2"],
-            "threshold 2: expected a confidence from 0 to 1",
+            [*options, *typed(out=tmp_path / "x", thresholds="0,2")],
+            "threshold 2: expected a confidence from 0",
         ),
         (["report", folder, "--thresholds", "high"], "thresholds 'high': expected"),
         (["report", folder, "--thresholds", "nan"], "expected a confidence from 0 to 1"),
-        (
-            ["predict", image, "--model", trained, "--certified", folder],
-            "expected records of certify, found those of detect",
-        ),
+        (typed("predict", image, model=trained, certified=folder), "certify, found those of detect"),
         (["report", trained], "expected records of certify"),
     ]:
         refused = cli(*line)
         assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 1)
         assert words in refused.err
     assert not (tmp_path / "x").exists()
-    cli(
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        24,
-        "--masks-per-axis",
-        2,
-        "--limit",
-        3,
-        "--out",
-        tmp_path / "c",
-    )
+    cli("certify", model=trained, data=photos, patch=24, masks_per_axis=2, limit=3, out=tmp_path / "c")
     refused = cli("report", tmp_path / "c", "--thresholds", "0.5")
     assert (refused.code, "expected a folder that detect wrote" in refused.err) == (2, True)
 
@@ -512,89 +444,82 @@ def test_bad_input_is_one_line(cli, options, given, trained: Path, photos: Path,
 def test_unreadable_images_count_as_wrong(cli, trained: Path, photos: Path, tmp_path: Path):
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "red" / "0.png").write_bytes(b"no image")
-    line = [
-        "detect",
-        "--model",
-        trained,
-        "--data",
-        tmp_path / "photos",
-        "--patch",
-        "20,24",
-        "--masks-per-axis",
-        2,
-        "--thresholds",
-        0,
-    ]
-    done = cli(*line, "--out", tmp_path / "d")
+    given = typed(model=trained, data=tmp_path / "photos")
+    done = cli("detect", *given, patch="20,24", masks_per_axis=2, thresholds=0, out=tmp_path / "d")
     assert done.code == 0, done.err
     assert "1 unreadable images count as wrong" in done.out
     for name in ("20x20-k2", "24x24-k2"):
-        (broken,) = (one for one in read_images(tmp_path / "d" / name, DetectionRecord) if one.error)
+        (broken,) = (one for one in read_records(tmp_path / "d" / name) if one.error)
         assert broken.agreement is broken.dissent is broken.vanilla_label is None
-        found = at_threshold([broken], 0)
-        assert (
-            found.clean_accuracy.count,
-            found.false_alarms.count,
-            found.certified_detection_accuracy.count,
-        ) == (0, 0, 0)
+        shares = at_threshold([broken], 0).shares
+        assert {name: share.count for name, share in shares.items()} == {
+            "clean_accuracy": 0,
+            "false_alarms": 0,
+            "certified_detection_accuracy": 0,
+        }
     assert len(json.loads(cli("report", tmp_path / "d", "--json").out)) == 2
-    assert cli("verify", tmp_path / "d", "--model", trained, "--data", tmp_path / "photos", "--all").code == 0
-
-
-# --- Verified
-# --------------------------------------------------------------------------------------------------------
+    assert cli("verify", tmp_path / "d", *given, "--all").code == 0
 
 
 def test_an_untouched_folder(cli, given, trained: Path, photos: Path):
     found = verify(given[0], model=given[1], source=given[2], sample=None, device="cpu")
     assert found.findings == []
     assert (found.images, found.recomputed, found.undecided) == (9, 9, 0)
-    assert found.certified == sum(above(one.agreement, 0) for one in read_images(given[0], DetectionRecord))
-    done = cli("verify", given[0], "--model", trained, "--data", photos)
-    assert (done.code, "for detection at threshold 0" in done.out, "looked again at 9" in done.out) == (
-        0,
-        True,
-        True,
-    )
+    assert found.certified == sum(above(one.agreement, 0) for one in read_records(given[0]))
+    done = cli("verify", given[0], model=trained, data=photos)
+    assert done.code == 0
+    assert "for detection at threshold 0" in done.out
+    assert "looked again at 9" in done.out
+
+
+def say(**fields: object) -> Callable[[dict], dict]:
+    """Entries that stand in the place of what was found."""
+    return lambda line: fields
+
+
+def invented(line: dict) -> dict:
+    return {"agreement": 0.99, "dissent": None, "vanilla_label": line["label"]}
+
+
+def of_another_class(line: dict) -> dict:
+    return {"vanilla_label": (line["label"] + 1) % 3, "dissent": 0.9999999}
 
 
 AGREED, DISSENTING = "agreement", "dissent"
+UNREAD = {"error": "x", "passes": 0, "pixels": None, "vanilla_label": None, "agreement": None}
 TAMPERED = {
     "agreement raised": (AGREED, lambda line: {"agreement": min(1.0, line["agreement"] + 0.02)}, "agreement"),
-    "agreement invented": (DISSENTING, lambda line: {"agreement": 0.99, "dissent": None, "vanilla_label": line["label"]}, "agreement 0.99, found None"),
-    "dissent hidden": (DISSENTING, lambda line: {"dissent": None}, "dissent"),
+    "agreement invented": (DISSENTING, invented, "agreement 0.99, found None"),
+    "dissent hidden": (DISSENTING, say(dissent=None), "dissent"),
     "dissent lowered": (DISSENTING, lambda line: {"dissent": line["dissent"] / 2}, "dissent"),
-    "agreement of one": (AGREED, lambda line: {"agreement": 1.5}, "is not a confidence"),
-    "agreement as a word": (AGREED, lambda line: {"agreement": "0.9"}, "is not a confidence"),
-    "agreement with dissent": (AGREED, lambda line: {"dissent": 0.9}, "and yet some dissent"),
-    "vanilla label changed": (AGREED, lambda line: {"vanilla_label": (line["label"] + 1) % 3, "dissent": 0.9999999}, "vanilla_label"),
-    "vanilla label of no class": (AGREED, lambda line: {"vanilla_label": 3}, "is not a class"),
-    "passes": (AGREED, lambda line: {"passes": 9}, "passes 9: expected 10"),
+    "agreement of one": (AGREED, say(agreement=1.5), "is not a confidence"),
+    "agreement as a word": (AGREED, say(agreement="0.9"), "is not a confidence"),
+    "agreement with dissent": (AGREED, say(dissent=0.9), "and yet some dissent"),
+    "vanilla label changed": (AGREED, of_another_class, "vanilla_label"),
+    "vanilla label of no class": (AGREED, say(vanilla_label=3), "is not a class"),
+    "passes": (AGREED, say(passes=9), "passes 9: expected 10"),
     "label changed": (AGREED, lambda line: {"label": (line["label"] + 1) % 3}, "fingerprint"),
-    "pixels": (AGREED, lambda line: {"pixels": "0" * 64}, "its pixels are not those"),
-    "said to be unreadable": (AGREED, lambda line: {"error": "x", "passes": 0, "pixels": None, "vanilla_label": None, "agreement": None}, "can be read, the record says 'x'"),
-    "field added": (AGREED, lambda line: {"certified": True}, "other or missing ones: certified"),
-}  # fmt: skip
+    "pixels": (AGREED, say(pixels="0" * 64), "its pixels are not those"),
+    "said to be unreadable": (AGREED, say(**UNREAD), "can be read, the record says 'x'"),
+    "field added": (AGREED, say(certified=True), "other or missing ones: certified"),
+}
 
 
 @pytest.mark.parametrize(("which", "change", "words"), TAMPERED.values(), ids=TAMPERED)
 def test_tampered_records(given, tmp_path: Path, which: str, change, words: str):
-    """Found although the forger has mended the hash."""
+    """It is found although the forger has mended the hash."""
     shutil.copytree(given[0], tmp_path / "d")
-    lines = test_verify.lines_of(given[0])
-    at = next(
-        a
-        for a, line in enumerate(lines)
-        if line[which] is not None and line["vanilla_label"] == line["label"]
-    )
-    lines[at] |= change(lines[at])
-    test_verify.write(tmp_path / "d", lines)
-    found = test_verify.findings(tmp_path / "d", given)
+    lines = lines_of(given[0])
+    right = (line for line in lines if line["vanilla_label"] == line["label"])
+    line = next(line for line in right if line[which] is not None)
+    line |= change(line)
+    forge(tmp_path / "d", lines)
+    found = findings(tmp_path / "d", given)
     assert any(words in line for line in found), found
 
 
 def test_tampered_manifests(given, tmp_path: Path):
-    """Called a certification of answers, or with a mask less."""
+    """A folder that is called a certification of answers, or has a mask less, is found."""
     for name, change, words in [
         (
             "kind",
@@ -608,7 +533,7 @@ def test_tampered_manifests(given, tmp_path: Path):
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
         change(manifest)
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
-        assert any(words in line for line in test_verify.findings(tmp_path / name, given, sample=0))
+        assert any(words in line for line in findings(tmp_path / name, given, sample=0))
 
 
 @pytest.mark.parametrize(

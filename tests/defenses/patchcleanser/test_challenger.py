@@ -7,45 +7,39 @@ That no attack on a certified image succeeds is in test_theorem.py, for both inf
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-import test_attack
-import test_verify
 import torch
-from test_algorithms import random_table
-from test_defense import Views, mask_set, naive, network, pictures, true_labels
+from PIL import Image
 
+import breakable
 import oracle
 from certipatch import MaskSet, PatchCleanser
 from certipatch.certification.certify import certify
+from certipatch.certification.restore import restore
 from certipatch.data.load import load_source
-from certipatch.defenses.patchcleanser.algorithms import UNKNOWN, answer, challenger_masking
+from certipatch.defenses.patchcleanser.algorithms import answer, challenger_masking
 from certipatch.defenses.patchcleanser.schedule import Schedule, missing_pairs
 from certipatch.errors import ConfigError
-from certipatch.models.runs import load_run
+from certipatch.models.runs import open_run
 from certipatch.records.manifest import read_manifest
-from certipatch.records.read import read_attacks, read_records
+from certipatch.records.read import read_folder, read_records
 from certipatch.redteam.attack import attack
 from certipatch.redteam.climb import AttackConfig
 from certipatch.report.attack import summarize_attack
 from certipatch.runtime.devices import make_fabric
 from certipatch.verify.algorithms import challenger_restated
 from certipatch.verify.findings import Given
+from inputs import typed
+from networks import Views, mask_set, naive, network, pictures, true_labels
+from tables import random_table, start
+from tampering import findings, forge, lines_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def start(table: np.ndarray) -> np.ndarray:
-    known = np.full_like(table, UNKNOWN)
-    np.fill_diagonal(known, table.diagonal())
-    return known
-
-
-# --- On integers
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_equals_the_oracle_and_plays_at_most_a_game_for_each_mask_but_one():
@@ -121,10 +115,6 @@ def test_nothing_is_asked_that_is_settled():
     assert answer(table, "challenger") == (2, "champion")
 
 
-# --- Around a network
-# ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("exhaustive", [False, True], ids=["", "exhaustive"])
 @pytest.mark.parametrize(("seed", "batch_size"), [(3, 1), (4, 7), (5, 64)])
 def test_equals_one_view_at_a_time(seed: int, batch_size: int, exhaustive: bool):
@@ -161,45 +151,26 @@ def test_an_unknown_inference_is_refused():
         PatchCleanser(network(3), mask_set(3), inference="majority")  # type: ignore[arg-type]
 
 
-# --- On the command line, verified and attacked
-# ----------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def given(
     trained: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Given, object]:
-    spec, model, manifest = load_run(trained)
-    source, folder = load_source(str(photos)), tmp_path_factory.mktemp("challenger") / "c"
-    masks = MaskSet.covering(image_size=spec.image_size, patch_size=(24, 24), masks_per_axis=3)
-    certify(
-        model, spec, source.first(9), masks, folder, fabric=make_fabric(device="cpu"),
-        trained=manifest["experiment"]["train"], inference="challenger",
-    )  # fmt: skip
+    model, source = open_run(trained), load_source(str(photos))
+    folder = tmp_path_factory.mktemp("challenger") / "c"
+    masks = MaskSet.covering(image_size=model.spec.image_size, patch_size=(24, 24), masks_per_axis=3)
+    certify(model, source.first(9), masks, folder, fabric=make_fabric(device="cpu"), inference="challenger")
     records = read_records(folder)
     assert {record.case for record in records} == {"agreed", "champion"}
     assert {record.certified for record in records} == {True, False}
-    return folder, (spec, model, manifest["experiment"]["train"]), source
+    return folder, model, source
 
 
 def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
     """What was certified is what answers; the default is not stated, so that earlier runs go on as they
     were."""
     folder, image = given[0], photos / "red" / "0.png"
-    assert read_manifest(folder)["experiment"]["inference"] == "challenger"
-    options = [
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--limit",
-        9,
-        "--patch",
-        24,
-        "--masks-per-axis",
-        3,
-    ]
+    assert read_manifest(folder).stated["inference"] == "challenger"
+    options = typed("certify", model=trained, data=photos, limit=9, patch=24, masks_per_axis=3)
     for out, inference in [
         ("a", ["--inference", "challenger"]),
         ("b", ["--inference", "double-masking"]),
@@ -210,7 +181,7 @@ def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
         assert ("challenger masking" in done.out) == (out == "a")
     assert (tmp_path / "a" / "records.jsonl").read_bytes() == (folder / "records.jsonl").read_bytes()
     assert (tmp_path / "b" / "records.jsonl").read_bytes() == (tmp_path / "c" / "records.jsonl").read_bytes()
-    assert "inference" not in read_manifest(tmp_path / "b")["experiment"]
+    assert "inference" not in read_manifest(tmp_path / "b").stated
     assert cli(*options, "--inference", "double-masking", "--out", tmp_path / "c", "--resume").code == 0
     refused = cli(*options, "--inference", "challenger", "--out", tmp_path / "c", "--resume")
     assert (refused.code, "inference: None there, 'challenger' here" in refused.err) == (2, True)
@@ -220,14 +191,10 @@ def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
 
     said = json.loads(cli("predict", image, "--model", trained, "--certified", folder).out)
     assert said["inference"] == "challenger"
-    said = json.loads(
-        cli("predict", image, "--model", trained, "--patch", 24, "--inference", "challenger").out
-    )
+    said = json.loads(cli("predict", image, model=trained, patch=24, inference="challenger").out)
     assert said["inference"] == "challenger"
-    assert (
-        json.loads(cli("predict", image, "--model", trained, "--patch", 24).out)["inference"]
-        == "double-masking"
-    )
+    said = json.loads(cli("predict", image, model=trained, patch=24).out)
+    assert said["inference"] == "double-masking"
     refused = cli("predict", image, "--model", trained, "--certified", folder, "--inference", "challenger")
     assert (refused.code, "has its own inference" in refused.err) == (2, True)
     refused = cli(*options, "--inference", "majority", "--out", tmp_path / "d")
@@ -235,10 +202,8 @@ def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
 
 
 def test_an_untouched_folder_and_tampered_ones(given, tmp_path: Path):
-    import shutil
-
-    assert test_verify.findings(given[0], given) == []
-    lines = test_verify.lines_of(given[0])
+    assert findings(given[0], given) == []
+    lines = lines_of(given[0])
     champion = next(a for a, line in enumerate(lines) if line["case"] == "champion")
     line = lines[champion]
     for name, change, words in [
@@ -247,8 +212,8 @@ def test_an_untouched_folder_and_tampered_ones(given, tmp_path: Path):
         ("passes", {"passes": 20}, "passes 20: expected 10 to 18"),
     ]:
         shutil.copytree(given[0], tmp_path / name)
-        test_verify.write(tmp_path / name, [*lines[:champion], line | change, *lines[champion + 1 :]])
-        found = test_verify.findings(tmp_path / name, given, sample=None if name == "answer" else 0)
+        forge(tmp_path / name, [*lines[:champion], line | change, *lines[champion + 1 :]])
+        found = findings(tmp_path / name, given, sample=None if name == "answer" else 0)
         assert any(words in finding for finding in found), found
     for name, value in [("removed", None), ("default", "double-masking"), ("unknown", "x")]:
         shutil.copytree(given[0], tmp_path / name)
@@ -258,7 +223,7 @@ def test_an_untouched_folder_and_tampered_ones(given, tmp_path: Path):
             manifest["experiment"]["inference"] = value
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
         words = f"inference is {value!r}" if value else "case is 'champion'"
-        assert any(words in finding for finding in test_verify.findings(tmp_path / name, given, sample=0))
+        assert any(words in finding for finding in findings(tmp_path / name, given, sample=0))
 
 
 def test_the_restatement_agrees_with_the_oracle():
@@ -274,22 +239,22 @@ def test_the_restatement_agrees_with_the_oracle():
 def test_no_certified_image_breaks_and_others_do(tmp_path: Path):
     """The attack asks the inference that was certified: each judgement is what that answers on the stored
     picture."""
-    model, spec, source = test_attack.certify(tmp_path / "c", inference="challenger")
+    model, source = breakable.certify(tmp_path / "c", inference="challenger")
     config = AttackConfig(steps=8, restarts=6, certified_restarts=4)
-    attack(
-        model, spec, source, test_attack.MASKS, tmp_path / "c", tmp_path / "a",
-        fabric=make_fabric(device="cpu"), config=config, options={"inference": "challenger"},
-    )  # fmt: skip
-    found = summarize_attack(tmp_path / "a")
+    certified, fabric = read_folder(tmp_path / "c"), make_fabric(device="cpu")
+    defense = restore(certified.manifest, model, fabric)
+    assert defense.inference == "challenger"
+    attack(model, source, defense, certified, tmp_path / "a", fabric=fabric, config=config)
+    attacked = read_folder(tmp_path / "a")
+    found = summarize_attack(attacked)
     assert found["certified_broken"] == 0
     assert found["certified_robust_accuracy"]["count"] >= 8
     assert found["clean_accuracy"]["count"] - found["attacked_accuracy"]["count"] >= 8, (
         "patches do break what is not certified"
     )
-    defense = PatchCleanser(model, test_attack.MASKS, inference="challenger")
-    for record in read_attacks(tmp_path / "a"):
+    defense = PatchCleanser(model.network, breakable.MASKS, inference="challenger")
+    for record in attacked.records:
         if record.image:
-            patched = torch.from_numpy(
-                np.array(test_attack.Image.open(tmp_path / "a" / record.image))
-            ).permute(2, 0, 1)
+            picture = np.array(Image.open(tmp_path / "a" / record.image))
+            patched = torch.from_numpy(picture).permute(2, 0, 1)
             assert defense.predict(patched[None] / 255).item() == record.defended_label

@@ -5,18 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_algorithms import CASES, decide, many, random_table, tables
 
 import oracle
 from certipatch.defenses.patchcleanser.algorithms import UNKNOWN, two_mask_correct
 from certipatch.defenses.patchcleanser.schedule import Schedule, missing_pairs
-
-
-def start(table):
-    """What is known after the first round: the one-mask labels."""
-    known = np.full_like(table, UNKNOWN)
-    np.fill_diagonal(known, table.diagonal())
-    return known
+from tables import CASES, decide, many, random_table, start, tables
 
 
 def reveal(full, labels, rng, *, size, exhaustive):

@@ -1,0 +1,1 @@
+"""Minority Reports: an alarm where a confident masked view disagrees, with a certificate of its own."""

@@ -1,0 +1,1 @@
+"""PatchCleanser: double masking and challenger masking, with a certificate."""

@@ -1,8 +1,8 @@
 """PatchCleanser's algorithms, on integers only: no network, no pixels.
 
-Source: PatchCleanser (Xiang, Mahloujifar, Mittal; USENIX Security 2022). A *table* is the symmetric
-(masks, masks) array of labels ``table[i, j] = F(x.m_i.m_j)``; its diagonal holds the one-mask labels.
-An entry not computed yet is ``UNKNOWN``, which equals no label: what is not known never certifies.
+Source: PatchCleanser (Xiang, Mahloujifar, Mittal; USENIX Security 2022). A *table* is the symmetric (masks,
+masks) array of labels ``table[i, j] = F(x.m_i.m_j)``; its diagonal holds the one-mask labels. An entry not
+computed yet is ``UNKNOWN``, which equals no label: what is not known never certifies.
 """
 
 from __future__ import annotations
@@ -14,13 +14,8 @@ import numpy as np
 
 UNKNOWN = -1
 
-
 Inference = Literal["double-masking", "challenger"]
-
-
 INFERENCES: tuple[Inference, ...] = get_args(Inference)
-
-
 Case = Literal["agreed", "disagreer", "majority", "champion"]
 
 
@@ -77,8 +72,8 @@ def challenger_masking(first_round: Sequence[int], pair: Callable[[int, int], in
 
 
 def answer(table: np.ndarray, inference: Inference) -> tuple[int, Case]:
-    """The defended label and its case from what is known of a table: enough for the inference, see
-    ``schedule``."""
+    """The defended label and its case from what is known of a table; ``schedule.py`` sees to it that this is
+    enough."""
     first_round = table.diagonal().tolist()
     if inference == "challenger":
         return challenger_masking(first_round, lambda i, j: int(table[i, j]))

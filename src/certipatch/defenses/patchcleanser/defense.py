@@ -1,23 +1,28 @@
-"""TODO."""
+"""PatchCleanser around a model: ``predict`` and ``certify``, both read from one examination of the images.
+
+The labels of masked views come from the network (``views/network.py``), what is asked next from the schedule,
+and the decisions from the integer algorithms.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError, SoundnessError
+from ...errors import ConfigError
 from ...geometry.masks import MaskSet
-from ..contract import Verdict
 from ..masked import MaskedClassifier
 from .algorithms import INFERENCES, Inference
-from .examination import _Examination
+from .examination import Examination, PatchCleanserVerdict
 
 
 class PatchCleanser(MaskedClassifier):
     """A classifier defended by double masking, with a certificate against every patch its masks cover.
 
     Source: PatchCleanser (USENIX Security 2022), Algorithms 1 (predict) and 2 (certify), and challenger
-        masking from its code.
+    masking from its code.
 
     Args:
         model: maps (N, 3, H, W) float in [0, 1] to (N, classes) logits, normalisation inside, in evaluation
@@ -42,6 +47,8 @@ class PatchCleanser(MaskedClassifier):
             it was compiled or cut, images of another size or outside [0, 1], logits that are not finite.
         ConfigError: an unknown precision or inference, a fill that is no colour.
     """
+
+    name = "patchcleanser"
 
     def __init__(
         self,
@@ -69,21 +76,11 @@ class PatchCleanser(MaskedClassifier):
             shared_prefix=shared_prefix,
         )
 
-    def check_precision(self, certified: str) -> None:
-        """Raises SoundnessError if the network does not run here in the precision that it was certified
-        in."""
-        if self.network.precision != certified:
-            raise SoundnessError(
-                f"precision: expected {certified}, in which it was certified, found "
-                f"{self.network.precision}, in which the model runs here; "
-                "certify again on this machine"
-            )
-
     def predict(self, images: Tensor) -> Tensor:
         """The defended labels (N,) int64 of (N, 3, H, W) float images in [0, 1]."""
         return torch.tensor([verdict.defended_label for verdict in self.examine(images)], dtype=torch.int64)
 
-    def certify(self, images: Tensor, labels: Tensor) -> list[Verdict]:
+    def certify(self, images: Tensor, labels: Tensor) -> list[PatchCleanserVerdict]:
         """Algorithm 2: one verdict an image. Certified: ``predict`` answers the label under every patch.
 
         Args:
@@ -93,7 +90,7 @@ class PatchCleanser(MaskedClassifier):
         return self.examine(images, labels)
 
     @torch.inference_mode()
-    def examine(self, images: Tensor, labels: Tensor | None = None) -> list[Verdict]:
+    def examine(self, images: Tensor, labels: Tensor | None = None) -> list[PatchCleanserVerdict]:
         """The verdicts behind both: with labels the certificates too, without them only what the inference
         needs.
 
@@ -102,6 +99,13 @@ class PatchCleanser(MaskedClassifier):
         """
         self.check(images, labels)
         truth: list[int | None] = [None] * len(images) if labels is None else [int(label) for label in labels]
-        return _Examination(
+        examination = Examination(
             self.network, self.masks, images, truth, exhaustive=self.exhaustive, inference=self.inference
-        ).run()
+        )
+        return examination.run()
+
+    def describe(self) -> dict[str, Any]:
+        """What can change a result. The usual inference is not named, as in runs from before there was a
+        choice."""
+        challenger = {} if self.inference == "double-masking" else {"inference": self.inference}
+        return {**super().describe(), "exhaustive": self.exhaustive, **challenger}

@@ -1,4 +1,5 @@
-"""TODO."""
+"""One examination of some images: which views the network looks at, and the verdicts that follow from its
+answers."""
 
 from __future__ import annotations
 
@@ -13,51 +14,94 @@ from ...geometry.masks import MaskSet
 from ...views.masked import check_logits, window_tensor
 from ...views.network import Network
 from ..contract import Verdict
-from .algorithms import UNKNOWN, Inference, answer, two_mask_correct
+from .algorithms import UNKNOWN, Case, Inference, answer, two_mask_correct
 from .schedule import Schedule, View
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchCleanserVerdict(Verdict):
+    """What PatchCleanser found out about one image; the first six fields are those of every verdict.
+
+    Attributes:
+        defended_label: the answer of the inference.
+        certified: Algorithm 2 for the true label; None if no label was given.
+        margin: the smallest best-minus-second-best logit over the masked views that were computed.
+        case: which case decided: agreed, disagreer or majority of Algorithm 1; agreed or champion of
+            challenger masking.
+        failing_pair: indices (i <= j) of the first wrong pair of masks, one-mask views (i = j) before others;
+            None if no view that was computed is wrong.
+        failing_label: the label under that pair, else None.
+    """
+
+    defended_label: int
+    margin: float
+    case: Case
+    failing_pair: tuple[int, int] | None
+    failing_label: int | None
+
+
 @dataclass
-class _Answers:
-    """What the network has said about one image. ``order``: summed one-mask margins."""
+class Answers:
+    """What the network has said about one image so far.
+
+    Attributes:
+        vanilla: the label of the image without a mask.
+        labels: (masks, masks) the table of labels, ``UNKNOWN`` where no view was looked at.
+        margins: (masks, masks) the margin of each view, infinite where none was looked at.
+        order: (masks, masks) the summed one-mask margins of each pair: a pair with a small sum is likely to
+            be wrong.
+    """
 
     vanilla: int
     labels: np.ndarray
     margins: np.ndarray
     order: np.ndarray
 
-    def verdict(self, label: int | None, inference: Inference) -> Verdict:
-        table = self.labels
-        defended, case = answer(table, inference)
-        certified, failing, failing_label = None, None, None
-        if label is not None:
-            certified = two_mask_correct(table, label)
-            wrong = np.argwhere(np.diag(table.diagonal() != label))
-            if not len(wrong):
-                wrong = np.argwhere(np.triu((table != label) & (table != UNKNOWN)))
-            if len(wrong):
-                first = self.order[wrong[:, 0], wrong[:, 1]].argmin()
-                failing = (int(wrong[first, 0]), int(wrong[first, 1]))
-                failing_label = int(table[failing])
-        passes = 1 + int(np.triu(table != UNKNOWN).sum())
-        return Verdict(
-            label,
-            self.vanilla,
-            defended,
-            case,
-            certified,
-            failing,
-            failing_label,
-            float(self.margins.min()),
-            passes,
+    @classmethod
+    def of_first_round(cls, labels: np.ndarray, margins: np.ndarray) -> Answers:
+        """The answers to the view without a mask and then those with one mask each: (masks + 1,) arrays."""
+        k, gap = len(labels) - 1, margins[1:]
+        table, gaps = np.full((k, k), UNKNOWN), np.full((k, k), np.inf, np.float32)
+        np.fill_diagonal(table, labels[1:])
+        np.fill_diagonal(gaps, gap)
+        return cls(int(labels[0]), table, gaps, gap[:, None] + gap[None, :])
+
+    def verdict(self, label: int | None, inference: Inference) -> PatchCleanserVerdict:
+        """What follows from the answers, once the schedule has no more to ask."""
+        defended, case = answer(self.labels, inference)
+        failing = None if label is None else self._failing_pair(label)
+        return PatchCleanserVerdict(
+            label=label,
+            vanilla_label=self.vanilla,
+            defended_label=defended,
+            case=case,
+            certified=None if label is None else two_mask_correct(self.labels, label),
+            failing_pair=failing,
+            failing_label=None if failing is None else int(self.labels[failing]),
+            margin=float(self.margins.min()),
+            passes=1 + int(np.triu(self.labels != UNKNOWN).sum()),
         )
 
+    def _failing_pair(self, label: int) -> tuple[int, int] | None:
+        """The wrong pair that is first in the order: of single masks if one is wrong, else of two."""
+        wrong = np.argwhere(np.diag(self.labels.diagonal() != label))
+        if not len(wrong):
+            wrong = np.argwhere(np.triu((self.labels != label) & (self.labels != UNKNOWN)))
+        if not len(wrong):
+            return None
+        first = self.order[wrong[:, 0], wrong[:, 1]].argmin()
+        return int(wrong[first, 0]), int(wrong[first, 1])
 
-class _Examination:
+
+class Examination:
     """One way through some images: the network's answers go into tables, tables become verdicts.
 
-    Activations of the shared prefix are kept for as many images as fit; an image that is decided makes room
-    for the next.
+    The activations of the shared prefix are kept for as many images as fit into memory; an image that is
+    decided makes room for the next.
+
+    Args:
+        images: (N, 3, H, W) float in [0, 1]. truth: the true label of each, or None.
+        exhaustive, inference: as of :class:`certipatch.PatchCleanser`.
     """
 
     def __init__(
@@ -70,38 +114,36 @@ class _Examination:
         exhaustive: bool,
         inference: Inference,
     ) -> None:
-        self.network, self.images, self.truth, self.masks, self.inference = (
-            network,
-            images,
-            truth,
-            len(masks),
-            inference,
-        )
+        self.network, self.images, self.truth = network, images, truth
+        self.masks, self.inference = len(masks), inference
         windows = window_tensor(masks, images.device)
         self.windows = torch.cat([torch.zeros_like(windows[:1]), windows])  # the first hides nothing
         self.schedule = Schedule(network.apart, exhaustive=exhaustive, inference=inference)
         self.room = list(range(min(len(images), network.images_at_once)))
         self.shared = network.room_for(len(self.room) * len(self.windows))
-        self.place: dict[int, int] = {}  # of an image's activations
-        self.answers: dict[int, _Answers] = {}
-        self.verdicts: dict[int, Verdict] = {}
+        self.place: dict[int, int] = {}  # where in ``shared`` the activations of an image are
+        self.answers: dict[int, Answers] = {}
+        self.verdicts: dict[int, PatchCleanserVerdict] = {}
 
-    def run(self) -> list[Verdict]:
+    def run(self) -> list[PatchCleanserVerdict]:
+        """The verdict on each image, in order."""
         waiting = deque(range(len(self.images)))
         while waiting or self.schedule.images:
             new = min(len(waiting), len(self.room))
-            if new and (
-                new * len(self.windows) >= self.network.batch_size
-                or new == len(waiting)
-                or not self.schedule.images
-            ):
+            if new and self._first_round_pays(new, len(waiting)):
                 self._first_round([waiting.popleft() for _ in range(new)])
             else:
                 self._second_round(*self.schedule.next(self.network.batch_size))
         return [self.verdicts[image] for image in range(len(self.images))]
 
+    def _first_round_pays(self, new: int, waiting: int) -> bool:
+        """Whether so many new images fill a batch, are all that wait, or are all there is to do."""
+        return (
+            new * len(self.windows) >= self.network.batch_size or new == waiting or not self.schedule.images
+        )
+
     def _first_round(self, images: list[int]) -> None:
-        """The unmasked and the one-mask views of new images."""
+        """Look at the unmasked and the one-mask views of new images."""
         for image in images:
             self.place[image] = self.room.pop()
         n, k = len(images), self.masks
@@ -114,24 +156,14 @@ class _Examination:
             if self.shared is not None:
                 self.shared[self._at(which[part], mask[part])] = activations.permute(0, 2, 3, 1)
             labels[part], margins[part] = _read(self.network.tail(activations), len(shown))
-        for image, found, gap in zip(
-            images, labels.reshape(n, k + 1), margins.reshape(n, k + 1), strict=True
-        ):
-            gap = gap[1:]
-            one = _Answers(
-                int(found[0]),
-                np.full((k, k), UNKNOWN),
-                np.full((k, k), np.inf, np.float32),
-                gap[:, None] + gap[None, :],
-            )
-            np.fill_diagonal(one.labels, found[1:])
-            np.fill_diagonal(one.margins, gap)
-            self.answers[image] = one
+        tables = zip(images, labels.reshape(n, k + 1), margins.reshape(n, k + 1), strict=True)
+        for image, found, gap in tables:
+            one = self.answers[image] = Answers.of_first_round(found, gap)
             if not self.schedule.add(image, one.labels, self.truth[image], one.order):
                 self._decided(image)
 
     def _second_round(self, views: list[View], apart: bool) -> None:
-        """Two-mask views."""
+        """Look at two-mask views, all of masks that are apart (their activations can be pasted) or none."""
         which, i, j = np.array(views).T
         if apart and self.network.prefix and self.shared is not None:
             one, other = self.shared[self._at(which, i + 1)], self.shared[self._at(which, j + 1)]
@@ -160,8 +192,10 @@ class _Examination:
 
 
 def _read(logits: Tensor, views: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (the first of equals, which topk does not promise) and margins (best minus second-best logit) of
-    so many views."""
+    """Labels and margins (best minus second-best logit) of so many views.
+
+    The label is the first of equals, which ``topk`` does not promise.
+    """
     logits = check_logits(logits, views)
     best = logits.topk(2, dim=1).values
     return logits.argmax(dim=1).cpu().numpy(), (best[:, 0] - best[:, 1]).cpu().numpy()

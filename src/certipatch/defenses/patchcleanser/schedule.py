@@ -1,10 +1,9 @@
 """Which views are looked at next: no view that cannot matter, and first those that are likely to decide.
-Integers only.
 
-The outcome is that of the full table (``patchcleanser``): a certificate falls with its first wrong pair of
-masks, a row of Algorithm 1 with its first label that disagrees, and of challenger masking only the games are
-asked for. The order is only about how soon that is met: pairs come in the order of the two masks' summed
-one-mask margins, smallest first.
+The schedule works on integers only. Its outcome is that of the full table (see ``algorithms.py``): a
+certificate falls with its first wrong pair of masks, a row of Algorithm 1 with its first label that
+disagrees, and of challenger masking only the games are asked for. The order decides only how soon such an
+answer is met: pairs come in the order of the two masks' summed one-mask margins, smallest first.
 """
 
 from __future__ import annotations
@@ -17,22 +16,19 @@ import numpy as np
 
 from .algorithms import UNKNOWN, Inference, challenger_masking, majority_label
 
-Pair = tuple[int, int]
-
-
-View = tuple[int, int, int]  # image, and its masks i <= j
+MaskPair = tuple[int, int]  # indices of two masks
+View = tuple[int, int, int]  # an image, and its masks i <= j
 
 
 def missing_pairs(
     table: np.ndarray, label: int | None, inference: Inference = "double-masking"
 ) -> tuple[np.ndarray, int]:
-    """The pairs (i <= j) that must still be known, as an (n, 2) array, and the label that each must have for
-    the rest to matter.
+    """The pairs (i <= j) that must still be known, and the label that each must have for the rest to matter.
 
-    The table's diagonal is known. For the certificate (``label`` given) one wrong entry decides; for
-    Algorithm 1 a row decides as soon as one entry disagrees. Rows are asked for one at a time, in the order
-    in which Algorithm 1 looks at them; of challenger masking the next game, since its outcome decides who
-    plays then. Nothing is missing when everything is decided.
+    Returns an (n, 2) array and a label. The table's diagonal is known. For the certificate (``label`` given)
+    one wrong entry decides; for Algorithm 1 a row decides as soon as one entry disagrees. Rows are asked for
+    one at a time, in the order in which Algorithm 1 looks at them; of challenger masking the next game, since
+    its outcome decides who plays then. Nothing is missing when everything is decided.
     """
     nothing = np.empty((0, 2), dtype=np.int64)
     first_round = table.diagonal()
@@ -54,34 +50,43 @@ def missing_pairs(
 
 
 def next_game(table: np.ndarray) -> np.ndarray:
-    """The first pair that challenger masking asks for and that is not known yet, as (1, 2), or (0, 2) if it
-    has its answer."""
-    unknown: list[Pair] = []
+    """The first pair that challenger masking asks for and that is not known yet, as an array (1, 2).
+
+    The array is (0, 2) if challenger masking has its answer.
+    """
+    unknown: list[MaskPair] = []
 
     def pair(i: int, j: int) -> int:
         if table[i, j] == UNKNOWN:
             unknown.append((min(i, j), max(i, j)))
         return int(table[i, j])
 
-    challenger_masking(
-        table.diagonal().tolist(), pair
-    )  # what it does beyond the first unknown pair is of no interest
+    # What challenger masking does beyond the first unknown pair is of no interest.
+    challenger_masking(table.diagonal().tolist(), pair)
     return np.array(unknown[:1], dtype=np.int64).reshape(-1, 2)
 
 
 @dataclass
 class _Image:
+    """An undecided image: its table and label, and the pairs to ask for.
+
+    ``order`` (masks, masks) is small for pairs to ask for early; ``expected`` is the label that the pairs
+    must have for the rest to matter; ``queues`` are the pairs that are not apart and those that are.
+    """
+
     table: np.ndarray
     label: int | None
     order: np.ndarray
     expected: int = UNKNOWN
-    queues: tuple[deque[Pair], deque[Pair]] = field(
-        default_factory=lambda: (deque(), deque())
-    )  # not apart, apart
+    queues: tuple[deque[MaskPair], deque[MaskPair]] = field(default_factory=lambda: (deque(), deque()))
 
     def next_is_apart(self) -> bool:
         near, apart = self.queues
         return bool(apart) and (not near or bool(self.order[apart[0]] < self.order[near[0]]))
+
+
+def _queue(pairs: np.ndarray) -> deque[MaskPair]:
+    return deque((i, j) for i, j in pairs.tolist())
 
 
 class Schedule:
@@ -101,8 +106,7 @@ class Schedule:
         self.images: dict[int, _Image] = {}
 
     def add(self, image: int, table: np.ndarray, label: int | None, order: np.ndarray) -> bool:
-        """Take on an image whose diagonal of the table (masks, masks) is known. Returns whether it is
-        undecided.
+        """Take on an image whose diagonal of the table (masks, masks) is known; is it undecided?
 
         ``order`` (masks, masks) is small for pairs to ask for early. Answers are written into the table.
         """
@@ -115,9 +119,8 @@ class Schedule:
         The images take turns, so that few pairs of one image are under way when one of them decides it.
         """
         turn = list(self.images)[:size]
-        apart = 2 * sum(self.images[image].next_is_apart() for image in turn) > len(
-            turn
-        )  # as most of them would have it
+        votes = sum(self.images[image].next_is_apart() for image in turn)
+        apart = 2 * votes > len(turn)  # as most of the images would have it
         views: list[View] = []
         while any(one.queues[apart] for one in self.images.values()) and len(views) < size:
             for image, one in self.images.items():
@@ -152,5 +155,5 @@ class Schedule:
             return False
         pairs = pairs[np.argsort(one.order[pairs[:, 0], pairs[:, 1]], kind="stable")]
         apart = self.apart[pairs[:, 0], pairs[:, 1]]
-        one.queues = tuple(deque(map(tuple, pairs[apart == which].tolist())) for which in (False, True))  # type: ignore[assignment]
+        one.queues = _queue(pairs[~apart]), _queue(pairs[apart])
         return True

@@ -1,33 +1,37 @@
 """What each strategy masks, on one image: a figure of the width of a page.
 
-Which pair of masks a search takes depends on the model, so it is drawn where there is one; from records alone
-the geometry is.
+Which pair of masks a search takes depends on the model, so a search is drawn only where there is a model;
+from records alone the geometry of the masks is drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Rectangle as RectangleArtist
 
 from ...geometry.masks import MaskSet
-from ...geometry.patch import Window
+from ...geometry.patch import Size, Window
 from .style import PAGE, STYLE, new_figure
 
 ACROSS = 8  # panels
-
-
 NEUTRAL = np.full((1, 1, 3), 235, np.uint8)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One masked copy: ``hidden`` are its masks, which may reach beyond the image; ``others`` are outlined
-    only."""
+    """One masked copy of the image.
+
+    Attributes:
+        hidden: its masks, which may reach beyond the image.
+        others: masks that are outlined only.
+    """
 
     title: str
     hidden: tuple[Window, ...] = ()
@@ -35,7 +39,7 @@ class Panel:
 
 
 def panels_of(copies: Mapping[str, Sequence[Sequence[Window]]]) -> list[Panel]:
-    """Of what each strategy hides: its copies, each with its windows."""
+    """The panels of what each strategy hides: its copies, each with its windows."""
     return [
         Panel(f"{name}\n{f'copy {number} of {len(each)}' if len(each) > 1 else ''}", tuple(windows))
         for name, each in copies.items()
@@ -44,7 +48,10 @@ def panels_of(copies: Mapping[str, Sequence[Sequence[Window]]]) -> list[Panel]:
 
 
 def geometry(masks: MaskSet, seed: int = 0) -> list[Panel]:
-    """What needs no model: the sets that searches choose from, and one draw of each strategy that draws."""
+    """What can be shown without a model.
+
+    That is: the sets that searches choose from, and one draw of each strategy that takes masks at random.
+    """
     coarse, _ = masks.coarsen()
     (height, width), (h, w) = masks.image_size, masks.patch_size
     rng = np.random.default_rng(seed)
@@ -71,9 +78,7 @@ def geometry(masks: MaskSet, seed: int = 0) -> list[Panel]:
     ]
 
 
-def draw_panels(
-    image: np.ndarray | None, size: tuple[int, int], panels: list[Panel], caption: str = ""
-) -> Figure:
+def draw_panels(image: np.ndarray | None, size: Size, panels: list[Panel], caption: str = "") -> Figure:
     """The panels in reading order, on an image (3, H, W) uint8 of that ``size``, or on none."""
     rows, (height, width) = -(-len(panels) // ACROSS), size
     pixels = NEUTRAL if image is None else image.transpose(1, 2, 0)
@@ -84,23 +89,25 @@ def draw_panels(
             axes.set_axis_off()
             if place >= len(panels):
                 continue
-            panel = panels[place]
             axes.imshow(pixels, extent=(0, width, height, 0), interpolation="none")
-            for window in panel.others:
-                axes.add_patch(_rectangle(window, fill=False, edgecolor="0.5", linewidth=0.4))
-            for window in panel.hidden:
-                axes.add_patch(_rectangle(window, facecolor="0.6", edgecolor="black", linewidth=0.5))
-            axes.add_patch(
-                _rectangle(
-                    Window(0, 0, height, width), fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False
-                )
-            )
-            axes.set(xlim=(0, width), ylim=(height, 0))
-            axes.set_title(panel.title, fontsize=6.5, pad=2)
+            _draw_windows(axes, panels[place], size)
         if caption:
             figure.supxlabel(caption, fontsize=7)
     return figure
 
 
-def _rectangle(window: Window, **look: object) -> Rectangle:
-    return Rectangle((window.left, window.top), window.width, window.height, **look)  # type: ignore[arg-type]
+def _draw_windows(axes: Axes, panel: Panel, size: Size) -> None:
+    """The masks of a panel, and a frame around the image."""
+    height, width = size
+    for window in panel.others:
+        axes.add_patch(_rectangle(window, fill=False, edgecolor="0.5", linewidth=0.4))
+    for window in panel.hidden:
+        axes.add_patch(_rectangle(window, facecolor="0.6", edgecolor="black", linewidth=0.5))
+    frame = Window(0, 0, height, width)
+    axes.add_patch(_rectangle(frame, fill=False, edgecolor="0.5", linewidth=0.5, clip_on=False))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_title(panel.title, fontsize=6.5, pad=2)
+
+
+def _rectangle(window: Window, **look: Any) -> RectangleArtist:
+    return RectangleArtist((window.left, window.top), window.width, window.height, **look)

@@ -1,4 +1,7 @@
-"""Figures of the papers, from the cells of a recipe."""
+"""How all figures look: sizes, type, and colours that everybody can tell apart.
+
+The files of a figure have the same bytes each time that it is drawn.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ...records.files import write_atomically
-from ..certification import Share
+from ..shares import Share
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)  # Okabe-Ito: told apart by everybody
-
-
+# Okabe-Ito: told apart by everybody.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-
-
-def percents(shares: list[Share]) -> tuple[list[float], list[list[float]]]:
-    """The shares in %, and how far their 95 % Wilson intervals reach below and above."""
-    shown = [100 * share.count / share.images for share in shares]
-    ends = [share.interval for share in shares]
-    low = [p - 100 * low for p, (low, _) in zip(shown, ends, strict=True)]
-    high = [100 * high - p for p, (_, high) in zip(shown, ends, strict=True)]
-    return shown, [low, high]
-
-
-COLUMN, PAGE = 3.3, 7.0  # inches
-
-
+DASHES = ("-", "--", ":", "-.")
+COLUMN, PAGE = 3.3, 7.0  # widths in inches
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with Matplotlib: the same picture on every machine
     "font.size": 8,
@@ -58,10 +40,17 @@ STYLE: dict[Any, Any] = {
 }
 
 
-DASHES = ("-", "--", ":", "-.")
+def percents(shares: list[Share]) -> tuple[list[float], list[list[float]]]:
+    """The shares in %, and how far their 95 % Wilson intervals reach below and above."""
+    shown = [100 * share.count / share.images for share in shares]
+    ends = [share.interval for share in shares]
+    low = [p - 100 * low for p, (low, _) in zip(shown, ends, strict=True)]
+    high = [100 * high - p for p, (_, high) in zip(shown, ends, strict=True)]
+    return shown, [low, high]
 
 
 def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02))
     FigureCanvasAgg(figure)
     return figure
@@ -70,16 +59,15 @@ def new_figure(width: float, height: float) -> Figure:
 def save(
     figures: Mapping[str, Figure], folder: Path, *, endings: tuple[str, ...] = ("svg", "png"), dpi: int = 300
 ) -> list[Path]:
-    """Each as ``folder``/name.svg and .png, in the same bytes each time."""
+    """Write each figure as ``folder``/name.svg and .png, in the same bytes each time."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
         for ending in endings:
             data = io.BytesIO()
             with mpl.rc_context(STYLE):
-                figure.savefig(
-                    data, format=ending, dpi=dpi, metadata={"Date": None} if ending == "svg" else {}
-                )
+                undated = {"Date": None} if ending == "svg" else {}
+                figure.savefig(data, format=ending, dpi=dpi, metadata=undated)
             paths.append(folder / f"{name}.{ending}")
             write_atomically(paths[-1], data.getvalue())
     return paths

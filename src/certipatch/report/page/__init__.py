@@ -1,0 +1,1 @@
+"""One self-contained page out of the records of some runs."""

@@ -1,82 +1,122 @@
-"""TODO."""
+"""What the script of the page can step through: one block of JSON for each run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from ...records.schema import Record
-from ..findings import Outcome, failing_pairs, heat, of_classes, outcome
-from .run import PAIRS, Run
+from ...records.schema import PatchCleanserRecord, Record
+from ..findings import (
+    OfClass,
+    Outcome,
+    failing_label,
+    failing_pair,
+    failing_pairs,
+    heat,
+    of_classes,
+    outcome,
+)
+from .shown import PAIRS, Shown
 
 CLASSES = 12  # of the hardest ones
-
-
 CASES = ("agreed", "disagreer", "majority", "champion")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
-def _block(run: Run, name: str, pictures: dict[str, str], shown: list[Record]) -> dict[str, Any]:
-    """One run for the script: columns of values, an entry an image."""
-    e, records = run.experiment, run.records
-    pairs = failing_pairs(records)
-    plane = heat(pairs, run.masks, e["masks"]["image_size"])
-    hardest = of_classes(records, run.summary.min_margin)
-    fill = e.get("fill")
-    grey = (
-        isinstance(fill, list)
-        and len(fill) == 3
-        and all(isinstance(part, int | float) and 0 <= part <= 1 for part in fill)
-    )
-    place = {record.index: number for number, record in enumerate(records)}
-    gallery = {name: [place[r.index] for r in group] for name, group in _grouped(shown, run).items()}
+def block_of(run: Shown, pictures: Mapping[str, str], shown: Sequence[Record]) -> dict[str, Any]:
+    """One run for the script.
+
+    Args:
+        pictures: addresses by the hash of the pixels. shown: the records of the gallery.
+    """
     return {
-        "name": name,
-        "size": e["masks"]["image_size"],
-        "fill": "#" + "".join(f"{round(255 * part):02x}" for part in fill) if grey and fill else "#808080",
-        "masks": run.masks,
-        "classes": run.classes,
-        "images": {
-            "index": [r.index for r in records],
-            "name": [r.name for r in records],
-            "label": [r.label for r in records],
-            "vanilla": [r.vanilla_label for r in records],
-            "defended": [r.defended_label for r in records],
-            "case": [None if r.case is None else CASES.index(r.case) for r in records],
-            "outcome": [get_args(Outcome).index(outcome(r, run.summary.min_margin)) for r in records],
-            "pair": [r.failing_pair for r in records],
-            "fails": [r.failing_label for r in records],
-            # Of a certificate; between wrong answers a margin says nothing.
-            "margin": [
-                float(f"{r.margin:.4g}") if r.certified and r.margin is not None else None for r in records
-            ],
-            "passes": [r.passes for r in records],
-            "error": {number: r.error for number, r in enumerate(records) if r.error is not None},
-        },
-        "picture": {number: r.pixels for number, r in enumerate(records) if r.pixels in pictures},
-        "gallery": gallery,
+        "name": run.name,
+        "size": run.experiment.against.image_size,
+        "fill": _colour(run.experiment.fill),
+        "masks": run.windows,
+        "classes": run.experiment.model.class_names,
+        "images": _columns(run.records, run.summary.min_margin),
+        "picture": {n: record.pixels for n, record in enumerate(run.records) if record.pixels in pictures},
+        "gallery": _gallery(run, shown),
+        **_failures(run),
+        **_hardest(run),
+    }
+
+
+def _colour(fill: Any) -> str:
+    """The fill of masked pixels in hexadecimal digits; grey if the manifest is damaged here."""
+    if not isinstance(fill, list) or len(fill) != 3:
+        return "#808080"
+    if not all(isinstance(part, int | float) and 0 <= part <= 1 for part in fill):
+        return "#808080"
+    return "#" + "".join(f"{round(255 * part):02x}" for part in fill)
+
+
+def _columns(records: Sequence[Record], min_margin: float) -> dict[str, Any]:
+    """Columns of values, an entry an image."""
+    return {
+        "index": [record.index for record in records],
+        "name": [record.name for record in records],
+        "label": [record.label for record in records],
+        "vanilla": [record.vanilla_label for record in records],
+        "defended": [record.defended_label for record in records],
+        "case": list(map(_case, records)),
+        "outcome": [OUTCOMES.index(outcome(record, min_margin)) for record in records],
+        "pair": list(map(failing_pair, records)),
+        "fails": list(map(failing_label, records)),
+        "margin": list(map(_margin, records)),
+        "passes": [record.passes for record in records],
+        "error": {n: record.error for n, record in enumerate(records) if record.error is not None},
+    }
+
+
+def _case(record: Record) -> int | None:
+    case = record.case if isinstance(record, PatchCleanserRecord) else None
+    return None if case is None else CASES.index(case)
+
+
+def _margin(record: Record) -> float | None:
+    """The margin of a certificate; between wrong answers a margin says nothing."""
+    if not record.certified or record.margin is None:
+        return None
+    return float(f"{record.margin:.4g}")
+
+
+def _gallery(run: Shown, shown: Sequence[Record]) -> dict[str, list[int]]:
+    """The places of the images to show, by their outcome."""
+    place = {record.index: number for number, record in enumerate(run.records)}
+    groups: dict[str, list[int]] = {"certified": [], "just missed": [], "hopeless": []}
+    for record in shown:
+        groups[outcome(record, run.summary.min_margin)].append(place[record.index])
+    return groups
+
+
+def _failures(run: Shown) -> dict[str, Any]:
+    """Which pairs of masks fail most often, and which parts of the image they hide."""
+    pairs = failing_pairs(run.records)
+    plane = heat(pairs, run.windows, run.experiment.against.image_size)
+    return {
         "pairs": [[*pair, n] for pair, n in pairs[:PAIRS]],
         "failing": sum(n for _, n in pairs),
         "allPairs": len(pairs),
         "once": sum(n == 1 for _, n in pairs),
         "heat": {"rows": plane.rows, "columns": plane.columns, "counts": plane.counts.tolist()},
-        "hardest": [
-            {
-                "label": one.label,
-                "images": one.vanilla_accuracy.images,
-                "vanilla": one.vanilla_accuracy.count,
-                "clean": one.clean_accuracy.count,
-                "certified": one.certified_robust_accuracy.count,
-                "interval": one.certified_robust_accuracy.interval,
-                "wrong": one.wrong,
-                "others": one.others,
-            }
-            for one in hardest[:CLASSES]
-        ],
-        "allClasses": len(hardest),
     }
 
 
-def _grouped(shown: list[Record], run: Run) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {"certified": [], "just missed": [], "hopeless": []}
-    for record in shown:
-        groups[outcome(record, run.summary.min_margin)].append(record)
-    return groups
+def _hardest(run: Shown) -> dict[str, Any]:
+    classes = of_classes(run.records, run.summary.min_margin)
+    return {"hardest": list(map(_of_class, classes[:CLASSES])), "allClasses": len(classes)}
+
+
+def _of_class(one: OfClass) -> dict[str, Any]:
+    return {
+        "label": one.label,
+        "images": one.vanilla_accuracy.images,
+        "vanilla": one.vanilla_accuracy.count,
+        "clean": one.clean_accuracy.count,
+        "certified": one.certified_robust_accuracy.count,
+        "interval": one.certified_robust_accuracy.interval,
+        "wrong": one.wrong,
+        "others": one.others,
+    }

@@ -1,100 +1,102 @@
-"""TODO."""
+"""What the template says of each run: the question, the answer, and the run in numbers."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ...geometry.patch import threat_of, threat_text
-from ...records.manifest import read_manifests
 from ...records.schema import Record
 from ..advice import near, rounding
 from ..certification import percent_of_image, strategy
 from ..findings import outcome
-from .run import Run, _dict, _seconds
+from .shown import Shown
 
 
-def _facts(run: Run, name: str) -> dict[str, Any]:
-    """One run for the template, under a short name."""
-    s, e, environment = run.summary, run.experiment, _dict(run.summary.manifest.get("environment"))
-    masks, finished = e["masks"], s.manifest["finished"]
-    n, images = len(run.masks), s.certified_robust_accuracy.images
-    margins = [r.margin for r in run.records if r.certified and r.margin is not None]
-    states = Counter(outcome(r, s.min_margin) for r in run.records)
+def facts_of(run: Shown) -> dict[str, Any]:
+    """One run for the template."""
+    summary, experiment = run.summary, run.experiment
+    n, threat = len(run.windows), summary.threat
     return {
-        "summary": s,
-        "name": name,
-        "model": str(e["model"]["arch"]),
-        "training": strategy(s.manifest),
-        "threat": threat_text(**threat_of(masks)),
-        "shapes": threat_text(**{**threat_of(masks), "patches": 1}),
-        "patches": masks.get("patches", 1),
-        "percent": percent_of_image(masks),
-        "image_size": masks["image_size"],
-        "k": masks["masks_per_axis"],
+        **_provenance(run),
+        "summary": summary,
+        "name": run.name,
+        "defense": experiment.defense,
+        "model": experiment.model.arch,
+        "training": strategy(experiment),
+        "threat": threat.text,
+        "shapes": replace(threat, patches=1).text,
+        "patches": threat.patches,
+        "percent": percent_of_image(experiment),
+        "image_size": experiment.against.image_size,
+        "k": experiment.masks_per_axis,
         "masks": n,
-        "inference": e.get("inference", "double-masking"),
-        "images": images,
-        "asked": e["data"]["images"],
-        "states": states,
-        "passes": s.passes / images,
+        "inference": experiment.inference,
+        "images": summary.images,
+        "asked": experiment.data.images,
+        "states": Counter(outcome(record, summary.min_margin) for record in run.records),
+        "passes": summary.passes / summary.images,
         "all_passes": 1 + n * (n + 1) // 2,
-        "seconds": _seconds(s.manifest),
-        "smallest_margin": min(margins, default=None),
-        "near": near(s, run.records),
-        "rounding": rounding(e),
-        "data": str(s.manifest.get("data") or "?"),
-        "records_sha256": [
-            _dict(m["finished"]).get("sha256", "?") for m in read_manifests(Path(s.folder)).values()
-        ],
-        "finished": _dict(finished).get("at", "not finished"),
-        "environment": {
-            **environment,
-            **{name: _dict(environment.get(name)) for name in ("versions", "network")},
-        },
-        "experiment": e,
-        "started": str(s.manifest.get("started", "?")),
+        "smallest_margin": min(_margins(run.records), default=None),
+        "near": near(summary),
+        "rounding": rounding(experiment),
     }
 
 
-def _answer(runs: list[Run], attacks: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _margins(records: Sequence[Record]) -> list[float]:
+    return [record.margin for record in records if record.certified and record.margin is not None]
+
+
+def _provenance(run: Shown) -> dict[str, Any]:
+    """Where the numbers come from."""
+    manifest = run.manifest
+    environment: dict[str, Any] = {"versions": {}, "network": {}, **manifest.environment}
+    for name in ("versions", "network"):  # as a damaged manifest may have them
+        environment[name] = environment[name] if isinstance(environment[name], Mapping) else {}
+    return {
+        "experiment": run.experiment,
+        "environment": environment,
+        "data": manifest.data or "?",
+        "started": manifest.started,
+        "finished": (manifest.finished or {}).get("at", "not finished"),
+        "seconds": manifest.seconds,
+        "records_sha256": manifest.line_hashes,
+    }
+
+
+def answer_of(runs: Sequence[Shown], attacks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The question and the answer of the page, about its first run."""
     if not runs:
         return None
-    run, facts = runs[0], _facts(runs[0], runs[0].summary.folder)
-    attack = next((a for a in attacks if a["run"] == run.summary.folder), None)
+    run, certified = runs[0], runs[0].summary.certified_robust_accuracy
     most = max(other.summary.certified_robust_accuracy.count for other in runs)
-    certified = run.summary.certified_robust_accuracy
     return {
-        **facts,
+        **facts_of(run),
+        "name": run.summary.name,
         "certified": certified,
-        "attack": attack,
+        "attack": next((attack for attack in attacks if attack["run"] is run), None),
         "runs": len(runs),
         "best": len(runs) > 1 and certified.count == most,
     }
 
 
-def _scale(run: Run, pictures: dict[str, str], shown: list[Record]) -> dict[str, Any]:
+def scale_of(run: Shown, pictures: Mapping[str, str], shown: Sequence[Record]) -> dict[str, Any]:
     """The threat model, drawn to scale: an image with each patch shape, and one mask over it."""
-    masks = run.experiment["masks"]
-    height, width = masks["image_size"]
-    shapes = [masks["patch_size"], *masks.get("other_patch_sizes", [])]
-    image = next((pictures[r.pixels] for r in shown if r.pixels in pictures), None)
-    # Each shape in the middle of the first mask that hides it, the shapes side by side as they come.
+    height, width = run.experiment.against.image_size
+    shapes = run.summary.threat.patch_sizes
+    # Each shape stands on the diagonal, the shapes side by side as they come.
     patches = []
-    for number, (h, w) in enumerate(shapes[:3]):
-        at = (number + 1) / (len(shapes[:3]) + 1)
+    for number, (h, w) in enumerate(shapes[:3], start=1):
+        at = number / (len(shapes[:3]) + 1)
         patches.append((max(0, round(at * height - h / 2)), max(0, round(at * width - w / 2)), h, w))
-    top, left, h, w = patches[0]
-    cover = next((m for m in run.masks if any(_inside((top, left, h, w), rectangle) for rectangle in m)), [])
+    cover = (mask for mask in run.windows if any(_inside(patches[0], window) for window in mask))
     return {
         "height": height,
         "width": width,
-        "image": image,
+        "image": next((pictures[r.pixels] for r in shown if r.pixels and r.pixels in pictures), None),
         "patches": patches,
-        "mask": cover,
+        "mask": next(cover, []),
         "more": len(shapes) > 3,
     }
 

@@ -1,0 +1,130 @@
+"""Images for a report, as the model saw them: found by the hash in their record, or not shown.
+
+This is the only part of a report that loads torch, which the transform of images needs; it does so when a
+picture is asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from pydantic import ValidationError
+
+from ..config import DataAsked, ModelSpec, differences
+from ..errors import CertiPatchError, DataError, RecordsError
+from ..records.manifest import Manifest, first_problem
+from ..records.schema import AttackRecord, Record
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.source import Images, Source
+
+EXACT = 96  # pixels a side up to which a picture is stored without loss
+
+
+def images_of(manifest: Manifest, data: DataAsked | None = None) -> Images:
+    """The images that a certification is of.
+
+    Args:
+        data: where they are, as ``certify`` had it; None, or a place that is empty: as the manifest says,
+            with the split that fits.
+
+    Raises:
+        ConfigError, DataError: they cannot be found, or are others than those that were certified.
+        RecordsError: the manifest does not describe them.
+    """
+    from ..data.load import judged_split
+    from ..data.source import Images
+
+    asked = data or DataAsked("")
+    place = asked.place or manifest.data
+    if not place:
+        raise DataError("its manifest does not say where they are")
+    spec, classes = _described(manifest)
+    split = judged_split(place, asked.split)
+    problems: list[str] = []
+    # A name of timm has one split to judge a model on or the other; a folder has none.
+    for part in (split,) if split else (None, "test", "validation"):
+        found = _certified_images(manifest, DataAsked(place, part, asked.class_map), classes)
+        if not isinstance(found, str):
+            return Images(found, spec)
+        problems.append(found)
+    raise DataError(problems[0])
+
+
+def _described(manifest: Manifest) -> tuple[ModelSpec, tuple[str, ...]]:
+    try:
+        spec = ModelSpec.model_validate(manifest.stated["model"])
+        return spec, tuple(map(str, manifest.stated["data"]["classes"]))
+    except (KeyError, TypeError, ValidationError) as error:
+        what = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise RecordsError(f"its manifest is damaged ({what})") from error
+
+
+def _certified_images(manifest: Manifest, data: DataAsked, classes: tuple[str, ...]) -> Source | str:
+    """The images of a data set that were certified, or why they are not these."""
+    from ..data.load import load_source
+
+    there = manifest.stated["data"]
+    try:
+        source = load_source(data.place, split=data.split, class_map=data.class_map, classes=classes)
+        source = source.first(int(there["images"]))
+    except CertiPatchError as error:
+        return str(error)
+    differing = differences(there, source.describe())
+    if not differing:
+        return source
+    found = "; ".join(differing[:2])
+    return f"data {data.place}: expected the images that were certified, found others ({found})"
+
+
+def pictures(images: Images, records: Iterable[Record]) -> dict[str, str]:
+    """``data:`` addresses by the hash of the pixels (``record.pixels``).
+
+    An image that is not the one that was certified is left out.
+    """
+    found = {}
+    for record in records:
+        pixels = images[record.index].pixels
+        if pixels is None or record.pixels is None:
+            continue
+        array = pixels.numpy()
+        if hashlib.sha256(array.tobytes()).hexdigest() == record.pixels:
+            found[record.pixels] = address(array.transpose(1, 2, 0))
+    return found
+
+
+def patched(folder: Path, record: AttackRecord) -> str | None:
+    """The patched image that an attack has saved, as an address; None if it is not there or another."""
+    named = record.image is not None and Path(record.image).name == f"{record.index}.png"
+    if not named or record.pixels is None:
+        return None
+    import numpy as np
+
+    from ..data.decode import UNREADABLE, decode, open_image
+
+    try:
+        array = np.asarray(decode(open_image(folder / "patched" / f"{record.index}.png")))
+    except UNREADABLE:
+        return None
+    same = hashlib.sha256(array.transpose(2, 0, 1).tobytes()).hexdigest() == record.pixels
+    return address(array) if same else None
+
+
+def address(pixels: np.ndarray) -> str:
+    """(H, W, 3) uint8 as a ``data:`` address: small images exactly, larger ones as JPEG."""
+    image, data = Image.fromarray(pixels), io.BytesIO()
+    if max(image.size) <= EXACT:
+        image.save(data, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.save(data, "JPEG", quality=82)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,0 +1,55 @@
+"""A certification as a page shows it, under a short name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...errors import RecordsError
+from ...records.experiment import Certification
+from ...records.manifest import Manifest
+from ...records.schema import Record
+from ..certification import Summary
+from ..findings import failing_pair
+
+PAIRS = 10  # of the most frequent failing ones
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A certification and what it is called on the page.
+
+    Raises RecordsError for a failing pair of masks that there are not.
+    """
+
+    summary: Summary
+    name: str
+
+    def __post_init__(self) -> None:
+        for record in self.records:
+            pair = failing_pair(record)
+            if pair is not None and not all(0 <= mask < len(self.windows) for mask in pair):
+                raise RecordsError(
+                    f"{self.summary.name}: image {record.index}: expected a pair of its {len(self.windows)} "
+                    f"masks, found {pair}"
+                )
+
+    @property
+    def manifest(self) -> Manifest:
+        """What was run."""
+        return self.summary.folder.manifest
+
+    @property
+    def experiment(self) -> Certification:
+        """Everything that can change a result."""
+        return self.summary.experiment
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The records in the order of their index."""
+        return self.summary.folder.records
+
+    @property
+    def windows(self) -> list[list[list[int]]]:
+        """The windows of each mask as [top, left, height, width]; none for a defense without masks."""
+        return self.experiment.windows
