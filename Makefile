@@ -41,6 +41,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/measure.py
 
 # make bench HARDWARE=xeon-2core; an hour, on a machine that does nothing else.
 bench: .venv/installed-dev

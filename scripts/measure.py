@@ -1,8 +1,8 @@
 """How large the cells of the house are: ``python scripts/measure.py [--worst N]``.
 
-Prints the length of functions (median, 95th percentile, longest), their cyclomatic complexity (mean and
-largest, by radon), the longest line and the longest file of ``src``, and exits with 1 where one of them is above
-what CONTRIBUTING.md promises.
+This prints the length of functions (median, 95th percentile, longest), their cyclomatic complexity (mean and
+largest, by radon), the longest line and the longest file of ``src``. It exits with 1 where one of them is
+above what CONTRIBUTING.md promises.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+# Modules that tests share say what is wrong as the tests do.
+pytest.register_assert_rewrite("defenses.contract", "inputs", "breakable", "processes", "tampering")
+
 from certipatch.models.build import build, describe
 from certipatch.models.small import SMALL_CNN
 from certipatch.runtime.devices import make_fabric

@@ -255,7 +255,8 @@ def test_memory_and_scaling_run_certify_as_typed(
         assert command[:3] == [sys.executable, "-m", "certipatch"]
         typed = dict(pairwise(command))
         commands.append((typed["--limit"], typed["--masks-per-axis"], typed.get("--devices"), threads))
-        app([word if word != "2" or before != "--devices" else "1" for before, word in pairwise(command[2:])], standalone_mode=False)  # fmt: skip
+        one_device = ["1" if before == "--devices" else word for before, word in pairwise(command[2:])]
+        app(one_device, standalone_mode=False)
         return {None: 1.0, "1": 8.0, "2": 5.0}[typed.get("--devices")], 0.5 * len(commands)
 
     monkeypatch.setattr("certipatch.bench.processes.in_a_process", run)

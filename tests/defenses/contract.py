@@ -87,8 +87,6 @@ class DefenseContract:
         """Whether the defense kept its promise on an attacked image."""
         return verdict.defended_label == label
 
-    # --- the theorem ---
-
     def _broken(self, world: World, defense: CertifiedDefense) -> Counter[str]:
         """Attack every image in every way: how many images are certified, and how many attacks on them
         succeed.
@@ -129,8 +127,6 @@ class DefenseContract:
         world = self.worlds[0]
         twins = self.twins(world, world.fill / world.values)
         assert any(self._broken(world, twin)["broken"] > 0 for _, twin in twins)
-
-    # --- examinations ---
 
     @pytest.fixture
     def opened(self, trained: Path) -> Opened:
@@ -186,8 +182,6 @@ class DefenseContract:
         opened.network.train()
         with pytest.raises(SoundnessError, match="evaluation mode"):
             defense.examine(images, labels)
-
-    # --- records ---
 
     def _certify(self, opened: Opened, photos: Path, masks: MaskSet, out: Path, **how: Any) -> Path:
         source, fabric = load_source(str(photos)), make_fabric(device="cpu")

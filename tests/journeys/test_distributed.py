@@ -97,8 +97,9 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
 
     folder = tmp_path_factory.mktemp("distributed")
     base = ["train", "--model", "small-cnn", "--patch", 5, "--lr", 0.05, "--device", "cpu", "--devices", 2]
-    options = [*base, "--data", photos, "--val-data", photos, "--strategy", "greedy-coarse", "--search-every", 2,
-               "--epochs", 12, "--batch-size", 3]  # fmt: skip
+    data = ["--data", photos, "--val-data", photos]
+    search = ["--strategy", "greedy-coarse", "--search-every", 2]
+    options = [*base, *data, *search, "--epochs", 12, "--batch-size", 3]
     whole, broken = folder / "whole", folder / "broken"
     killed = kill_process_1([*options, "--out", broken], broken / "checkpoint.pt")
     kept = without_time(broken)
@@ -118,8 +119,10 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
     vanilla = [*base, "--strategy", "vanilla", "--epochs", 1, "--batch-size", 4]
 
     again = [*options, "--out", broken, "--resume"]
-    for_one = ["train", "--model", "test_vit", "--image-size", 32, "--data", photos, "--val-data", photos, "--limit", 22,
-               "--strategy", "random-both", "--clean-fraction", 0.3, "--patch", 5, "--epochs", 3, "--lr", 0.05, "--device", "cpu"]  # fmt: skip
+    network = ["--model", "test_vit", "--image-size", 32]
+    masked = ["--strategy", "random-both", "--clean-fraction", 0.3, "--patch", 5]
+    rest = ["--limit", 22, "--epochs", 3, "--lr", 0.05, "--device", "cpu"]
+    for_one = ["train", *network, *data, *masked, *rest]
     two = folder / "two"
     jobs = {
         "as one": {"arguments": [*for_one, "--batch-size", 4, "--devices", 2, "--json", "--out", two]},

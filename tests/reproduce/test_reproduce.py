@@ -22,9 +22,14 @@ RECIPE = """
 title = "A test"
 claim = "Nothing is claimed."
 figure = true
-paper = [
-  { data = "photos", model = "small-cnn", strategy = "greedy-coarse", patch = "2.4%", masks_per_axis = 2, certified_robust_accuracy = 12.5 },
-]
+
+[[paper]]
+data = "photos"
+model = "small-cnn"
+strategy = "greedy-coarse"
+patch = "2.4%"
+masks_per_axis = 2
+certified_robust_accuracy = 12.5
 
 [[setup]]
 data = "photos"

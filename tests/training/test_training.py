@@ -17,6 +17,7 @@ from certipatch.report.certification import strategy
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.config import TrainConfig
 from certipatch.training.masking import Masking
+from inputs import typed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (18, 18)
@@ -104,9 +105,10 @@ def test_train_with_a_cheaper_search(cli, photos: Path, tmp_path: Path, monkeypa
             "certipatch.training.loop.vanilla_accuracy", lambda *_: {"correct": 0, "images": 1}
         )
         seen.clear()
-        done = cli("train", "--model", "small-cnn", "--data", photos, "--val-data", photos, "--strategy", "greedy-multisize", "--patch", 5,
-                   "--epochs", 2, "--batch-size", 8, "--search-every", 2, "--precision", precision,
-                   *(("--search-precision", search) if search else ()), "--out", run)  # fmt: skip
+        what = {"model": "small-cnn", "data": photos, "val_data": photos, "strategy": "greedy-multisize"}
+        how = {"patch": 5, "epochs": 2, "batch_size": 8, "search_every": 2, "precision": precision}
+        alone = {"search_precision": search} if search else {}
+        done = cli(*typed("train", **what, **how, **alone, out=run))
         assert done.code == 0, done.err
         assert set(seen) == {(True, dtype[precision]), (False, dtype[search or precision])}
         assert [

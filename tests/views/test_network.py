@@ -309,10 +309,21 @@ def test_operations_that_are_said_to_carry_nan_do(operation, layout):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("operation", [
-    lambda x: x.topk(3, dim=3).values, lambda x: x.max(dim=3).values, lambda x: torch.where(x > 0, x, 1), lambda x: x.argmax(1), torch.isnan,
-    lambda x: x.nan_to_num(), lambda x: x.sort(dim=3).values, lambda x: x.median(dim=3).values, lambda x: x.long(), lambda x: x[:, [0, 1]],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x.topk(3, dim=3).values,
+        lambda x: x.max(dim=3).values,
+        lambda x: torch.where(x > 0, x, 1),
+        lambda x: x.argmax(1),
+        torch.isnan,
+        lambda x: x.nan_to_num(),
+        lambda x: x.sort(dim=3).values,
+        lambda x: x.median(dim=3).values,
+        lambda x: x.long(),
+        lambda x: x[:, [0, 1]],
+    ],
+)
 def test_other_operations_are_not_taken_for_such(operation):
     with _Watch() as watch:
         operation(torch.randn(1, 4, 12, 12))
@@ -584,9 +595,8 @@ def test_compiled_search(monkeypatch, photos, tmp_path):
     for compile in (False, True):
         fabric = make_fabric(device="cpu")
         with torch._dynamo.config.patch(error_on_recompile=True):
-            last[compile] = train(
-                build(spec, seed=1), spec, source, source, config, tmp_path / str(compile), fabric=fabric, compile=compile
-            )  # fmt: skip
+            model, out = build(spec, seed=1), tmp_path / str(compile)
+            last[compile] = train(model, spec, source, source, config, out, fabric=fabric, compile=compile)
     assert last[True]["forward_equivalents"] == last[False]["forward_equivalents"] == (25 + 6) * 24
     assert last[True]["loss"] == pytest.approx(last[False]["loss"], rel=1e-3)
 

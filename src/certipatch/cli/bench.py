@@ -141,9 +141,14 @@ def _measure(
     from ..bench.run import run
 
     whole = Case(
-        network=opened.network, spec=opened.spec, source=source, masks=fine, settings=Settings(**way),
-        options=_as_typed(typed, fine, way), **case,
-    )  # fmt: skip
+        network=opened.network,
+        spec=opened.spec,
+        source=source,
+        masks=fine,
+        settings=Settings(**way),
+        options=_as_typed(typed, fine, way),
+        **case,
+    )
     images = source.first(typed["limit"]) if find is None else only_certified(whole, find)
     return run(replace(whole, source=images), themes)
 

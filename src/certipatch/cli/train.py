@@ -130,9 +130,16 @@ def _train(asked: Asked, machine: dict[str, Any], how: dict[str, Any], as_json: 
         source, validation, opened = in_turn(fab, lambda: _open(asked))
         config = _config(asked, opened)
         last = fine_tune(
-            opened.network, opened.spec, source, validation, config, asked.out,
-            fabric=fab, data=asked.data.place, **how,
-        )  # fmt: skip
+            opened.network,
+            opened.spec,
+            source,
+            validation,
+            config,
+            asked.out,
+            fabric=fab,
+            data=asked.data.place,
+            **how,
+        )
     if not fab.is_global_zero:
         return
     if as_json:

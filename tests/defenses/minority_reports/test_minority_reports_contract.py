@@ -1,13 +1,13 @@
-"""Minority Reports passes the suite of every certified defense: an answer that is wrong comes with an alarm."""
+"""Minority Reports passes the suite of every certified defense: a wrong answer comes with an alarm."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from contract import DefenseContract, LookedUp
 
 from certipatch import MinorityReports
+from defenses.contract import DefenseContract, LookedUp
 from worlds import random_classifier, wary_classifier
 
 

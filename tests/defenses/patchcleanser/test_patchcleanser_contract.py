@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 import pytest
-from contract import DefenseContract, LookedUp
 
 from certipatch import PatchCleanser
+from defenses.contract import DefenseContract, LookedUp
 from worlds import SHAPES, TWICE, random_classifier, wary_classifier
 
 

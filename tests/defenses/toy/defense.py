@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from toy.votes import bands_of, reached, slack, winner
 
 from certipatch.defenses.contract import Verdict, check_images, check_labels, check_model
 from certipatch.geometry.patch import Size, Threat
 from certipatch.views.masked import Masked, check_logits, find_mean
+from defenses.toy.votes import bands_of, reached, slack, winner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ import json
 from typing import ClassVar
 
 import pytest
-from contract import DefenseContract, LookedUp
-from toy.defense import ToyDefense
 
 from certipatch.certification.methods import METHODS, Method
+from defenses.contract import DefenseContract, LookedUp
+from defenses.toy.defense import ToyDefense
 from inputs import typed
 from worlds import WORLDS, World, random_classifier
 
