@@ -40,7 +40,7 @@ from certipatch.reproduce.run import run as run_all
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.strategies import STRATEGIES, Strategy
 from certipatch.views.losses import losses
-from certipatch.views.masked import frozen, mask_images, visible, window_tensor
+from certipatch.views.masked import Masked, frozen, mask_images, visible, window_tensor
 
 SMALL = 32  # pixels, of 48, that the search at low resolution sees
 
@@ -75,7 +75,8 @@ def four_masks(
         images: Tensor, of: MaskSet, candidates: Tensor, known: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         with frozen(model):
-            found = losses(seen, images, labels, window_tensor(of, images.device)[candidates], fill=fill)
+            windows = window_tensor(of, images.device)[candidates]
+            found = losses(Masked(seen, fill), images, labels, windows)
         table = torch.full((len(images), len(of)), -torch.inf).scatter(1, candidates, found)
         if known:
             table.scatter_(1, known[0][:, None], known[1][:, None])
@@ -210,9 +211,8 @@ def coarse_share(share: float) -> Search:
 
         def worst(images, candidates):
             with frozen(model):
-                found = losses(
-                    model, images, labels, window_tensor(coarse, images.device)[candidates], fill=fill
-                )
+                windows = window_tensor(coarse, images.device)[candidates]
+                found = losses(Masked(model, fill), images, labels, windows)
             return candidates.gather(1, found.argmax(dim=1, keepdim=True))[:, 0]
 
         m1 = worst(images, some(share, generator, every))

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-# Modules that tests share say what is wrong as the tests do.
-pytest.register_assert_rewrite("defenses.contract", "inputs", "breakable", "processes", "tampering")
-
 from certipatch.models.build import build, describe
 from certipatch.models.small import SMALL_CNN
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.train import train
 from inputs import typed, write_photos
+
+# Assertions in modules that tests share say what is wrong, as those in tests do.
+pytest.register_assert_rewrite("breakable", "defenses.contract", "processes", "tampering")
 
 
 @dataclass(frozen=True)

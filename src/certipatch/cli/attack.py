@@ -9,9 +9,6 @@ from typing import Annotated
 import typer
 
 from ..config import DataAsked, ModelAsked
-from ..records.read import read_folder
-from ..records.schema import ATTACKS
-from ..report.attack import attack_text, summarize_attack
 from ..runtime.console import stdout
 from . import options as ask
 from .open import open_both, resumable
@@ -45,9 +42,12 @@ def attack(
     """Attack the defended model with patches, on the images of a certification: an upper bound beside the
     proven lower one."""
     from ..certification.restore import read_certification, restore
+    from ..records.read import read_folder
+    from ..records.schema import ATTACKS
     from ..redteam.attack import attack as attack_certified
     from ..redteam.climb import AttackConfig
     from ..redteam.found import PICTURES
+    from ..report.attack import attack_text, summarize_attack
     from ..runtime.devices import make_fabric
 
     check_out(out, data, str(records))

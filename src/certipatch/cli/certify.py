@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
-from ..records.read import has_records, read_folder
-from ..records.schema import RECORDS
-from ..records.store import BLOCK
-from ..report.certification import Summary, summarize, table
 from ..runtime.console import stdout
 from . import options as ask
 from .open import open_both, resumable
 from .parse import check_out, geometries, parse_devices, parse_inference, parse_shard
+
+if TYPE_CHECKING:
+    from ..report.certification import Summary
 
 
 def certify(
@@ -140,6 +139,10 @@ def _options(defense: str, exhaustive: bool, inference: str | None) -> dict[str,
 
 
 def _show(written: Written, out: Path, as_json: bool) -> None:
+    from ..records.read import has_records, read_folder
+    from ..records.schema import RECORDS
+    from ..report.certification import summarize, table
+
     begun = [folder for folder in written.folders if has_records(folder)]  # a shard may have no image
     summaries = [summarize(read_folder(folder)) for folder in begun]
     if as_json:
@@ -158,6 +161,8 @@ def _show(written: Written, out: Path, as_json: bool) -> None:
 
 
 def _note_what_is_missing(written: Written, summaries: list[Summary]) -> None:
+    from ..records.store import BLOCK
+
     number, shards = written.shard
     if shards > 1 and (number - 1) * BLOCK >= written.images:
         stdout.print(f"shard {number}/{shards} holds no images: they are dealt in blocks of {BLOCK}")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ..config import DataAsked, ModelAsked
-from ..records.read import read_folder
-from ..records.schema import RECORDS
-from ..report.detection import detection_table, parse_thresholds, summarize_detection
 from ..runtime.console import stdout
 from . import options as ask
 from .certify import Asked, run
@@ -39,6 +37,8 @@ def detect(
 ) -> None:
     """Certify detection: under every patch the undefended model is right, or an alarm is raised. One record
     an image."""
+    from ..report.detection import parse_thresholds
+
     check_out(out, data)
     shown = parse_thresholds(thresholds)
     machine: dict[str, Any] = {"device": device, "precision": precision}
@@ -55,8 +55,15 @@ def detect(
         resume=resume,
     )
     written = run(asked)
-    folders = written.folders if written else []
-    summaries = [summarize_detection(read_folder(folder), shown) for folder in folders]
+    _show(written.folders if written else [], shown, as_json)
+
+
+def _show(folders: list[Path], thresholds: tuple[float, ...], as_json: bool) -> None:
+    from ..records.read import read_folder
+    from ..records.schema import RECORDS
+    from ..report.detection import detection_table, summarize_detection
+
+    summaries = [summarize_detection(read_folder(folder), thresholds) for folder in folders]
     if as_json:
         found = [summary.to_json() for summary in summaries]
         print(json.dumps(found[0] if len(found) == 1 else found))

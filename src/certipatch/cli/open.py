@@ -17,7 +17,6 @@ import typer
 from ..config import DataAsked, ModelAsked, ModelSpec
 from ..errors import ConfigError, DataError
 from ..geometry.patch import Size
-from ..records.manifest import folders_inside, holds_manifest
 from ..runtime.console import stderr
 from .parse import parse_size
 
@@ -139,6 +138,8 @@ def _smaller(source: Source, size: Size) -> bool:
 
 def is_run(model: str) -> bool:
     """Whether ``--model`` names a training run. Raises ConfigError for a path where there is no folder."""
+    from ..records.manifest import holds_manifest
+
     is_path = os.sep in model or model.startswith(".")
     if is_path and not os.path.isdir(model):
         raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
@@ -147,6 +148,8 @@ def is_run(model: str) -> bool:
 
 def folders_of_records(folder: Path) -> list[Path]:
     """The folder, or those in it that certify has written for several patches or k."""
+    from ..records.manifest import folders_inside
+
     return folders_inside(folder) or [folder]
 
 

@@ -6,21 +6,19 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..config import DataAsked
 from ..errors import ConfigError, one_line
-from ..records.read import read_folder
-from ..report.attack import attack_text
-from ..report.certification import table
-from ..report.compared import Compared, compare
-from ..report.detection import detection_table, parse_thresholds
 from ..runtime.console import stdout
 from . import options as ask
 from .open import folders_of_records
 from .parse import check_out_file
+
+if TYPE_CHECKING:
+    from ..report.compared import Compared
 
 
 def report(
@@ -46,6 +44,10 @@ def report(
 ) -> None:
     """Compare certifications, of answers or of detection, and attacks, from their records alone: as a table,
     or as a page."""
+    from ..records.read import read_folder
+    from ..report.compared import compare
+    from ..report.detection import parse_thresholds
+
     swept = parse_thresholds(thresholds)
     found = [read_folder(inside) for folder in folders for inside in folders_of_records(folder)]
     kinds = {folder.manifest.kind for folder in found}
@@ -109,6 +111,10 @@ def _write(
 
 
 def _show(compared: Compared) -> None:
+    from ..report.attack import attack_text
+    from ..report.certification import table
+    from ..report.detection import detection_table
+
     if compared.summaries:
         stdout.print(table(compared.summaries))
     if compared.sweeps:

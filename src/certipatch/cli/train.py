@@ -13,7 +13,6 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..geometry.patch import parse_patch
 from ..runtime.console import stdout
-from ..training.config import TrainConfig, default_lr, train_config
 from ..training.strategies import STRATEGIES
 from . import options as ask
 from .open import is_run, open_to_train, resumable
@@ -22,6 +21,7 @@ from .parse import check_out, parse_devices
 if TYPE_CHECKING:
     from ..data.source import Source
     from ..models.runs import Opened
+    from ..training.config import TrainConfig
 
 
 def train(
@@ -160,6 +160,8 @@ def _open(asked: Asked) -> tuple[Source, Source, Opened]:
 
 def _config(asked: Asked, opened: Opened) -> TrainConfig:
     """The recipe with what depends on the model: the patch in pixels, and the paper's learning rate."""
+    from ..training.config import default_lr, train_config
+
     recipe = asked.recipe
     lr = default_lr(opened.spec.arch) if recipe["lr"] is None else recipe["lr"]
     size = parse_patch(asked.patch, opened.spec.image_size)

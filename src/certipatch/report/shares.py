@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import binomtest
-
 
 @dataclass(frozen=True)
 class Share:
@@ -25,6 +23,8 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """The ends of the interval, from 0 to 1."""
+        from scipy.stats import binomtest  # here, as it takes a second to import
+
         low, high = binomtest(self.count, self.images).proportion_ci(0.95, method="wilson")
         return float(low), float(high)
 
