@@ -51,7 +51,7 @@ def certify(
 ) -> None:
     """Certify a model on labelled images, one record each."""
     check_out(out, data)
-    asked = Asked(
+    asked = CertificationAsked(
         model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
         data=DataAsked(data, split, class_map),
         limit=limit,
@@ -69,7 +69,7 @@ def certify(
 
 
 @dataclass(frozen=True)
-class Asked:
+class CertificationAsked:
     """What ``certify`` or ``detect`` was asked for.
 
     Attributes:
@@ -100,7 +100,7 @@ class Written:
     images: int
 
 
-def run(asked: Asked, part: tuple[int, int] = (1, 1)) -> Written | None:
+def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | None:
     """Certify for each patch and k; None on a process that has nothing to say."""
     from ..certification.certify import WayAsked
     from ..certification.certify import certify as certify_source

@@ -9,7 +9,7 @@ from typing import Any
 from ..config import DataAsked, ModelAsked
 from ..runtime.console import stdout
 from . import options as ask
-from .certify import Asked, run
+from .certify import CertificationAsked, run
 from .parse import check_out
 
 
@@ -42,7 +42,7 @@ def detect(
     check_out(out, data)
     shown = parse_thresholds(thresholds)
     machine: dict[str, Any] = {"device": device, "precision": precision}
-    asked = Asked(
+    asked = CertificationAsked(
         model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
         data=DataAsked(data, split, class_map),
         limit=limit,

@@ -62,7 +62,7 @@ def train(
     check_out(out, data, val_data)
     _check_asked(patch, strategy)
     place = DataAsked(data, split, class_map)
-    asked = Asked(
+    asked = TrainingAsked(
         model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
         data=place,
         validation=_validation(place, val_data, val_split),
@@ -82,7 +82,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainingAsked:
     """What ``train`` was asked for.
 
     Attributes:
@@ -118,7 +118,7 @@ def _validation(data: DataAsked, val_data: str | None, val_split: str | None) ->
     return DataAsked(val_data or data.place, val_split or own_split)
 
 
-def _train(asked: Asked, machine: dict[str, Any], how: dict[str, Any], as_json: bool) -> None:
+def _train(asked: TrainingAsked, machine: dict[str, Any], how: dict[str, Any], as_json: bool) -> None:
     """Train, and say what came out. ``machine`` and ``how`` are arguments of ``make_fabric`` and of
     ``train``."""
     from ..runtime.devices import make_fabric
@@ -148,7 +148,7 @@ def _train(asked: Asked, machine: dict[str, Any], how: dict[str, Any], as_json: 
         _show(asked, opened.spec.arch, last, how["tensorboard"])
 
 
-def _open(asked: Asked) -> tuple[Source, Source, Opened]:
+def _open(asked: TrainingAsked) -> tuple[Source, Source, Opened]:
     from ..data.load import judged_split, load_source
 
     data, judged = asked.data, asked.validation
@@ -158,7 +158,7 @@ def _open(asked: Asked) -> tuple[Source, Source, Opened]:
     return source, validation, open_to_train(asked.model, source, seed=asked.recipe["seed"])
 
 
-def _config(asked: Asked, opened: Opened) -> TrainConfig:
+def _config(asked: TrainingAsked, opened: Opened) -> TrainConfig:
     """The recipe with what depends on the model: the patch in pixels, and the paper's learning rate."""
     from ..training.config import default_lr, train_config
 
@@ -168,7 +168,7 @@ def _config(asked: Asked, opened: Opened) -> TrainConfig:
     return train_config(**{**recipe, "lr": lr, "batch_size": recipe["batch_size"] or 64}, patch_size=size)
 
 
-def _show(asked: Asked, arch: str, last: dict[str, Any], tensorboard: bool) -> None:
+def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], tensorboard: bool) -> None:
     say = partial(stdout.print, soft_wrap=True, markup=False)
     right, recipe = last["validation_vanilla"], asked.recipe
     from_something = is_run(asked.model.name) or asked.model.has_weights
@@ -182,7 +182,7 @@ def _show(asked: Asked, arch: str, last: dict[str, Any], tensorboard: bool) -> N
     say(f"next: {shlex.join(_following(asked))}")
 
 
-def _following(asked: Asked) -> list[str]:
+def _following(asked: TrainingAsked) -> list[str]:
     """The command that certifies what was trained."""
     judged = asked.validation
     return [

@@ -23,6 +23,8 @@ from .patch import Size, Threat, Window, by, check_patch, fits_into
 if TYPE_CHECKING:
     import torch
 
+MaskPair = tuple[int, int]  # the numbers i <= j of two masks of a set; i = j: a single mask
+
 
 def axis_starts(n: int, p: int, k: int) -> tuple[int, list[int]]:
     """Mask side and mask starts on one axis of ``n`` pixels, patch side ``p``, at most ``k`` masks.

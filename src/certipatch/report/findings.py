@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from ..geometry.masks import MaskPair
 from ..records.schema import PatchCleanserRecord, Record
 from .certification import accuracies, counted
 from .shares import Share
 
 Outcome = Literal["certified", "just missed", "hopeless", "unreadable"]
-MaskPair = tuple[int, int]  # indices (i <= j) of two masks; i = j: a single mask
 Rectangle = Sequence[int]  # top, left, height, width, as manifests have them
 
 

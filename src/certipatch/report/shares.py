@@ -39,11 +39,11 @@ class Share:
         return f"{100 * low:.1f}-{100 * high:.1f}"
 
     def __str__(self) -> str:
-        return f"{100 * self.part:.1f} % ({self.count}/{self.images}; {self._percents})"
+        return f"{100 * self.count / self.images:.1f} % ({self.count}/{self.images}; {self._percents})"
 
     def stacked(self) -> str:
         """Three short lines, for a column of a table."""
-        return f"{100 * self.part:.1f} %\n{self.count}/{self.images}\n{self._percents}"
+        return f"{100 * self.count / self.images:.1f} %\n{self.count}/{self.images}\n{self._percents}"
 
     def to_json(self) -> dict[str, Any]:
         """``count``, ``images``, ``share`` and ``interval_95``."""

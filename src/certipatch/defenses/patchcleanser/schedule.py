@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...geometry.masks import MaskPair
 from .algorithms import UNKNOWN, Inference, challenger_masking, majority_label
 
-MaskPair = tuple[int, int]  # indices of two masks
 View = tuple[int, int, int]  # an image, and its masks i <= j
 
 
