@@ -146,10 +146,10 @@ def rounding(experiment: Certification) -> float:
 
 
 def near(summary: Summary) -> int:
-    """How many certificates rest on a margin below that."""
+    """How many certificates rest on a margin below that; a method without margins has none."""
     least = rounding(summary.experiment)
     certified = (r for r in summary.folder.records if outcome(r, summary.min_margin) == "certified")
-    return sum((record.margin or 0.0) < least for record in certified)
+    return sum(record.margin is not None and record.margin < least for record in certified)
 
 
 def _options_of(manifest: Manifest) -> tuple[str, str]:

@@ -78,7 +78,10 @@ def test_the_command_line_takes_it(cli, trained, photos, tmp_path):
     shown = cli("report", out, "--html", page, "--data", photos)
     assert shown.code == 0, shown.err
     assert "defense: toy" in shown.out
-    assert "toy" in page.read_text()
+    text = page.read_text()
+    assert "toy" in text
+    assert 'aria-labelledby="h-where" hidden' in text  # what needs masks is not shown
+    assert "with a margin below" not in text
 
     checked = cli("verify", out, "--model", trained, "--data", photos)
     assert checked.code == 0, checked.out

@@ -62,6 +62,7 @@ def write_page(path: Path, compared: Compared, data: DataAsked | None = None) ->
     charts = against_patch(compared.summaries), against_k(compared.summaries)
     text = TEMPLATES.get_template("page.html.j2").render(
         runs=[facts_of(run) for run in runs],
+        masked=any(run.windows for run in runs),
         place=place,
         answer=answer_of(runs, attacks),
         scale=scale_of(runs[0], pictures.found, galleries[0]) if runs else None,

@@ -128,9 +128,9 @@ function gallery() {
 function short(at) {
   const { label, fails, vanilla, margin } = run.images;
   const truth = make("b", {}, nameOf(label[at]));
-  if (stateOf(at) === 0) return [truth, make("br"), `✓ margin ${margin[at]}`];
+  if (stateOf(at) === 0) return [truth, make("br"), margin[at] === null ? "✓ certified" : `✓ margin ${margin[at]}`];
   if (stateOf(at) === 3) return [truth, make("br"), "unreadable"];
-  const what = fails[at] === null ? `✓ but margin ${margin[at]}` : `✗ reads ${nameOf(fails[at])}`;
+  const what = fails[at] === null ? (margin[at] === null ? "✓ but not proven" : `✓ but margin ${margin[at]}`) : `✗ reads ${nameOf(fails[at])}`;
   return [truth, make("br"), what, ...(vanilla[at] !== label[at] ? [make("br"), `without a mask: ${nameOf(vanilla[at])}`] : [])];
 }
 
