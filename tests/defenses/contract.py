@@ -12,8 +12,6 @@ content of a patch. Its twin must fail. Then real records are written, resumed, 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,9 +31,9 @@ from certipatch.defenses.contract import CertifiedDefense, Verdict
 from certipatch.geometry.masks import MaskSet
 from certipatch.models.runs import Opened, open_run
 from certipatch.records.read import read_folder
-from certipatch.records.seals import seal
 from certipatch.runtime.devices import make_fabric
 from certipatch.verify.check import verify
+from tampering import forge, lines_of
 from worlds import LABELS, WORLDS, World, random_classifier
 
 SEEDS = 4  # classifiers in each world
@@ -202,10 +200,15 @@ class DefenseContract:
         assert [record.model_dump() for record in again] == [record.model_dump() for record in folder.records]
 
     def test_a_killed_run_resumes_to_the_same_bytes(
-        self, opened: Opened, photos: Path, masks: MaskSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        opened: Opened,
+        photos: Path,
+        masks: MaskSet,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        blocks_of: Callable[[int], None],
     ):
-        for module in ("blocks", "experiment"):
-            monkeypatch.setattr(f"certipatch.certification.{module}.BLOCK", BLOCK)
+        blocks_of(BLOCK)
         whole = self._certify(opened, photos, masks, tmp_path / "whole")
 
         class Killed(BaseException):
@@ -238,17 +241,16 @@ class DefenseContract:
             return list(found.findings)
 
         assert findings(sample=4) == []
-        kept = (out / "records.jsonl").read_text()
-        lines = [json.loads(line) for line in kept.splitlines()]
+        kept, lines = (out / "records.jsonl").read_text(), lines_of(out)
         forged = 0
         for change in _forgeries(lines[0]):
-            _forge(out, [change, *lines[1:]])
+            forge(out, [change, *lines[1:]])
             assert findings(), f"verify overlooked {change}"
             forged += 1
         for others in (lines[1:], [lines[1], *lines[1:]], [*lines, lines[0]]):
-            _forge(out, others)
+            forge(out, others)
             assert findings()
-        _forge(out, lines)
+        forge(out, lines)
         assert findings() == []
         assert forged >= 6
         (out / "records.jsonl").write_text(
@@ -284,14 +286,3 @@ def _forgeries(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**line, "margin": -1.0}
     if "agreement" in line:
         yield {**line, "agreement": 2.0}
-
-
-def _forge(out: Path, lines: list[dict[str, Any]]) -> None:
-    """Write lines and mend every hash, as who means to deceive would."""
-    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    (out / "records.jsonl").write_bytes(data)
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["finished"] |= {"lines": len(lines), "sha256": hashlib.sha256(data).hexdigest()}
-    (out / "manifest.json").write_text(json.dumps(seal(manifest)))
-    hashes = [hashlib.sha256(line + b"\n").hexdigest() for line in data.splitlines()]
-    (out / "records.sha256").write_text("".join(f"{one}\n" for one in hashes))
