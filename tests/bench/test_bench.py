@@ -303,22 +303,7 @@ def mislabelled(photos: Path, folder: Path, **shown: str) -> Path:
 
 def test_only_certified_images(cli, trained: Path, photos: Path, tmp_path: Path):
     data, folder = mislabelled(photos, tmp_path / "data", green="red"), tmp_path / "certified"
-    assert (
-        cli(
-            "certify",
-            "--model",
-            trained,
-            "--data",
-            data,
-            "--patch",
-            5,
-            "--masks-per-axis",
-            3,
-            "--out",
-            folder,
-        ).code
-        == 0
-    )
+    assert cli("certify", model=trained, data=data, patch=5, masks_per_axis=3, out=folder).code == 0
     certified = {record.name for record in read_records(folder) if record.certified}
     assert {name.split("/")[0] for name in certified} == {"blue", "red"}
     earlier = {"certified": folder, "patch": None, "masks_per_axis": None}

@@ -159,16 +159,7 @@ def test_several_shapes_on_the_command_line(cli, trained: Path, photos: Path, tm
     refused = cli("predict", "--model", trained, "--certified", out, photo)
     assert (refused.code, "another model (masks.windows" in refused.err) == (2, True), refused.err
     refused = cli(
-        "train",
-        *options,
-        "--val-data",
-        photos,
-        "--strategy",
-        "vanilla",
-        "--patch",
-        "12x3+3x12",
-        "--out",
-        tmp_path / "t",
+        "train", *options, val_data=photos, strategy="vanilla", patch="12x3+3x12", out=tmp_path / "t"
     )
     assert (refused.code, "expected one shape to train with" in refused.err) == (2, True), refused.err
 
@@ -194,18 +185,7 @@ def test_two_patches_on_the_command_line(cli, trained: Path, photos: Path, tmp_p
     assert json.loads(answers[0].out)["patches"] == 2
     assert cli("verify", out, *options, "--sample", 1).code == 0
     benched = cli(
-        "bench",
-        *options,
-        "--certified",
-        one,
-        "--limit",
-        1,
-        "--repeats",
-        1,
-        "--no-compile",
-        "--what",
-        "certify",
-        "--json",
+        "bench", *options, certified=one, limit=1, repeats=1, no_compile=True, what="certify", json=True
     )
     assert benched.code == 0, benched.err
     for refused, words in [
@@ -215,19 +195,7 @@ def test_two_patches_on_the_command_line(cli, trained: Path, photos: Path, tmp_p
             "drop --patch, --patches",
         ),
         (
-            cli(
-                "certify",
-                *options,
-                "--patch",
-                3,
-                "--masks-per-axis",
-                2,
-                "--limit",
-                6,
-                "--out",
-                one,
-                "--resume",
-            ),
+            cli("certify", *options, patch=3, masks_per_axis=2, limit=6, out=one, resume=True),
             "masks.patches: 2 there",
         ),
         (

@@ -206,18 +206,12 @@ class TestThePapersDataSets:
         monkeypatch.setattr("certipatch.data.named.DOWNLOADS", tmp_path / "downloads")
         done = cli(
             "train",
-            "--model",
-            "small-cnn",
-            "--data",
-            data,
-            "--val-data",
-            photos,
-            "--strategy",
-            "vanilla",
-            "--patch",
-            5,
-            "--out",
-            tmp_path / "run",
+            model="small-cnn",
+            data=data,
+            val_data=photos,
+            strategy="vanilla",
+            patch=5,
+            out=tmp_path / "run",
         )
         assert done.code == 2
         assert done.err.splitlines() == [

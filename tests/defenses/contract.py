@@ -12,8 +12,10 @@ content of a patch. Its twin must fail. Then real records are written, resumed, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +36,7 @@ from certipatch.records.read import read_folder
 from certipatch.runtime.devices import make_fabric
 from certipatch.verify.check import verify
 from tampering import forge, lines_of
-from worlds import LABELS, WORLDS, World, random_classifier
+from worlds import LABELS, WORLDS, World, random_classifier, wary_classifier
 
 SEEDS = 4  # classifiers in each world
 BLOCK = 8
@@ -60,8 +62,26 @@ def every_image(world: World) -> Tensor:
     return grey.expand(-1, 3, -1, -1).contiguous()
 
 
+def with_a_mask_less(
+    build: Callable[..., CertifiedDefense], world: World, fill: float
+) -> Iterator[tuple[nn.Module, CertifiedDefense]]:
+    """The twins of a defense with masks: a mask less than is needed, and nobody who proves that they
+    cover."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("certipatch.defenses.masked._check_masks", lambda _: None)
+        for i in range(len(world.masks)):
+            windows = world.masks.windows[:i] + world.masks.windows[i + 1 :]
+            fewer = replace(world.masks, windows=windows, grid=None)
+            hole = fewer.uncovered_patches()
+            classifiers = [wary_classifier(world, hole)] if hole else []
+            classifiers += [random_classifier(world, seed) for seed in range(SEEDS)]
+            for classify in classifiers:
+                model = LookedUp(world, classify).eval()
+                yield model, build(model, fewer, fill)
+
+
 @pytest.mark.usefixtures("one_thread")
-class DefenseContract:
+class DefenseContract(ABC):
     """The suite. ``method`` is the defense's row in ``certification/methods.py``; ``options`` are its own."""
 
     method: str
@@ -72,14 +92,14 @@ class DefenseContract:
         "masks_per_axis": 2,
     }  # of the 32x32 pixels of ``photos``
 
+    @abstractmethod
     def build(self, model: nn.Module, masks: MaskSet, fill: float) -> CertifiedDefense:
         """The defense around a model, with the world's fill colour if it has one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def twins(self, world: World, fill: float) -> Iterator[tuple[nn.Module, CertifiedDefense]]:
         """Models and defenses around them with a part of the proof taken away, some certificate of which is
         false."""
-        raise NotImplementedError
 
     def keeps(self, verdict: Verdict, label: int) -> bool:
         """Whether the defense kept its promise on an attacked image."""

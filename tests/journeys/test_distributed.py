@@ -33,6 +33,7 @@ from certipatch.training.hiding import BatchPart
 from certipatch.training.masking import _leave_clean
 from certipatch.training.strategies import STRATEGIES
 from certipatch.views.masked import visible
+from inputs import typed, write_photos
 from processes import ENVIRONMENT, kill_process_1
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,8 +94,6 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
 
     With BatchNorm and a search in every second epoch, which depends on the running statistics.
     """
-    from inputs import write_photos
-
     folder = tmp_path_factory.mktemp("distributed")
     base = ["train", "--model", "small-cnn", "--patch", 5, "--lr", 0.05, "--device", "cpu", "--devices", 2]
     data = ["--data", photos, "--val-data", photos]
@@ -269,21 +268,9 @@ def test_synchronised_batchnorm_is_the_same_network():
     ],
 )
 def test_refusals(cli, photos: Path, tmp_path: Path, options: list[object], words: str):
-    base = [
-        "train",
-        "--model",
-        "small-cnn",
-        "--data",
-        photos,
-        "--val-data",
-        photos,
-        "--strategy",
-        "vanilla",
-        "--patch",
-        5,
-        "--device",
-        "cpu",
-    ]
+    base = typed(
+        "train", model="small-cnn", data=photos, val_data=photos, strategy="vanilla", patch=5, device="cpu"
+    )
     done = cli(*base, *options, "--out", tmp_path / "out")
     assert (done.code, done.out) == (2, "")
     (line,) = done.err.splitlines()

@@ -30,6 +30,7 @@ from certipatch.report.figures.style import STYLE, save
 from certipatch.report.shares import Share
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.strategies import STRATEGIES
+from inputs import typed, write_photos
 
 SIZE = (32, 32)
 
@@ -390,26 +391,12 @@ def test_without_the_strategies_that_cannot_look_at_the_model(
 
 
 def test_figures_that_cannot_be_drawn(cli, certificates: Path, trained: Path, photos: Path, tmp_path: Path):
-    from inputs import write_photos
-
     folder = certificates / "5x5-k2"
     (tmp_path / "file").write_text("")
     others = write_photos(tmp_path / "others", each=2)
-    run = [
-        "train",
-        "--model",
-        "small-cnn",
-        "--data",
-        photos,
-        "--val-data",
-        photos,
-        "--strategy",
-        "vanilla",
-        "--patch",
-        5,
-        "--epochs",
-        1,
-    ]
+    run = typed(
+        "train", model="small-cnn", data=photos, val_data=photos, strategy="vanilla", patch=5, epochs=1
+    )
     assert cli(*run, "--out", tmp_path / "run").code == 0
     for options, words in [
         (("--figures", tmp_path / "file"), "expected a folder to write, found a file"),
@@ -429,21 +416,7 @@ def test_figures_that_cannot_be_drawn(cli, certificates: Path, trained: Path, ph
     assert not (tmp_path / "f").exists()
 
     detected = tmp_path / "detected"
-    cli(
-        "detect",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        5,
-        "--masks-per-axis",
-        2,
-        "--limit",
-        3,
-        "--out",
-        detected,
-    )
+    cli("detect", model=trained, data=photos, patch=5, masks_per_axis=2, limit=3, out=detected)
     assert (
         "expected a folder that certify wrote, found none"
         in cli("report", detected, "--figures", tmp_path / "f").err

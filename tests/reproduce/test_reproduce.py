@@ -261,16 +261,7 @@ def test_one_run_that_fails_does_not_stop_the_others(cli, place, tmp_path):
     setup = RECIPE[RECIPE.index("[[setup]]") :]
     path.write_text(RECIPE + setup.replace('data = "photos"', 'data = "lost"'))
     outcome = cli(
-        "reproduce",
-        path,
-        "--data",
-        f"photos={place}",
-        "--out",
-        tmp_path / "out",
-        "--only",
-        "random-cutout",
-        "--device",
-        "cpu",
+        "reproduce", path, data=f"photos={place}", out=tmp_path / "out", only="random-cutout", device="cpu"
     )
     assert outcome.code == 2
     assert "1 of 2 runs failed; the first: lost-small-cnn/random-cutout-seed0" in outcome.err

@@ -29,6 +29,7 @@ from certipatch.training.train import train
 from certipatch.views.masked import frozen, mask_images, visible, window_tensor
 from certipatch.views.network import Network, fastest_batch_size
 from certipatch.views.prefix import _equal, _Watch, find
+from inputs import typed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -526,19 +527,7 @@ def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, phot
     monkeypatch.setattr(torch, "compile", lambda module, **_options: (asked.append(module), module)[1])
     monkeypatch.setattr("certipatch.certification.certify.LARGE", 0)
     monkeypatch.setattr("certipatch.certification.certify.fastest_batch_size", lambda *_: 11)
-    certify = [
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        5,
-        "--masks-per-axis",
-        3,
-        "--out",
-        tmp_path,
-    ]
+    certify = typed("certify", model=trained, data=photos, patch=5, masks_per_axis=3, out=tmp_path)
     assert cli(*certify).code == 0
     way = read_manifest(tmp_path).environment["network"]
     assert way["compiled"]
@@ -674,19 +663,7 @@ def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, ph
         yield
 
     monkeypatch.setattr("certipatch.views.network.autocast", no_bf16)
-    certify = [
-        "certify",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--patch",
-        5,
-        "--masks-per-axis",
-        3,
-        "--limit",
-        3,
-    ]
+    certify = typed("certify", model=trained, data=photos, patch=5, masks_per_axis=3, limit=3)
     done = cli(*certify, "--precision", "bf16-mixed", "--out", tmp_path / "bf16")
     assert done.code == 0
     said = [line for line in done.err.splitlines() if "bf16" in line]
@@ -704,17 +681,9 @@ def test_what_does_not_run_in_bf16_runs_in_float32(monkeypatch, cli, trained, ph
     assert cli(*certify, "--precision", "bf16-mixed", "--out", tmp_path / "elsewhere").code == 0
     assert read_manifest(tmp_path / "elsewhere").certification.precision == "bf16-mixed"
     monkeypatch.setattr("certipatch.views.network.autocast", no_bf16)
-    attack = [
-        "attack",
-        "--model",
-        trained,
-        "--data",
-        photos,
-        "--records",
-        tmp_path / "elsewhere",
-        "--out",
-        tmp_path / "attack",
-    ]
+    attack = typed(
+        "attack", model=trained, data=photos, records=tmp_path / "elsewhere", out=tmp_path / "attack"
+    )
     for line in (
         ["predict", "--model", trained, "--certified", tmp_path / "elsewhere", photos / "red" / "0.png"],
         attack,
