@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from breakable import MASKS, PATCH, SIZE, certify, world
-from certipatch.data.source import as_float
+from certipatch.data.source import as_float, pixels_sha256
 from certipatch.defenses.patchcleanser.defense import PatchCleanser
 from certipatch.errors import ConfigError, RecordsError, SoundnessError
 from certipatch.geometry.masks import MaskSet
@@ -22,7 +22,6 @@ from certipatch.records.read import read_folder, read_records
 from certipatch.records.schema import ATTACKS
 from certipatch.redteam.attack import attack as attack_certified
 from certipatch.redteam.climb import AttackConfig, attack_images
-from certipatch.redteam.found import sha256
 from certipatch.redteam.goals import clean_tables, goals
 from certipatch.redteam.harness import Harness, Proposal
 from certipatch.report.attack import attack_text, summarize_attack
@@ -195,7 +194,7 @@ def test_records_of_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     records = read_records(tmp_path / "a")
     for record in records:
         patched = torch.from_numpy(np.array(Image.open(tmp_path / "a" / str(record.image)))).permute(2, 0, 1)
-        assert sha256(patched) == record.pixels
+        assert pixels_sha256(patched) == record.pixels
         assert (defense.predict(as_float(patched[None])).item() != labels[record.index]) == record.broken
         rows, columns = (patched != pixels[record.index]).any(0).nonzero().T
         assert record.top <= rows.min() <= rows.max() < record.top + 2

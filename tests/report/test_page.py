@@ -283,6 +283,18 @@ def test_bad_input_is_one_line(cli, trained: Path, photos: Path, tmp_path: Path,
     assert "\x1b" not in done.err
 
 
+def test_a_folder_named_twice_is_one_row(cli, folder: Path):
+    once, twice = cli("report", folder), cli("report", folder, folder)
+    assert (once.code, twice.code) == (0, 0)
+    assert twice.out == once.out
+
+
+def test_a_training_folder_is_sent_to_certify(cli, trained: Path):
+    refused = cli("report", trained)
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert "run certify on it first" in refused.err
+
+
 @pytest.mark.parametrize(
     ("size", "threat", "question"),
     [

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..data.source import Images, Item, as_float
+from ..data.source import Images, Item, as_float, pixels_sha256
 from ..defenses.contract import CertifiedDefense, Verdict
 from ..errors import ConfigError
 from ..records.read import read_folder
@@ -90,7 +88,7 @@ def _record(schema: type[Line], item: Item, verdict: Verdict | None) -> Line:
         "index": item.index,
         "name": item.name,
         "label": item.label,
-        "pixels": None if item.pixels is None else sha256(item.pixels),
+        "pixels": None if item.pixels is None else pixels_sha256(item.pixels),
         "error": item.error,
     }
     return schema(**image, **_taken(schema, verdict))
@@ -115,8 +113,3 @@ def _taken(schema: type[Line], verdict: Verdict | None) -> dict[str, Any]:
 
 
 _NOTHING = {"certified": False, "passes": 0}
-
-
-def sha256(pixels: Tensor) -> str:
-    """The hash of the pixels (3, H, W) uint8 of an image as the model sees it."""
-    return hashlib.sha256(pixels.numpy().tobytes()).hexdigest()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..geometry.masks import MaskSet
-from ..geometry.patch import by
 from ..runtime.console import stdout
 from ..training.strategies import STRATEGIES
 from . import options as ask
@@ -158,7 +157,7 @@ def _as_typed(typed: dict[str, Any], fine: MaskSet, way: dict[str, Any]) -> dict
     flags = {name if way[name] else f"no_{name}": True for name in ("compile", "shared_prefix")}
     rest = {name: value for name, value in way.items() if name not in ("compile", "shared_prefix")}
     masks = {
-        "patch": "+".join(map(by, fine.patch_sizes)),
+        "patch": fine.threat.shapes,
         "patches": fine.patches,
         "masks_per_axis": fine.masks_per_axis,
     }

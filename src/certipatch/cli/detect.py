@@ -55,7 +55,8 @@ def detect(
         resume=resume,
     )
     written = run(asked)
-    _show(written.folders if written else [], shown, as_json)
+    if written is not None:
+        _show(written.folders, shown, as_json)
 
 
 def _show(folders: list[Path], thresholds: tuple[float, ...], as_json: bool) -> None:

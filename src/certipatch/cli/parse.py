@@ -1,7 +1,6 @@
-"""From what is typed to what is meant: the command line's options as sizes, masks, images and models.
+"""From what is typed to what is meant: the command line's options as sizes, masks and places.
 
-Bad input is refused here, in one line. What needs torch is imported where it is used, so that ``--help`` is
-quick.
+Bad input is refused here, in one line.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def report(
     from ..report.detection import parse_thresholds
 
     swept = parse_thresholds(thresholds)
-    found = [read_folder(inside) for folder in folders for inside in folders_of_records(folder)]
+    named = [inside for folder in folders for inside in folders_of_records(folder)]
+    found = [read_folder(folder) for folder in dict.fromkeys(named)]  # one may be named twice
     kinds = {folder.manifest.kind for folder in found}
     _refuse_without(kinds, thresholds, min_margin)
     place = _place(data, split, class_map, html is not None or figures is not None)

@@ -169,13 +169,15 @@ def _config(asked: TrainingAsked, opened: Opened) -> TrainConfig:
 
 
 def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], tensorboard: bool) -> None:
+    from ..runtime.progress import percent
+
     say = partial(stdout.print, soft_wrap=True, markup=False)
     right, recipe = last["validation_vanilla"], asked.recipe
     from_something = is_run(asked.model.name) or asked.model.has_weights
     start = "" if from_something else " from random weights (--pretrained takes trained ones)"
     say(
         f"trained {arch}{start} with {recipe['strategy']} for {recipe['epochs']} epochs; validation vanilla "
-        f"accuracy {100 * right['correct'] / right['images']:.1f} % ({right['correct']}/{right['images']})"
+        f"accuracy {percent(right['correct'], right['images'])}"
     )
     if tensorboard:
         say(f"curves: {shlex.join(['tensorboard', '--logdir', str(asked.out / 'tensorboard')])}")

@@ -129,6 +129,11 @@ def as_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 255
 
 
+def pixels_sha256(pixels: Tensor) -> str:
+    """The hash of the pixels (3, H, W) uint8 of an image as the model sees it."""
+    return hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()
+
+
 def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
     """timm's evaluation transform to (3, H, W) uint8: it resizes and crops.
 

@@ -147,8 +147,7 @@ class MaskSet:
 
         This names the folder of the set's records where one command certifies with several sets.
         """
-        patches = f"{self.patches}-patches-" if self.patches != 1 else ""
-        return f"{patches}{self.threat.shapes}-k{self.masks_per_axis}"
+        return f"{self.threat.file_name}-k{self.masks_per_axis}"
 
     def to_json(self) -> dict[str, Any]:
         """The set as a manifest states it: its threat, and of each mask the windows.

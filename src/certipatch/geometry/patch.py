@@ -86,6 +86,11 @@ class Threat:
         return "+".join(map(by, self.patch_sizes))
 
     @property
+    def file_name(self) -> str:
+        """The threat in the name of a file or folder: ``5x5``, ``39x20+20x39``, ``2-patches-20x20``."""
+        return self.shapes if self.patches == 1 else f"{self.patches}-patches-{self.shapes}"
+
+    @property
     def text(self) -> str:
         """The threat as a person reads it.
 

@@ -44,7 +44,8 @@ def read_folder(path: Path, manifest: Manifest | None = None) -> Folder[Any]:
         return Folder(path, manifest, _records(manifest, ATTACKS, AttackRecord))
     if manifest.kind not in ("certify", "detect"):
         raise RecordsError(
-            f"{path}: expected records of certify, detect or attack, found a folder of {manifest.kind}"
+            f"{path}: expected records of certify, detect or attack, found a folder of "
+            f"{manifest.kind}; run certify on it first"
         )
     return Folder(path, manifest, _records(manifest, RECORDS, SCHEMAS.get(manifest.defense, Record)))
 

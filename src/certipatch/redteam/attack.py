@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from ..data.source import Images, Item, Source, as_float
+from ..data.source import Images, Item, Source, as_float, pixels_sha256
 from ..defenses.contract import check_precision
 from ..defenses.patchcleanser.defense import PatchCleanser
 from ..errors import RecordsError, SoundnessError
@@ -23,7 +23,7 @@ from ..records.store import BLOCK, Store
 from ..runtime.devices import derived_seed, environment, precision_of
 from ..runtime.progress import percent, progress_bar
 from .climb import AttackConfig, attack_images
-from .found import Found, check_certificate, save, sha256
+from .found import Found, check_certificate, save
 from .goals import Goal, clean_tables, goals
 from .harness import Harness, check_one_patch
 
@@ -129,7 +129,7 @@ def _blocks(chosen: Records, done: set[int]) -> list[Records]:
 
 def _as_certified(item: Item, record: PatchCleanserRecord, certified: Path) -> Item:
     """The image. Raises SoundnessError if it is not the one that was certified."""
-    if (None if item.pixels is None else sha256(item.pixels)) != record.pixels:
+    if (None if item.pixels is None else pixels_sha256(item.pixels)) != record.pixels:
         raise SoundnessError(
             f"image {record.index} ({record.name!r}): is not the one that was certified; give the data of "
             f"{certified}"

@@ -3,7 +3,6 @@ broke."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.source import Item
+from ..data.source import Item, pixels_sha256
 from ..defenses.patchcleanser.examination import PatchCleanserVerdict
 from ..errors import SoundnessError
 from ..records.files import write_atomically
@@ -81,7 +80,7 @@ def save(out: Path, record: Record, found: Found) -> AttackRecord:
         vanilla_label=best.verdict.vanilla_label,
         attempts=len(found.results),
         image=name,
-        pixels=sha256(best.patched),
+        pixels=pixels_sha256(best.patched),
     )
 
 
@@ -123,8 +122,3 @@ def write_png(path: Path, pixels: Tensor) -> None:
     Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(data, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data.getvalue())
-
-
-def sha256(pixels: Tensor) -> str:
-    """The hash of the pixels (3, H, W) uint8 of an image as the model sees it."""
-    return hashlib.sha256(pixels.cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
@@ -50,7 +50,7 @@ class _About:
     @property
     def patch(self) -> str:
         """The shapes of the patch as they are typed."""
-        return replace(self.summary.threat, patches=1).text
+        return self.summary.threat.shapes
 
     @cached_property
     def typed(self) -> tuple[str, str]:

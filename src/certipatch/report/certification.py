@@ -124,10 +124,9 @@ def totals(folder: Folder[Any], done: str) -> dict[str, Any]:
             f"{folder.path}: no image has been {done} yet; continue it with {folder.manifest.kind} --resume"
         )
     if len(records) > images or records[-1].index >= images:
-        again = {"certified": "certify"}.get(done, "detect")
         raise RecordsError(
             f"{folder.path}: holds records of more images than the {images} that were {done}; restore it or "
-            f"{again} again"
+            f"{folder.manifest.kind} again"
         )
     return {
         "unreadable": sum(record.error is not None for record in records),

@@ -7,7 +7,6 @@ picture is asked for.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..config import DataAsked, ModelSpec, differences
 from ..errors import CertiPatchError, DataError, RecordsError
 from ..records.manifest import Manifest, first_problem
 from ..records.schema import AttackRecord, Record
+from ..records.seals import sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def pictures(images: Images, records: Iterable[Record]) -> dict[str, str]:
         if pixels is None or record.pixels is None:
             continue
         array = pixels.numpy()
-        if hashlib.sha256(array.tobytes()).hexdigest() == record.pixels:
+        if sha256(array.tobytes()) == record.pixels:
             found[record.pixels] = address(array.transpose(1, 2, 0))
     return found
 
@@ -114,7 +114,7 @@ def patched(folder: Path, record: AttackRecord) -> str | None:
         array = np.asarray(decode(open_image(folder / "patched" / f"{record.index}.png")))
     except UNREADABLE:
         return None
-    same = hashlib.sha256(array.transpose(2, 0, 1).tobytes()).hexdigest() == record.pixels
+    same = sha256(array.transpose(2, 0, 1).tobytes()) == record.pixels
     return address(array) if same else None
 
 

@@ -16,6 +16,7 @@ from ..config import Frozen
 from ..errors import ConfigError, brief
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size, parse_patch
+from ..records.manifest import first_problem
 
 FOLDER = Path(__file__).with_name("recipes")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
@@ -153,7 +154,6 @@ def _read(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise ConfigError(f"recipe {path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        raise ConfigError(f"recipe {path}: {first_problem(error)}") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError also for a number of 5,000 digits
         raise ConfigError(f"recipe {path}: not a TOML file that can be read ({brief(error, 120)})") from None

@@ -22,7 +22,7 @@ from ..models.weights import weights_sha256
 from ..records.manifest import begin_manifest
 from ..records.schema import EPOCHS
 from ..records.store import Store
-from ..runtime.devices import environment, precision_of
+from ..runtime.devices import AUTOCAST, environment, precision_of
 from ..runtime.processes import together
 from ..runtime.progress import progress_bar
 from ..views.masked import find_mean
@@ -135,7 +135,7 @@ def _check_premises(
 ) -> None:
     """Raise DataError for classes that cannot be trained, and ConfigError for a precision or a batch size."""
     check_training_classes(source, validation)
-    if precision_of(fabric) not in ("32-true", "16-mixed", "bf16-mixed"):
+    if precision_of(fabric) not in AUTOCAST:
         raise ConfigError(
             f"precision {precision_of(fabric)!r}: training keeps float32 weights; expected 32-true, "
             "bf16-mixed or 16-mixed"

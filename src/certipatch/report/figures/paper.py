@@ -113,9 +113,7 @@ def _k(summary: Summary) -> int:
 
 
 def _file(summary: Summary) -> str:
-    """The patches in the name of a file: ``5x5``, ``39x20+20x39``, ``2-patches-20x20``."""
-    threat = summary.threat
-    return threat.shapes if threat.patches == 1 else f"{threat.patches}-patches-{threat.shapes}"
+    return summary.threat.file_name
 
 
 def _k_as_text(summary: Summary) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from ...defenses.patchcleanser.algorithms import Case
 from ...records.schema import PatchCleanserRecord, Record
 from ..findings import (
     OfClass,
@@ -19,7 +20,7 @@ from ..findings import (
 from .shown import PAIRS, Shown
 
 CLASSES = 12  # of the hardest ones
-CASES = ("agreed", "disagreer", "majority", "champion")
+CASES: tuple[Case, ...] = get_args(Case)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ...records.schema import Record
@@ -26,7 +25,7 @@ def facts_of(run: Shown) -> dict[str, Any]:
         "model": experiment.model.arch,
         "training": strategy(experiment),
         "threat": threat.text,
-        "shapes": replace(threat, patches=1).text,
+        "shapes": threat.shapes,
         "patches": threat.patches,
         "percent": percent_of_image(experiment),
         "image_size": experiment.against.image_size,
