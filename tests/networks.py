@@ -87,7 +87,7 @@ class Views:
     """Counts, and on demand keeps, what a model sees."""
 
     def __init__(self, model, keep=False):
-        self.seen, self.images, self.batches = 0, [], []
+        self.forget()
 
         def hook(_module, inputs, _output):
             self.seen += len(inputs[0])
@@ -96,3 +96,7 @@ class Views:
                 self.images.extend(inputs[0].clone())
 
         model.register_forward_hook(hook)
+
+    def forget(self):
+        """Leave out what the model saw until now: a defense looks at some probes before it is used."""
+        self.seen, self.images, self.batches = 0, [], []

@@ -487,3 +487,52 @@ def test_masks_command(cli):
     refused = cli("masks", "--image-size", 224, "--patch", "39+20")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "20x20: fits into 39x39" in refused.err
+
+
+INTEGERS = [np.int8, np.uint8, np.int16, np.int64, np.uint64]
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_numbers_of_any_type_are_taken_as_int(kind):
+    """numpy's numbers of 8 bits wrap: 100 + 50 would be -106, and a mask would hide nothing."""
+    expected = MaskSet.covering(image_size=(120, 100), patch_size=(20, 17), masks_per_axis=3)
+    found = MaskSet.covering(
+        image_size=(kind(120), kind(100)), patch_size=(kind(20), kind(17)), masks_per_axis=kind(3)
+    )
+    assert found == expected
+    assert json.dumps(found.to_json()) == json.dumps(expected.to_json())
+    own = dataclasses.replace(
+        expected, windows=tuple((Window(*map(kind, dataclasses.astuple(w))),) for (w,) in expected.windows)
+    )
+    assert own == expected
+    assert {type(number) for (w,) in own.windows for number in dataclasses.astuple(w)} == {int}
+    assert own.uncovered_patches() is None
+    assert own.uncovered_patch((kind(20), kind(17))) is None
+    assert axis_starts(kind(120), kind(20), kind(3)) == axis_starts(120, 20, 3)
+    assert Threat((kind(20), kind(17)), ((kind(17), kind(20)),), kind(2)).text == "2 x (20x17+17x20)"
+
+
+def test_proof_and_pixels_are_of_the_same_numbers():
+    from certipatch.views.masked import visible, window_tensor
+
+    window = Window(np.int8(100), np.int8(90), np.int8(50), np.int8(60))
+    masks = MaskSet((200, 200), (20, 20), 0, ((window,),))
+    hidden = ~visible(window_tensor(masks, "cpu"), (200, 200))[0].numpy()
+    assert hidden.sum() == 50 * 60
+    assert np.array_equal(hidden, ~masks.keep[0].numpy())
+    assert masks.uncovered_patch((20, 20)) == Window(0, 0, 20, 20)
+
+
+@pytest.mark.parametrize("wrong", [2.0, np.float32(2), "2", None, (2,)])
+def test_numbers_that_are_not_whole_are_refused(wrong):
+    for attempt in (
+        lambda: Window(wrong, 0, 1, 1),
+        lambda: Window(0, 0, 1, wrong),
+        lambda: Threat((2, wrong)),
+        lambda: Threat((2, 2), patches=wrong),
+        lambda: MaskSet.covering(image_size=(8, wrong), patch_size=(2, 2), masks_per_axis=2),
+        lambda: MaskSet.covering(image_size=(8, 8), patch_size=(2, 2), masks_per_axis=wrong),
+        lambda: MaskSet.covering(image_size=8, patch_size=(2, 2), masks_per_axis=2),
+    ):
+        with pytest.raises(ConfigError, match="expected"):
+            attempt()

@@ -28,7 +28,7 @@ from certipatch.training.strategies import STRATEGIES
 from certipatch.training.train import train
 from certipatch.views.masked import frozen, mask_images, visible, window_tensor
 from certipatch.views.network import Network, fastest_batch_size
-from certipatch.views.prefix import _equal, _Watch, find
+from certipatch.views.prefix import CARRY_NAN, _equal, _Watch, find
 from inputs import typed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -331,6 +331,67 @@ def test_other_operations_are_not_taken_for_such(operation):
     assert not watch.carried
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("name", sorted(CARRY_NAN))
+def test_an_operation_of_others_is_not_trusted_by_its_name(name: str):
+    """Anybody can register an operation of this name, which does with NaN what it likes."""
+    with torch.library._scoped_library("strangers", "FRAGMENT") as library:
+        library.define(f"{name}(Tensor x) -> Tensor")
+        library.impl(name, lambda x: x.nan_to_num(), "CPU")
+        with _Watch() as watch:
+            getattr(torch.ops.strangers, name)(torch.randn(1, 4, 12, 12))
+    assert not watch.carried
+
+
+class ThroughNumpy(nn.Module):
+    """Leaves torch for a moment, out of sight of whoever watches torch's operations."""
+
+    def forward(self, x):
+        return x + torch.from_numpy(np.nan_to_num(x.detach().numpy())).mean(dim=(2, 3), keepdim=True)
+
+
+def test_what_is_computed_out_of_sight_is_in_no_prefix():
+    assert find(cnn(), MASKS) is not None
+    assert find(cnn(late=ThroughNumpy()), MASKS) is None
+
+
+def add_hook(register: str):
+    return lambda model: getattr(model[1], register)(lambda _module, *tensors: tensors[-1])
+
+
+def permute(model: nn.Module) -> None:
+    """The same weights at other places: neither their sum nor, through ``.data``, their version changes."""
+    weight = model[2][-1].weight
+    weight.data.view(-1).copy_(weight.data.flatten().flip(0))
+
+
+AFTER_CUTTING = {
+    "hook": add_hook("register_forward_hook"),
+    "hook before": add_hook("register_forward_pre_hook"),
+    "hook in place of another": lambda model: (
+        model[0]._forward_pre_hooks.clear(),
+        model[0].register_forward_pre_hook(lambda _module, inputs: inputs),
+    ),
+    "permutation": permute,
+    "swap of two": lambda model: model[2][-1].bias.data[:2].copy_(model[2][-1].bias.data[:2].flip(0)),
+    "buffer": lambda model: model[1][1].running_mean.data.add_(1),
+    "setting": lambda model: setattr(model[1][3], "stride", (1, 1)),
+    "method": lambda model: setattr(model[1][2], "forward", torch.abs),
+}
+
+
+@pytest.mark.parametrize("name", AFTER_CUTTING)
+def test_a_change_after_the_network_was_cut_is_seen(name: str):
+    model = cnn()
+    model[0].register_forward_pre_hook(lambda _module, _inputs: None)
+    defense = PatchCleanser(model, MASKS, shared_prefix=True)
+    images = pictures(1)
+    defense.predict(images)
+    AFTER_CUTTING[name](model)
+    with pytest.raises(SoundnessError, match="as it was compiled or its prefix cut"):
+        defense.predict(images)
+
+
 def test_a_wrong_reach_is_caught(monkeypatch, capsys):
     """A layer that looks local and is not: pasting would give something else, so it is not used."""
     model = cnn(late=Forgetful())
@@ -554,12 +615,9 @@ def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, phot
 
     out = tmp_path / "plain"
     assert cli(*certify[:-1], out, "--no-compile", "--no-shared-prefix", "--batch-size", 5).code == 0
-    assert read_manifest(out).environment["network"] == {
-        "batch_size": 5,
-        "compiled": False,
-        "shared_prefix": None,
-        "pairs_pasted": 0,
-    }
+    network = read_manifest(out).environment["network"]
+    assert network.pop("moved") < 1e-3
+    assert network == {"batch_size": 5, "compiled": False, "shared_prefix": None, "pairs_pasted": 0}
     for one, other in zip(read_records(tmp_path), read_records(out), strict=True):
         assert (one.certified, one.defended_label, one.case) == (
             other.certified,

@@ -107,6 +107,24 @@ def check_model(model: nn.Module) -> None:
             "model: expected answers that depend on one image alone, found a BatchNorm without running "
             "statistics, which mixes the images of a batch; set track_running_stats"
         )
+    for name, module in model.named_modules():
+        if _is_quantised_dynamically(module):
+            raise SoundnessError(
+                f"model: expected answers that depend on one image alone, found {name or 'itself'} "
+                f"({type(module).__name__}) quantised dynamically: it rounds by the largest value of the "
+                "batch; quantise statically, or certify in bf16-mixed"
+            )
+
+
+def _is_quantised_dynamically(module: nn.Module) -> bool:
+    """Whether a module scales its integers by what is in the batch: torch's own way, or torchao's.
+
+    torchao leaves the module as it was and gives it weights that say so by their type.
+    """
+    if ".quantized.dynamic" in type(module).__module__:
+        return True
+    kinds = [f"{type(each).__module__}.{type(each).__name__}" for each in module.parameters(recurse=False)]
+    return any("torchao" in kind and ("Activation" in kind or "Dynamic" in kind) for kind in kinds)
 
 
 def check_images(images: Tensor, image_size: Size) -> None:

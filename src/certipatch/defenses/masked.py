@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, SoundnessError
 from ..geometry.masks import MaskSet
-from ..geometry.patch import Threat
+from ..geometry.patch import Threat, whole
 from ..views.masked import default_batch_size, find_mean
 from ..views.network import Network
+from .alone import measure_movement
 from .contract import check_images, check_labels, check_model
 
 
@@ -37,10 +38,12 @@ class MaskedClassifier:
         _check_masks(masks)
         self.masks = masks
         self.fill = _colour(find_mean(model) if fill is None else fill)
-        self.batch_size = _default_batch_size(model, masks) if batch_size is None else batch_size
+        asked = _default_batch_size(model, masks) if batch_size is None else batch_size
+        self.batch_size = whole(asked, "batch size")
         if self.batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: expected at least 1 view")
-        if compile or shared_prefix:  # both run the model as it is now
+        trains = any(module.training for module in model.modules())
+        if compile or shared_prefix or not trains:  # both run the model as it is now
             check_model(model)
         self.network = Network(
             model,
@@ -51,6 +54,14 @@ class MaskedClassifier:
             compile=compile,
             shared_prefix=shared_prefix,
         )
+        self._moved = None if trains else measure_movement(self.network, masks.image_size)
+
+    @property
+    def moved(self) -> float:
+        """By how many logits the margin of a view moved at most with what is not in the view: rounding."""
+        if self._moved is None:
+            self._moved = measure_movement(self.network, self.masks.image_size)
+        return self._moved
 
     @property
     def model(self) -> nn.Module:
@@ -65,6 +76,7 @@ class MaskedClassifier:
     def check(self, images: Tensor, labels: Tensor | None) -> None:
         """Look at every premise that can be looked at, before each use. Raises SoundnessError."""
         check_model(self.model)
+        _ = self.moved  # of a model that was in training mode until now, this is measured here
         self.network.check_unchanged()
         check_images(images, self.masks.image_size)
         check_labels(labels, images)
@@ -78,8 +90,8 @@ class MaskedClassifier:
         }
 
     def describe_network(self) -> dict[str, Any]:
-        """Batch size, compilation and shared prefix: what changes rounding only."""
-        return self.network.describe()
+        """Batch size, compilation and shared prefix, which change rounding only, and what rounding did."""
+        return {**self.network.describe(), "moved": self.moved}
 
 
 def _check_masks(masks: MaskSet) -> None:

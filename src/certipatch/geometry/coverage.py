@@ -14,7 +14,7 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 
-from .patch import Size, Threat, Window, by, check_patch
+from .patch import Size, Threat, Window, by, check_patch, size_of
 
 Mask = tuple[Window, ...]  # the rectangles that one mask hides
 
@@ -25,7 +25,7 @@ def hidden_places(masks: Sequence[Mask], image_size: Size, patch_size: Size) -> 
     A place is the patch's top left pixel. A mask hides a patch if it hides each of its pixels, be it with
     several windows.
     """
-    (h, w), (height, width) = patch_size, image_size
+    (h, w), (height, width) = size_of(patch_size, "patch size"), size_of(image_size, "image size")
     for mask in masks:
         visible = np.ones((height, width), dtype=np.int32)
         for win in mask:
@@ -49,7 +49,7 @@ def uncovered_patch(masks: Sequence[Mask], image_size: Size, patch_size: Size) -
 
     Raises ConfigError for a patch that is empty or larger than the image.
     """
-    (h, w), (height, width) = patch_size, image_size
+    (h, w), (height, width) = size_of(patch_size, "patch size"), size_of(image_size, "image size")
     check_patch(patch_size, image_size, shown=by(patch_size))
     covered = np.zeros((height - h + 1, width - w + 1), dtype=bool)
     for hidden in hidden_places(masks, image_size, patch_size):
@@ -78,7 +78,7 @@ def uncovered_pair(
 
 def _places(masks: Sequence[Mask], image_size: Size, patch_size: Size) -> Iterator[tuple[Window, int]]:
     """Every place of a patch with the masks that hide the patch there, one bit of the integer for each."""
-    (h, w), (height, width) = patch_size, image_size
+    (h, w), (height, width) = size_of(patch_size, "patch size"), size_of(image_size, "image size")
     hidden = np.zeros((len(masks), height - h + 1, width - w + 1), dtype=bool)
     for i, where in enumerate(hidden_places(masks, image_size, patch_size)):
         hidden[i] = where

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .coverage import Mask, uncovered_patch, uncovered_patches
-from .patch import Size, Threat, Window, by, check_patch, fits_into
+from .patch import Size, Threat, Window, by, check_patch, fits_into, size_of, whole
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,7 @@ def axis_starts(n: int, p: int, k: int) -> tuple[int, list[int]]:
     >>> axis_starts(224, 39, 3)
     (100, [0, 62, 124])
     """
+    n, p, k = whole(n, "axis"), whole(p, "patch size"), whole(k, "masks per axis")
     s = -(-(n - p + 1) // k)
     m = min(p + s - 1, n)
     return m, sorted({*range(0, n - m + 1, s), n - m})
@@ -70,7 +71,13 @@ class MaskSet:
         """Refuse sizes of which "every patch is covered" would be an empty promise, and negative windows.
 
         numpy reads a negative index from the far end, so such a window would hide other pixels than it says.
+        Numbers of other types than int are taken as int, so that proof and pixels are of the same numbers.
         """
+        object.__setattr__(self, "image_size", size_of(self.image_size, "image size"))
+        for name, value in vars(Threat(self.patch_size, self.other_patch_sizes, self.patches)).items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "masks_per_axis", whole(self.masks_per_axis, "masks per axis"))
+        object.__setattr__(self, "windows", tuple(map(tuple, self.windows)))
         if min(self.image_size) < 1:
             raise ConfigError(f"image size {by(self.image_size)}: expected at least 1x1 pixels")
         for size in self.patch_sizes:
@@ -102,15 +109,18 @@ class MaskSet:
         ``masks_per_axis`` below 1 or above the number of patch positions on an axis, a shape that fits into
         another, or other than 1 or 2 patches.
         """
-        sizes = sorted({patch_size, *other_patch_sizes}, reverse=True)
+        image_size, k = size_of(image_size, "image size"), whole(masks_per_axis, "masks per axis")
+        sizes = sorted(
+            {size_of(size, "patch size") for size in (patch_size, *other_patch_sizes)}, reverse=True
+        )
         _refuse_nested(sizes)
-        grids = [_grid(image_size, size, masks_per_axis) for size in sizes]
+        grids = [_grid(image_size, size, k) for size in sizes]
         all_windows = chain.from_iterable(windows for windows, _ in grids)
         masks: tuple[Mask, ...] = tuple((window,) for window in dict.fromkeys(all_windows))
         return cls(
             image_size,
             sizes[0],
-            masks_per_axis,
+            k,
             windows=_unions_of_two(masks) if patches == 2 else masks,
             grid=grids[0][1] if len(sizes) == patches == 1 else None,
             other_patch_sizes=tuple(sizes[1:]),

@@ -6,7 +6,8 @@ certificate is against.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isqrt
@@ -17,14 +18,33 @@ from ..errors import ConfigError
 Size = tuple[int, int]  # (height, width) in pixels of the tensor the model sees
 
 
+def whole(number: object, what: str) -> int:
+    """A whole number of any type (numpy's, torch's) as Python's int, which never overflows.
+
+    A number of numpy's in 8 bits wraps at 127, so that what is proven of it would not hold for the pixels
+    that it is used for. Raises ConfigError for anything that is no whole number, such as 2.0.
+    """
+    try:
+        return int(operator.index(number))  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(f"{what}: expected a whole number, found {number!r}") from None
+
+
 @dataclass(frozen=True, order=True)
 class Window:
-    """A rectangle of pixels: rows ``top .. top+height-1``, columns ``left .. left+width-1``."""
+    """A rectangle of pixels: rows ``top .. top+height-1``, columns ``left .. left+width-1``.
+
+    Raises ConfigError for numbers that are not whole.
+    """
 
     top: int
     left: int
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        for name in ("top", "left", "height", "width"):
+            object.__setattr__(self, name, whole(getattr(self, name), f"window's {name}"))
 
 
 @dataclass(frozen=True)
@@ -40,12 +60,18 @@ class Threat:
     other_patch_sizes: tuple[Size, ...] = ()
     patches: int = 1
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", size_of(self.patch_size, "patch size"))
+        others = tuple(size_of(size, "patch size") for size in self.other_patch_sizes)
+        object.__setattr__(self, "other_patch_sizes", others)
+        object.__setattr__(self, "patches", whole(self.patches, "patches"))
+
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> Threat:
         """The threat that ``MaskSet.to_json`` has written among the entries of ``stated``."""
         return cls(
-            _size(stated["patch_size"]),
-            tuple(map(_size, stated.get("other_patch_sizes", ()))),
+            stated["patch_size"],
+            tuple(stated.get("other_patch_sizes", ())),
             stated.get("patches", 1),
         )
 
@@ -105,9 +131,12 @@ class Threat:
         return f"{self.patches} x {shapes}"
 
 
-def _size(sides: Sequence[int]) -> Size:
-    height, width = sides
-    return height, width
+def size_of(sides: Iterable[object], what: str) -> Size:
+    """Two whole numbers of any type as (height, width). Raises ConfigError for anything else."""
+    found = tuple(sides) if isinstance(sides, Iterable) else (sides,)
+    if len(found) != 2:
+        raise ConfigError(f"{what}: expected (height, width), found {sides!r}")
+    return whole(found[0], what), whole(found[1], what)
 
 
 def by(size: Size) -> str:
@@ -154,7 +183,8 @@ def _read_size(text: str, image_size: Size) -> Size:
         side = patch_side(Fraction(text.strip()[:-1]), image_size)
         return side, side
     sides = [int(side) for side in text.lower().split("x")]
-    return _size(sides if len(sides) > 1 else sides * 2)
+    height, width = sides if len(sides) > 1 else sides * 2
+    return height, width
 
 
 def parse_patches(text: str, image_size: Size) -> tuple[Size, ...]:

@@ -142,6 +142,7 @@ class NetworkUsed(Expected):
     batch_size: int = Field(ge=1, le=10**6)
     compiled: bool
     shared_prefix: str | None
+    moved: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 MASKED = ("patchcleanser", "minority-reports")

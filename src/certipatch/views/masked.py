@@ -88,15 +88,20 @@ class Masked(nn.Module):
         return out
 
 
+def check_shape(logits: Tensor, views: int) -> Tensor:
+    """The same logits. Raises SoundnessError if they are not of shape (views, 2 or more classes)."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != views or logits.shape[1] < 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise SoundnessError(f"model output: expected (views, classes) = ({views}, 2 or more), found {found}")
+    return logits
+
+
 def check_logits(logits: Tensor, views: int) -> Tensor:
     """The logits of ``views`` views as float32.
 
     Raises SoundnessError if they are not of shape (views, 2 or more classes), or not all finite.
     """
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != views or logits.shape[1] < 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise SoundnessError(f"model output: expected (views, classes) = ({views}, 2 or more), found {found}")
-    logits = logits.float()
+    logits = check_shape(logits, views).float()
     # Margins and confidences are made of differences of logits, so the largest difference must be finite too.
     if not torch.isfinite(logits.amax(1) - logits.amin(1)).all():
         raise SoundnessError(

@@ -85,7 +85,7 @@ class Network:
         if compile:
             self._compile(masks, parameter, frozen)
         self.views = 0  # What was seen so far was a trial.
-        self._made_of = _fingerprint(model) if self.compiled or self.prefix else None
+        self._made_of = fingerprint(model) if self.compiled or self.prefix else None
 
     def __call__(self, images: Tensor, windows: Tensor) -> Tensor:
         """The logits (V, classes) of images (V, 3, H, W) under the windows (V, windows, 4)."""
@@ -96,7 +96,7 @@ class Network:
 
         The compiled or cut network would then certify another function than the model's.
         """
-        if self._made_of is not None and _fingerprint(self.model) != self._made_of:
+        if self._made_of is not None and fingerprint(self.model) != self._made_of:
             raise SoundnessError(
                 "model: expected it as it was compiled or its prefix cut, found other weights, parts or "
                 "hooks; make a new PatchCleanser of it"
@@ -208,19 +208,38 @@ def _own_compiler() -> Callable[..., Any]:
     return inductor
 
 
-def _fingerprint(model: nn.Module) -> tuple[list[Any], list[Any]]:
+def fingerprint(model: nn.Module) -> tuple[list[Any], list[Any]]:
     """In brief, what a compiled or cut network has taken from its model: the modules, and the weights.
 
-    Of a module it holds the identity and the number of hooks. Of a weight it holds where it lies in memory,
-    how often it was written to, and the sum of its bits: writes to ``.data`` and in inference mode are not
-    counted, but they seldom leave the sum as it was.
+    Of a module it holds the identity, its hooks, and its plain settings, such as a stride. Of a weight it
+    holds where it lies in memory, how often it was written to, and a sum of its bits in which each place
+    counts otherwise, so that a permutation changes it: writes to ``.data`` and in inference mode are not
+    counted.
     """
-    modules = [(id(each), len(each._forward_hooks), len(each._forward_pre_hooks)) for each in model.modules()]
+    modules = [(id(each), _hooks(each), _settings(each)) for each in model.modules()]
     weights = []
     for each in (*model.parameters(), *model.buffers()):
-        integers, version = INTEGERS[each.element_size()], None if each.is_inference() else each._version
-        weights.append((each.data_ptr(), version, int(each.detach().view(integers).sum(dtype=integers))))
+        version = None if each.is_inference() else each._version
+        weights.append((each.data_ptr(), tuple(each.shape), version, _weighted_sum(each.detach())))
     return modules, weights
+
+
+def _hooks(module: nn.Module) -> tuple[int, ...]:
+    return tuple(map(id, (*module._forward_pre_hooks.values(), *module._forward_hooks.values())))
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """The attributes of a module that are numbers, texts or tuples of them, and a ``forward`` of its own."""
+    plain = (int, float, str, tuple)
+    settings = [(name, value) for name, value in vars(module).items() if isinstance(value, plain)]
+    return (*settings, ("forward", id(vars(module).get("forward"))))
+
+
+def _weighted_sum(weight: Tensor) -> int:
+    """The sum of the weight's bits, the n-th number taken 2n + 1 times, modulo 2**64."""
+    bits = weight.contiguous().view(INTEGERS[weight.element_size()]).flatten().to(torch.int64)
+    places = torch.arange(1, 2 * len(bits), 2, device=bits.device)
+    return int((bits * places).sum())
 
 
 def _say(what: str, error: Exception) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -144,6 +145,7 @@ def _local_cuts(model: nn.Module, masks: MaskSet, noise: Tensor, layer: str | No
     try:
         graph = _Tracer().trace(model)
         module = torch.fx.GraphModule(model, graph)
+        _refuse_numbers_out_of_sight(module, noise)
         reach = _Reach(module, _cuts(graph))
         for windows in torch.split(window_tensor(masks, noise.device), TRIAL_BATCH_SIZE):
             reach.look(_views(noise, windows, masks, torch.nan))
@@ -161,6 +163,16 @@ def _local_cuts(model: nn.Module, masks: MaskSet, noise: Tensor, layer: str | No
                 saved = float(apart.sum() / 2 / pairs) * clock.saved(node)
                 cuts.append(_Cut(node, reached, apart, saved))
     return cuts
+
+
+def _refuse_numbers_out_of_sight(module: nn.Module, noise: Tensor) -> None:
+    """Raises an exception of torch's if the network takes numbers out of tensors, into numpy for example.
+
+    What is computed there, no operation of torch's tells. Tensors without numbers (fake ones) bring it to
+    light.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as without_numbers:
+        module(without_numbers.from_tensor(noise))
 
 
 def _apart(reach: Tensor) -> Tensor:
@@ -303,7 +315,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _carries_nan(operation: Any, tensors: list[Tensor]) -> bool:
-    """Whether an operation of torch's on these tensors is one of ``CARRY_NAN``, on floats."""
+    """Whether an operation is one of ``CARRY_NAN``, on floats.
+
+    It must be torch's own (of the namespace ``aten``): anybody can give an operation any name.
+    """
+    if operation.namespace != "aten":
+        return False
     if operation._overloadname == "dtype":  # view(dtype) reads the same bits as other numbers
         return False
     known = operation.overloadpacket.__name__.removesuffix("_") in CARRY_NAN

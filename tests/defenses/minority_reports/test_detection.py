@@ -202,6 +202,7 @@ def test_equals_one_view_at_a_time(seed: int, batch_size: int):
         [masked[a % 3][0] if a % 2 else vanilla for a, ((vanilla, _), *masked) in enumerate(found)]
     )
     detector = MinorityReports(model, mask_set(3), threshold=0.3, batch_size=batch_size)
+    views.forget()
     detections = detector.certify(images, labels)
     assert views.seen == len(images) * 10 == sum(one.passes for one in detections), "K+1 passes an image"
     assert max(views.batches) <= batch_size

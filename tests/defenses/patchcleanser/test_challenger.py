@@ -123,6 +123,7 @@ def test_equals_one_view_at_a_time(seed: int, batch_size: int, exhaustive: bool)
     defense = PatchCleanser(
         model, mask_set(3), batch_size=batch_size, exhaustive=exhaustive, inference="challenger"
     )
+    views.forget()
     verdicts = defense.certify(images, labels)
     assert views.seen == sum(verdict.passes for verdict in verdicts)
     double = PatchCleanser(model, mask_set(3), batch_size=batch_size).certify(images, labels)

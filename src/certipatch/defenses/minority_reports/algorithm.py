@@ -36,12 +36,14 @@ def agreement(true_label: int, labels: Sequence[int], confidences: Sequence[floa
 
 def above(confidence: float | None, threshold: float) -> bool:
     """Is there an alarm (of a :func:`dissent`), or a certificate (of an :func:`agreement`), at the
-    threshold?"""
-    return confidence is not None and confidence > threshold
+    threshold? Both are compared in double precision, whatever their types are."""
+    return confidence is not None and float(confidence) > float(threshold)
 
 
 def check_threshold(threshold: float) -> float:
-    """The threshold. Raises ConfigError if it is no share from 0 to 1."""
-    if not 0 <= threshold <= 1:  # NaN is not either
-        raise ConfigError(f"threshold {threshold:g}: expected a confidence from 0 to 1")
-    return threshold
+    """The threshold in double precision, in which it is compared. Raises ConfigError if it is no share from 0
+    to 1."""
+    exact = float(threshold)
+    if not 0 <= exact <= 1:  # NaN is not either
+        raise ConfigError(f"threshold {exact:g}: expected a confidence from 0 to 1")
+    return exact
