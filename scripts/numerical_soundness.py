@@ -23,7 +23,7 @@ from certipatch.cli.open import open_both
 from certipatch.config import DataAsked, ModelAsked
 from certipatch.data.source import Images, as_float
 from certipatch.records.read import read_folder
-from certipatch.verify.views import LOW_PRECISION, TOLERANCE
+from certipatch.verify.views import TOLERANCE
 from certipatch.views.masked import check_logits, window_tensor
 from certipatch.views.network import Network
 
@@ -115,7 +115,7 @@ def main() -> None:
             "views_with_another_label_than_in_float32": int((~agree).sum()),
         }
         if (margins := certified.get(precision)) is not None:
-            tolerance = TOLERANCE.get(precision, LOW_PRECISION)
+            tolerance = TOLERANCE[precision]
             found |= {
                 "certified": len(margins),
                 "certified_with_smaller_margin": int((margins <= max(moved, flipped)).sum()),

@@ -505,7 +505,7 @@ def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
     (found,) = json.loads(done.out)
     assert found.pop("folder") == str(folder)
     assert 0 < found.pop("certified") < 9
-    counts = {"images": 9, "recomputed": 9, "undecided": 0}
+    counts = {"images": 9, "below": 0, "recomputed": 9, "undecided": 0}
     assert found == {"kind": "certify", **counts, "findings": []}
     assert cli("verify", folder).code == 0
     shutil.copytree(folder, tmp_path / "c")

@@ -42,15 +42,17 @@ def examine_blocks(
     resumed, or a shard, computes the very same numbers.
     """
     mine = {index for block in blocks for index in block}
-    before = [record for record in read_folder(store.folder).records if record.index in mine]
+    written = read_folder(store.folder)
+    before = [record for record in written.records if record.index in mine]
+    least = written.manifest.rounding
     done = {record.index for record in before}
-    kept = sum(map(method.keeps, before))
+    kept = sum(method.keeps(record, least) for record in before)
     progress.resume(len(before))
 
     for items in _read_ahead(images, [block for block in blocks if not done.issuperset(block)]):
         new = [record for record in examine(items) if record.index not in done]
         store.append(record.model_dump(mode="json") for record in new)
-        kept += sum(map(method.keeps, new))
+        kept += sum(method.keeps(record, least) for record in new)
         progress.advance(len(new), f"{method.promise} {percent(kept, progress.done + len(new))}")
 
 

@@ -47,7 +47,7 @@ class Method:
         views: how many views of an image are looked at, at most, with so many masks; what pays depends on it.
         options: the names of its own options, under which they stand in the experiment.
         promise: what its certificate is called while a run is under way.
-        keeps: whether a record has that certificate.
+        keeps: (record, least margin) -> whether the record has that certificate, beyond rounding.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Method:
     views: Callable[[int], int]
     options: tuple[str, ...] = ()
     promise: str = "certified"
-    keeps: Callable[[Any], bool] = lambda record: bool(record.certified)
+    keeps: Callable[[Any, float], bool] = lambda record, least: bool(record.counts(least))
 
 
 def _patchcleanser(model: nn.Module, masks: MaskSet, way: Way, **options: Any) -> PatchCleanser:
@@ -81,7 +81,7 @@ METHODS: dict[str, Method] = {
         build=_minority_reports,
         views=lambda masks: masks + 1,
         promise="certified detection at threshold 0",
-        keeps=lambda record: above(record.agreement, 0),
+        keeps=lambda record, least: above(record.agreement, 0),
     ),
 }
 

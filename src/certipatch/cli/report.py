@@ -38,8 +38,13 @@ def report(
     class_map: ask.ClassMap = None,
     thresholds: ask.Thresholds = None,
     min_margin: Annotated[
-        float, typer.Option(min=0, help="count only certificates with at least this logit margin")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="count only certificates with at least this logit margin; default: what rounding does not "
+            "reach",
+        ),
+    ] = None,
     as_json: ask.AsJson = False,
 ) -> None:
     """Compare certifications, of answers or of detection, and attacks, from their records alone: as a table,
@@ -68,11 +73,11 @@ def report(
         stdout.print(line, markup=False, soft_wrap=True)
 
 
-def _refuse_without(kinds: set[str], thresholds: str | None, min_margin: float) -> None:
+def _refuse_without(kinds: set[str], thresholds: str | None, min_margin: float | None) -> None:
     """Refuse options about records that no folder has."""
     if thresholds and "detect" not in kinds:
         raise ConfigError("thresholds: expected a folder that detect wrote, found none")
-    if not math.isfinite(min_margin):
+    if min_margin is not None and not math.isfinite(min_margin):
         raise ConfigError(f"min margin {min_margin}: expected a number from 0 up")
     if min_margin and "certify" not in kinds:
         raise ConfigError("min margin: expected a folder that certify wrote, found none")

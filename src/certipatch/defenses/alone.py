@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from ..errors import SoundnessError, brief
 from ..geometry.patch import Size, by
-from ..runtime.devices import autocast
 from ..views.masked import check_shape
-from ..views.network import Network, fingerprint
+from ..views.network import Network, eager, fingerprint
 
 # The share of the largest logit (of 1 where all are smaller) that rounding moves a difference of logits by at
 # most, several times what was measured (docs/trust.md). A GPU convolves in TF32, which rounds like 16-mixed.
@@ -59,7 +58,7 @@ def measure_movement(network: Network, image_size: Size) -> float:
 
     size = network.batch_size if network.compiled else min(network.batch_size, MOST_COMPANIONS)
     company = [*_cycled(loud, max(size - len(probes), 0)), *probes][-size:]
-    expected = _alone(_eager(network.model, network.precision), probes)
+    expected = _alone(eager(network.model, network.precision), probes)
     batches = [torch.stack(company)]
     batches += [probes[:1]] if network.compiled or network.prefix else []
     moved.append(_movement(as_run, probes, batches, expected))
@@ -76,7 +75,7 @@ def _of_model(model: nn.Module, precision: str, probes: Tensor, loud: Tensor) ->
         known = {}
         _found[model] = made_of, known
     if key not in known:
-        function = _eager(model, precision)
+        function = eager(model, precision)
         with _without_chance(probes.device):
             expected = _alone(function, probes)
             again = _movement(function, probes, [probes[:1]], expected)
@@ -85,14 +84,6 @@ def _of_model(model: nn.Module, precision: str, probes: Tensor, loud: Tensor) ->
             _refuse_more_than_rounding(among, expected, precision, "with the other views of a batch")
         known[key] = max(again, among)
     return known[key]
-
-
-def _eager(model: nn.Module, precision: str) -> Function:
-    def function(views: Tensor) -> Tensor:
-        with autocast(precision, views.device):
-            return model(views.clone())  # type: ignore[no-any-return]  # a model may work in place
-
-    return function
 
 
 def _pictures(image_size: Size) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,15 @@ from pydantic import ValidationError
 
 from ..config import differences
 from ..errors import RecordsError, brief
-from .experiment import Attack, Certification, Expected, NetworkUsed, TrainingRun, expected_of
+from .experiment import (
+    ROUNDING,
+    Attack,
+    Certification,
+    Expected,
+    NetworkUsed,
+    TrainingRun,
+    expected_of,
+)
 from .seals import unseal
 
 FORMAT = 1
@@ -105,6 +113,20 @@ class Manifest:
         Empty if the manifest does not say. Raises RecordsError if what it says cannot be.
         """
         return _network_in(self.folder, self.written)
+
+    @property
+    def rounding(self) -> float:
+        """The least margin, in logits, of a certificate that is counted by default: what rounding moves less.
+
+        That is ``ROUNDING`` of the precision; or more, where the model's own margins were seen to move more
+        before it was certified. Raises RecordsError for a precision that nothing is certified in.
+        """
+        precision = self.certification.precision
+        if precision not in ROUNDING:
+            known = ", ".join(ROUNDING)
+            raise RecordsError(f"{self.folder}: precision {precision!r}: expected {known}; certify again")
+        moved = (_network_in(self.folder, one).get("moved") for one in self.files.values())
+        return max(ROUNDING[precision], *(each or 0.0 for each in moved))
 
     @property
     def command(self) -> str:

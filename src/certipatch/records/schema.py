@@ -71,6 +71,10 @@ class Record(Line):
             raise ValueError("certified, but its other fields say it is not")
         return self
 
+    def counts(self, min_margin: float) -> bool:
+        """Whether it is a certificate, with at least this margin if its defense has margins."""
+        return self.certified and (self.margin is None or self.margin >= min_margin)
+
     @property
     def _looked_at(self) -> bool:
         return self.error is None and self.pixels is not None and (self.margin or 0.0) >= 0

@@ -113,12 +113,12 @@ def _wrong_anyway(about: _About) -> Iterator[Advice]:
 
 
 def _near(about: _About) -> Iterator[Advice]:
-    few, least = near(about.summary), rounding(about.experiment)
+    few, least = near(about.summary), about.summary.folder.manifest.rounding
     if few:
         yield (
             f"{few} of the certificates {'has' if few == 1 else 'have'} a logit margin below {least:g}, "
             "which rounding on another machine could turn. Count without:",
-            f"certipatch report {about.summary.name} --min-margin {least:g}",
+            f"certipatch report {about.summary.name}",
         )
 
 
@@ -140,16 +140,11 @@ def _attack(about: _About) -> Iterator[Advice]:
         )
 
 
-def rounding(experiment: Certification) -> float:
-    """Up to what logit margin an answer may turn by rounding, as docs/trust.md has measured."""
-    return 0.001 if experiment.precision == "32-true" else 0.25
-
-
 def near(summary: Summary) -> int:
-    """How many certificates rest on a margin below that; a method without margins has none."""
-    least = rounding(summary.experiment)
-    certified = (r for r in summary.folder.records if outcome(r, summary.min_margin) == "certified")
-    return sum(record.margin is not None and record.margin < least for record in certified)
+    """How many of the counted certificates have a margin that rounding could turn: none, by default."""
+    least = summary.folder.manifest.rounding
+    counted = [record for record in summary.folder.records if record.counts(summary.min_margin)]
+    return sum(not record.counts(least) for record in counted)
 
 
 def _options_of(manifest: Manifest) -> tuple[str, str]:

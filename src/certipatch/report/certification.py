@@ -37,6 +37,7 @@ class Summary:
         passes: forward passes of the certification, for all images.
         complete: every image has its record.
         min_margin: only certificates with at least this margin are counted.
+        below: certificates that are not, since their margin is smaller.
     """
 
     folder: Folder[Record]
@@ -47,6 +48,7 @@ class Summary:
     passes: int
     complete: bool
     min_margin: float = 0.0
+    below: int = 0
 
     @property
     def name(self) -> str:
@@ -85,14 +87,16 @@ class Summary:
             "unreadable": self.unreadable,
             "passes": self.passes,
             "min_margin": self.min_margin,
+            "below_min_margin": self.below,
         }
 
 
-def summarize(folder: Folder[Record], *, min_margin: float = 0.0) -> Summary:
+def summarize(folder: Folder[Record], *, min_margin: float | None = None) -> Summary:
     """The summary of a folder that ``certify`` wrote; also of one that is not complete yet.
 
     Args:
-        min_margin: count only certificates whose smallest logit margin is at least this.
+        min_margin: count only certificates whose smallest logit margin is at least this; by default what
+            rounding does not reach (:attr:`certipatch.records.manifest.Manifest.rounding`), 0 for all.
 
     Raises:
         RecordsError: no records, or those of another kind.
@@ -102,11 +106,13 @@ def summarize(folder: Folder[Record], *, min_margin: float = 0.0) -> Summary:
         raise RecordsError(
             f"{folder.path}: expected records of certify, found those of {kind}; run certify on it first"
         )
+    least = folder.manifest.rounding if min_margin is None else min_margin
     return Summary(
         folder=folder,
-        **accuracies(folder.records, min_margin=min_margin),
+        **accuracies(folder.records, min_margin=least),
         **totals(folder, "certified"),
-        min_margin=min_margin,
+        min_margin=least,
+        below=sum(record.certified and not record.counts(least) for record in folder.records),
     )
 
 
@@ -135,17 +141,12 @@ def totals(folder: Folder[Any], done: str) -> dict[str, Any]:
     }
 
 
-def counted(record: Record, min_margin: float) -> bool:
-    """Whether a certificate counts where at least this margin is demanded."""
-    return record.certified and (record.margin or 0.0) >= min_margin
-
-
-def accuracies(records: Sequence[Record], *, min_margin: float = 0.0) -> dict[str, Any]:
+def accuracies(records: Sequence[Record], *, min_margin: float) -> dict[str, Any]:
     """The three accuracies by their names."""
     return {
         "vanilla_accuracy": Share.of(record.vanilla_label == record.label for record in records),
         "clean_accuracy": Share.of(record.defended_label == record.label for record in records),
-        "certified_robust_accuracy": Share.of(counted(record, min_margin) for record in records),
+        "certified_robust_accuracy": Share.of(record.counts(min_margin) for record in records),
     }
 
 
@@ -178,9 +179,18 @@ def table(summaries: Sequence[Summary]) -> Table:
 
 def _remarks(summaries: Sequence[Summary]) -> list[str]:
     """What a reader must know of all rows."""
-    margins = sorted({summary.min_margin for summary in summaries} - {0.0})
-    counted_with = [f"Counted: certificates with a logit margin of at least {m:g}." for m in margins]
-    return [*other_images([summary.experiment for summary in summaries]), *counted_with]
+    fallen = [remark for remark in map(below_the_margin, summaries) if remark]
+    return [*other_images([summary.experiment for summary in summaries]), *dict.fromkeys(fallen)]
+
+
+def below_the_margin(summary: Summary) -> str:
+    """How many certificates a run has that are not counted, and why; empty if all are."""
+    if not summary.below:
+        return ""
+    what = "1 certificate" if summary.below == 1 else f"{summary.below} certificates"
+    default = summary.min_margin == summary.folder.manifest.rounding
+    why = ", which rounding could turn (--min-margin 0 counts all)" if default else ""
+    return f"Not counted: {what} of {summary.name} with a logit margin below {summary.min_margin:.3g}{why}."
 
 
 def other_images(experiments: Sequence[Certification]) -> list[str]:

@@ -55,7 +55,7 @@ class Compared:
 def compare(
     folders: Sequence[Folder[Any]],
     thresholds: tuple[float, ...] = THRESHOLDS,
-    min_margin: float = 0.0,
+    min_margin: float | None = None,
 ) -> Compared:
     """Each folder summarised by what it is of.
 

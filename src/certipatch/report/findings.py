@@ -15,7 +15,7 @@ import numpy as np
 
 from ..geometry.masks import MaskPair
 from ..records.schema import PatchCleanserRecord, Record
-from .certification import accuracies, counted
+from .certification import accuracies
 from .shares import Share
 
 Outcome = Literal["certified", "just missed", "hopeless", "unreadable"]
@@ -31,7 +31,7 @@ def outcome(record: Record, min_margin: float = 0.0) -> Outcome:
     """
     if record.error is not None:
         return "unreadable"
-    if counted(record, min_margin):
+    if record.counts(min_margin):
         return "certified"
     right = record.defended_label == record.label
     agreed = not isinstance(record, PatchCleanserRecord) or record.case == "agreed"

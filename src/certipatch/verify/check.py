@@ -10,6 +10,7 @@ masking (``patchcleanser``), or detection (``minority_reports``). What is found 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from .findings import Experiment, Given, Record, Verification, place
 from .folder import Manifest, check_images, read_manifests, read_records
 from .geometry import flaws as mask_flaws
 from .methods import restatement_of
-from .record import check_line
+from .record import LEAST_MARGIN, check_line, is_below
 from .restatement import Line, Restatement
-from .views import look_again
+from .views import TOLERANCE, look_again
 
 # What reading values of other types than a manifest should have may raise.
 DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
@@ -64,7 +65,7 @@ def verify(
     try:
         sound = _check_experiment(experiment, restatement, found)
         records = read_records(manifests, restatement, found)
-        consistent = _check_records(records, experiment, restatement, found)
+        consistent = _check_records(records, experiment, restatement, _least(manifests), found)
         _check_given(experiment, model, source, found)
     except DAMAGED as error:
         what = f"is damaged ({type(error).__name__}: {brief(error, 100)})"
@@ -101,16 +102,29 @@ def _check_experiment(experiment: Experiment, restatement: Restatement, found: V
 
 
 def _flaws(experiment: Experiment, restatement: Restatement) -> Iterator[str]:
+    if experiment["precision"] not in TOLERANCE:
+        yield f"precision is {experiment['precision']!r}, expected one of {', '.join(TOLERANCE)}"
     stated = experiment.get("defense", restatement.defense)
     if stated != restatement.defense:
         yield f"defense is {stated!r}, expected {restatement.defense!r}"
     if "masks" in experiment:
         yield from mask_flaws(experiment)
+    if "fill" in experiment and experiment["fill"] != _mean_of(experiment):
+        yield f"fill is {experiment['fill']!r}, expected {_mean_of(experiment)}, the model's mean"
     yield from restatement.flaws(experiment)
 
 
+def _mean_of(experiment: Experiment) -> list[float]:
+    """The model's mean as the float32 numbers that the defense fills masked pixels with."""
+    return [float(np.float32(value)) for value in experiment["model"]["mean"]]
+
+
 def _check_records(
-    records: dict[int, Record], experiment: Experiment, restatement: Restatement, found: Verification
+    records: dict[int, Record],
+    experiment: Experiment,
+    restatement: Restatement,
+    least: float,
+    found: Verification,
 ) -> list[int]:
     """Check each line by itself and all of them together.
 
@@ -121,7 +135,9 @@ def _check_records(
         for index, record in records.items()
         if check_line(Line(place(index, record["name"]), record, experiment, found), restatement)
     ]
-    found.images, found.certified = len(records), sum(map(restatement.is_certified, records.values()))
+    certified = [record for record in records.values() if restatement.is_certified(record)]
+    found.images, found.below = len(records), sum(is_below(record, least) for record in certified)
+    found.certified = len(certified) - found.below
     check_images(records, experiment, found)
     return sorted(consistent)
 
@@ -148,6 +164,18 @@ def _other_model(experiment: Experiment, model: Given) -> Iterator[str]:
         yield f"is of other weights than were given: {stated}"
     for difference in differences(experiment["trained"], model.trained, "trained")[:3]:
         yield f"is of another training than was given: {difference}"
+
+
+def _least(manifests: dict[Path, Manifest]) -> float:
+    """The least margin of a certificate that counts: of the precision, or what the model was seen to move."""
+    least = LEAST_MARGIN.get(next(iter(manifests.values()))["experiment"]["precision"], inf)
+    for manifest in manifests.values():
+        environment = manifest.get("environment")
+        network = environment.get("network") if isinstance(environment, dict) else None
+        moved = network.get("moved") if isinstance(network, dict) else None
+        if isinstance(moved, int | float):
+            least = max(least, moved)
+    return least
 
 
 def _drawn(indices: list[int], sample: int | None, seed: int) -> list[int]:

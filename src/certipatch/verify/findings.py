@@ -57,9 +57,12 @@ class Verification:
     Attributes:
         kind: the command that wrote the folder, certify or detect.
         images: how many images the folder has a line about.
-        certified: how many of them are certified; at threshold 0 if the records are of detection.
+        certified: how many of them are certified, beyond what rounding could turn; at threshold 0 if the
+            records are of detection.
+        below: how many more the records say are certified, with a margin that rounding could turn.
         recomputed: how many were looked at again.
-        undecided: how many of those differ from their record by no more than rounding in another batch does.
+        undecided: how many of those differ from their record by no more than rounding in another batch does:
+            they are not confirmed.
         counted: what ``certified`` counts, in words.
         not_restated: the name of the folder's defense if ``verify`` has no restatement of it; then no image
             can be looked at again.
@@ -69,11 +72,17 @@ class Verification:
     kind: str = "certify"
     images: int = 0
     certified: int = 0
+    below: int = 0
     recomputed: int = 0
     undecided: int = 0
     findings: list[Finding] = field(default_factory=list)
     counted: str = "certified"
     not_restated: str | None = None
+
+    @property
+    def confirmed(self) -> bool:
+        """Nothing is wrong, and whatever was looked at again is as the records say."""
+        return not self.findings and not self.undecided
 
     def add(self, where: str, what: str) -> None:
         """Note something that is wrong; values that make it long are cut."""
@@ -84,10 +93,11 @@ class Verification:
 
         ``again``: whether a model and images were given, so that images could be looked at again.
         """
-        unclear = f", {self.undecided} of them too close to a tie to tell" if self.undecided else ""
+        unclear = f", {self.undecided} of them not confirmed (too close to a tie)" if self.undecided else ""
+        below = f" ({self.below} more with a margin that rounding could turn)" if self.below else ""
         verdict = f"{len(self.findings)} findings" if self.findings else "nothing wrong found"
         checked = (
-            f"{self.folder}: {self.certified} of {self.images} {self.counted}; "
+            f"{self.folder}: {self.certified} of {self.images} {self.counted}{below}; "
             f"looked again at {self._looked(again)}{unclear}; {verdict}"
         )
         return "\n".join([*map(str, self.findings), checked])
@@ -100,7 +110,7 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints; ``not_restated`` is there only if there is such a defense."""
-        counts = ("folder", "kind", "images", "certified", "recomputed", "undecided")
+        counts = ("folder", "kind", "images", "certified", "below", "recomputed", "undecided")
         shown = {name: getattr(self, name) for name in counts}
         if self.not_restated is not None:
             shown["not_restated"] = self.not_restated

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import sys
 
+from .findings import Record
 from .restatement import Line, Restatement
 
 LARGEST = sys.float_info.max  # a whole number in JSON may be larger
+
+# The least margin, in logits, of a certificate that counts, by precision.
+LEAST_MARGIN = {"32-true": 1e-3, "16-mixed": 2**-7, "bf16-mixed": 2**-4}
 
 # What a line about an image that cannot be read says all the same.
 OF_UNREADABLE = {"index", "name", "label", "certified", "passes", "error"}
@@ -67,6 +71,12 @@ def check_answer(line: Line) -> None:
         record["certified"] is not True or defended == record["label"],
         f"is certified, but defended_label {defended!r} is not the label {record['label']!r}",
     )
+
+
+def is_below(record: Record, least: float) -> bool:
+    """Whether a line has a margin smaller than this; not every defense has one."""
+    margin = record.get("margin")
+    return isinstance(margin, int | float) and margin < least
 
 
 def _is_sha256(value: object) -> bool:

@@ -18,9 +18,11 @@ from ..runtime.progress import progress_bar
 from .findings import Experiment, Given, Record, Verification, place
 from .restatement import Sighting
 
-# Logits of one view, computed in another batch, differ by less (docs/trust.md has the measurement).
-TOLERANCE = {"32-true": 1e-3}
-LOW_PRECISION = 0.25  # in any other precision
+# Margins of one view, computed in another batch, differ by no more (docs/trust.md has the measurement).
+TOLERANCE = {"32-true": 1e-3, "16-mixed": 2**-8, "bf16-mixed": 2**-5}
+
+# The share of the largest logit (of 1 where all are smaller) by which rounding moves a margin at most.
+MOST_MOVED = {"32-true": 1e-3, "16-mixed": 0.01, "bf16-mixed": 0.05}
 
 
 def look_again(
@@ -38,14 +40,22 @@ def look_again(
     Raises CertiPatchError if the stated precision is none, or the model cannot be run.
     """
     fabric = make_fabric(device=device, precision=experiment["precision"])
-    tolerance = TOLERANCE.get(experiment["precision"], LOW_PRECISION)
     images, function = Images(source, model.spec), fabric.setup_module(model.network).eval()
 
+    def batch(views: Tensor) -> np.ndarray:
+        answer: np.ndarray = function(views.to(fabric.device)).float().cpu().numpy()
+        return answer
+
     def logits(view: Tensor) -> np.ndarray:
-        answer: np.ndarray = function(view[None].to(fabric.device))[0].float().cpu().numpy()
+        answer: np.ndarray = batch(view[None])[0]
         return answer
 
     with torch.inference_mode(), progress_bar(len(records), "verify") as progress:
+        moved, limit = _movement(batch, model.spec.image_size, MOST_MOVED[experiment["precision"]])
+        if not moved <= limit:
+            what = f"its answer to a view moves by {moved:.2g} logits with what else is in the batch"
+            found.add("model", what)
+        tolerance = max(TOLERANCE[experiment["precision"]], moved)
         for index, record in records.items():
             progress.advance(1, f"{len(found.findings)} findings")
             found.recomputed += 1
@@ -60,6 +70,22 @@ def look_again(
                 sighting = Sighting(record, experiment, item.pixels.float() / 255, logits, tolerance)
                 compare(sighting)
                 _tell(sighting, where, found)
+
+
+def _movement(
+    batch: Callable[[Tensor], np.ndarray], image_size: tuple[int, int], most: float
+) -> tuple[float, float]:
+    """How far the margins of one view of noise move with its company, and how far rounding may move them.
+
+    The view is shown alone, a second time, and first and last among black, white and other noise.
+    """
+    noise = torch.from_numpy(np.random.default_rng(7).random((2, 3, *image_size), dtype=np.float32))
+    view, others = noise[:1], torch.cat([noise[1:], torch.zeros_like(noise[:1]), torch.ones_like(noise)])
+    alone = batch(view)[0].astype(np.float64)
+    seen = [batch(view)[0], batch(torch.cat([view, others]))[0], batch(torch.cat([others, view]))[-1]]
+    changes = [np.where(other == alone, 0.0, other - alone) for other in seen]
+    moved = max(float(np.nan_to_num(np.ptp(change), nan=np.inf)) for change in changes)
+    return moved, most * max(1.0, float(np.abs(alone).max()))
 
 
 def _other_name(item: Item, record: Record) -> str:

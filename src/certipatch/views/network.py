@@ -208,6 +208,17 @@ def _own_compiler() -> Callable[..., Any]:
     return inductor
 
 
+def eager(model: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
+    """The model as it is, views (V, 3, H, W) -> logits, in this precision. It gets a copy of its views, in
+    which it may work in place."""
+
+    def function(views: Tensor) -> Tensor:
+        with autocast(precision, views.device):
+            return model(views.clone())  # type: ignore[no-any-return]
+
+    return function
+
+
 def fingerprint(model: nn.Module) -> tuple[list[Any], list[Any]]:
     """In brief, what a compiled or cut network has taken from its model: the modules, and the weights.
 

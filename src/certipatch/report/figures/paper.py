@@ -169,7 +169,7 @@ def _wrapped(name: str, width: int) -> str:
 
 def _about(summary: Summary, *more: str) -> str:
     """What holds for a whole figure."""
-    margin = [f"margin of at least {summary.min_margin:g}"] if summary.min_margin else []
+    margin = [f"margin of at least {summary.min_margin:g}"] if summary.below else []
     return ", ".join([*more, f"{summary.images} images", *margin])
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...records.schema import Record
-from ..advice import near, rounding
-from ..certification import percent_of_image, strategy
+from ..advice import near
+from ..certification import below_the_margin, percent_of_image, strategy
 from ..findings import outcome
 from .shown import Shown
 
@@ -37,14 +37,15 @@ def facts_of(run: Shown) -> dict[str, Any]:
         "states": Counter(outcome(record, summary.min_margin) for record in run.records),
         "passes": summary.passes / summary.images,
         "all_passes": 1 + n * (n + 1) // 2,
-        "smallest_margin": min(_margins(run.records), default=None),
+        "not_counted": below_the_margin(summary),
+        "smallest_margin": min(_margins(run.records, summary.min_margin), default=None),
         "near": near(summary),
-        "rounding": rounding(experiment),
+        "rounding": summary.folder.manifest.rounding,
     }
 
 
-def _margins(records: Sequence[Record]) -> list[float]:
-    return [record.margin for record in records if record.certified and record.margin is not None]
+def _margins(records: Sequence[Record], least: float) -> list[float]:
+    return [record.margin for record in records if record.counts(least) and record.margin is not None]
 
 
 def _provenance(run: Shown) -> dict[str, Any]:
