@@ -24,20 +24,20 @@ from certipatch.records.read import read_records
 from certipatch.records.schema import Line
 from certipatch.runtime.devices import make_fabric
 
-STATED = {"32-true": 1e-3, "bf16-mixed": 0.25}  # logits, as in docs/trust.md
+STATED = {"32-true": 1e-3, "bf16-mixed": 0.0625}  # logits, as in docs/trust.md
 
 
 @pytest.mark.parametrize("precision", STATED)
 def test_batch_order_and_threads_flip_no_certificate(
     trained: Path, photos: Path, one_thread: None, precision: str
 ):
-    """Patches are so large, and logits are halved, that some certificates are below the stated margin in
+    """Patches are so large, and logits are an eighth of what they were, that some certificates are below the stated margin in
     bf16; in float32 none is."""
     stated = STATED[precision]
     spec, network, _ = load_run(trained)
     with torch.no_grad():
         for parameter in network[1][-1].parameters():
-            parameter.mul_(0.5)
+            parameter.mul_(0.125)
     images = Images(load_source(str(photos)), spec)
     items = [images[index] for index in range(24)]
     pixels, labels = (

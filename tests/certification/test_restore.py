@@ -144,3 +144,15 @@ class TestRefusals:
             assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1), refused.err
             assert words in refused.err
         assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("fill", [[0.25, 0.25, 0.25], [0.5, 0.5, 0.5 + 1 / 255], [0.0, 0.0, 0.0]])
+def test_a_fill_that_is_not_the_models_is_refused(certified, trained: Path, fill: list[float]):
+    """The masks would be filled with another colour than was certified."""
+    folder = certified(patch=8)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["experiment"]["fill"] != fill
+    manifest["experiment"]["fill"] = fill
+    write_manifest(folder / "manifest.json", manifest)
+    with pytest.raises(cp.errors.SoundnessError, match=r"is of another defense than this model's \(fill"):
+        cp.load_defense(trained, folder)

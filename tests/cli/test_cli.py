@@ -116,6 +116,35 @@ def test_min_margin_counts_fewer_certificates(cli, trained: Path, photos: Path, 
     assert cli("report", tmp_path / "c", "--min-margin", "nan").code == 2
 
 
+def test_certificates_within_rounding_are_not_counted(cli, trained: Path, photos: Path, tmp_path: Path):
+    """By default; --min-margin 0 counts all. The records stay what they are, and every reader agrees."""
+    from tampering import forge, lines_of
+
+    out = tmp_path / "c"
+    done = cli("certify", model=trained, data=photos, patch=5, masks_per_axis=2, out=out)
+    assert done.code == 0
+    lines = lines_of(out)
+    certificates = [line for line in lines if line["certified"]]
+    for line, margin in zip(certificates[:3], (0.0, 9.99e-4, 1e-3), strict=True):
+        line["margin"] = margin
+    forge(out, lines)
+    (raw,) = json.loads(cli("report", out, min_margin=0, json=True).out)
+    (counted,) = json.loads(cli("report", out, json=True).out)
+    assert raw["certified_robust_accuracy"]["count"] == len(certificates)
+    assert (raw["min_margin"], raw["below_min_margin"]) == (0, 0)
+    assert counted["certified_robust_accuracy"]["count"] == len(certificates) - 2
+    assert (counted["min_margin"], counted["below_min_margin"]) == (1e-3, 2)
+    said = " ".join(cli("report", out).out.split())
+    assert "Not counted: 2 certificates" in said
+    assert "--min-margin 0 counts all" in said
+    assert "Not counted" not in cli("report", out, min_margin=0).out
+    (checked,) = json.loads(cli("verify", out, json=True).out)
+    assert (checked["certified"], checked["below"]) == (len(certificates) - 2, 2)
+    page = tmp_path / "page.html"
+    assert cli("report", out, html=page).code == 0
+    assert "Not counted: 2 certificates" in page.read_text()
+
+
 def test_a_timm_model_and_a_tar(cli, photos: Path, tmp_path: Path):
     """A timm network from random weights on a tar of class folders, at another image size than its own."""
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:

@@ -197,6 +197,10 @@ MANIFESTS: dict[str, tuple[Callable[[Manifest], object], str]] = {
     ),
     "other size": (lambda m: experiment("masks", "image_size")(m, [40, 40]), "is not the model's"),
     "fill": (lambda m: experiment("fill")(m, [0.4, 0.5, 0.5]), "fill"),
+    "fill that nobody asked for": (lambda m: experiment("fill")(m, [0.25] * 3), "the model's mean"),
+    "precision unknown": (lambda m: experiment("precision")(m, "32"), "precision is '32', expected"),
+    "precision of others": (lambda m: experiment("precision")(m, "64-true"), "precision is '64-true'"),
+    "precision of nothing": (lambda m: experiment("precision")(m, None), "precision is None"),
     "fill of one colour": (lambda m: experiment("fill")(m, m["experiment"]["fill"][:1]), "fill"),
     "weights": (lambda m: experiment("weights_sha256")(m, "0" * 64), "other weights"),
     "mean": (lambda m: experiment("model", "mean")(m, [0.4, 0.5, 0.5]), "model.mean"),
@@ -518,3 +522,57 @@ def test_command(cli, given, trained: Path, photos: Path, tmp_path: Path):
     assert "\x1b" not in done.out
     assert cli("verify", folder, "--model", "small-cnn").code == 2
     assert cli("verify", folder, "--weights", "x").code == 2
+
+
+def test_certificates_that_rounding_could_turn_are_counted_apart(given, tmp_path: Path):
+    folder = tmp_path / "c"
+    shutil.copytree(given[0], folder)
+    lines = lines_of(folder)
+    certificates = [line for line in lines if line["certified"]]
+    certificates[0]["margin"] = 9e-4
+    forge(folder, lines)
+    found = verify(folder)
+    assert (found.certified, found.below) == (len(certificates) - 1, 1)
+    assert "1 more with a margin that rounding could turn" in found.text(again=False)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    least = sorted(line["margin"] for line in certificates)[1]
+    manifest["environment"]["network"]["moved"] = least * 1.01
+    write_manifest(folder / "manifest.json", manifest)
+    found = verify(folder)
+    assert (found.certified, found.below) == (len(certificates) - 2, 2)
+
+
+class NearTie(torch.nn.Module):
+    """The two best logits of each view differ by ``gap``; with ``mixing`` by the mean of the batch too."""
+
+    def __init__(self, inner: torch.nn.Module, gap: float, mixing: float = 0.0) -> None:
+        super().__init__()
+        self.inner, self.gap, self.mixing = inner, gap, mixing  # the inner one says which colour fills masks
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tie = torch.tensor([self.gap, 0.0, -9.0]).expand(len(images), 3)
+        return tie + self.mixing * images.mean() * torch.tensor([1.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("gap", [4e-4, -4e-4, -4e-3])
+def test_what_is_not_confirmed_is_no_success(given, tmp_path: Path, cli, gap: float):
+    """A record that says 0 where the best of two nearly equal labels is 1: within rounding it is not
+    confirmed, beyond it is wrong."""
+    _, model, source = given
+    opened = replace(model, network=NearTie(model.network, 4e-4).eval())
+    out = tmp_path / "c"
+    masks = MaskSet.covering(image_size=opened.spec.image_size, patch_size=(12, 12), masks_per_axis=2)
+    certify(opened, source.first(9), masks, out, fabric=make_fabric(device="cpu"))
+    other = replace(model, network=NearTie(model.network, gap).eval())
+    found = verify(out, model=other, source=source, sample=None, device="cpu")
+    wrong = [line for line in map(str, found.findings) if "weights" not in line]
+    assert bool(wrong) == (gap == -4e-3), wrong
+    assert found.undecided == (9 if gap == -4e-4 else 0)
+    assert found.confirmed == (gap == 4e-4)
+
+
+def test_a_model_that_mixes_views_is_found(given):
+    folder, model, source = given
+    mixing = replace(model, network=NearTie(model.network, 1, 0.1).eval())
+    found = verify(folder, model=mixing, source=source, sample=1, device="cpu")
+    assert any("moves by" in str(finding) for finding in found.findings)

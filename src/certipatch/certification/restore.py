@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 
 from ..config import differences
 from ..data.source import Source
-from ..defenses.contract import check_precision
+from ..defenses.contract import CertifiedDefense, check_precision
 from ..defenses.patchcleanser.defense import PatchCleanser
 from ..errors import ConfigError, DataError, SoundnessError
 from ..geometry.masks import MaskSet
@@ -59,8 +59,20 @@ def restore(manifest: Manifest, opened: Opened, fabric: Fabric) -> PatchCleanser
     options = {name: manifest.stated[name] for name in method.options if name in manifest.stated}
     defense: Any = method.build(opened.network.to(fabric.device).eval(), masks, way, **options)
     check_precision(defense, certified.precision)
+    _check_same(manifest, defense)
     found: PatchCleanser = defense
     return found
+
+
+def _check_same(manifest: Manifest, defense: CertifiedDefense) -> None:
+    """Whatever can change a result, such as the fill, is what was certified. Raises SoundnessError."""
+    here = json.loads(json.dumps(defense.describe()))
+    differing = differences({key: value for key, value in manifest.stated.items() if key in here}, here)
+    if differing:
+        raise SoundnessError(
+            f"certified {manifest.folder}: is of another defense than this model's "
+            f"({'; '.join(differing[:3])}); certify this one"
+        )
 
 
 def certified_masks(manifest: Manifest, opened: Opened) -> MaskSet:

@@ -138,10 +138,9 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _refuse_more_than_rounding(moved: float, expected: Tensor, precision: str, when: str) -> None:
-    rounding = MOST_MOVED[precision]
     if precision == "32-true" and expected.device.type != "cpu":
-        rounding = MOST_MOVED["16-mixed"]
-    limit = rounding * max(1.0, float(expected.nan_to_num(0, 0, 0).abs().max()))
+        precision = "16-mixed"
+    limit = MOST_MOVED[precision] * max(1.0, float(expected.nan_to_num(0, 0, 0).abs().max()))
     if not moved <= limit:
         raise SoundnessError(
             f"model: expected answers that depend on one view alone, found logits that move by {moved:.2g} "
