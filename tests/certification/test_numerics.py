@@ -31,8 +31,8 @@ STATED = {"32-true": 1e-3, "bf16-mixed": 0.0625}  # logits, as in docs/trust.md
 def test_batch_order_and_threads_flip_no_certificate(
     trained: Path, photos: Path, one_thread: None, precision: str
 ):
-    """Patches are so large, and logits are an eighth of what they were, that some certificates are below the stated margin in
-    bf16; in float32 none is."""
+    """Patches are so large, and logits so much smaller than trained, that some certificates are below the
+    stated margin in bf16; in float32 none is."""
     stated = STATED[precision]
     spec, network, _ = load_run(trained)
     with torch.no_grad():
