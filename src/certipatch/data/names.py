@@ -19,8 +19,8 @@ from ..errors import DataError
 # Endings of data, documents and films (.h5, .pdf, .mpg) are not among them, though Pillow knows some.
 _ENDINGS = """
 apng avif avifs blp bmp bw cur dcx dds dib emf eps fit fits flc fli ftc ftu gbr gif icb icns ico im j2c
-j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo msp pbm pcd pcx pfm pgm png pnm ppm ps psd pxr qoi ras rgb rgba sgi tga
-tif tiff vda vst webp wmf xbm xpm
+j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo msp pbm pcd pcx pfm pgm png pnm ppm ps psd pxr qoi ras rgb rgba
+sgi tga tif tiff vda vst webp wmf xbm xpm
 arw cr2 cr3 dng exr hdr heic heif hif jfi jif jxl jxr nef orf raf rw2 svg wdp
 """
 IMAGE_ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split())
@@ -74,7 +74,7 @@ def what_was_left_out(root: str, names: Iterable[str]) -> tuple[str, ...]:
     if not kinds:
         return ()
     counted = [f"{len(found)} {kind} ({_some(found)})" for kind, found in kinds.items()]
-    return (f"data {root}: left out, for they are no images by their name: {'; '.join(counted)}",)
+    return (f"data {root}: left out: {'; '.join(counted)}",)
 
 
 def what_is_empty(root: str, folders: Iterable[str]) -> tuple[str, ...]:
