@@ -6,6 +6,7 @@ A command is a file of this folder, with a function whose signature is its optio
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -69,7 +70,8 @@ def _check_words(words: list[str]) -> None:
 def main() -> None:
     """Run the command line. Every error of ours is one line on standard error and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):  # a notebook has others
+            stream.reconfigure(errors="backslashreplace")
     try:
         _check_words(sys.argv[1:])
         app()
