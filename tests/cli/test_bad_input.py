@@ -128,12 +128,26 @@ class TestData:
         validation = write_photos(tmp_path / "val", classes=("blue", "green", "pink"))
         refused(cli(*train_options(photos, tmp_path / "run", val_data=validation)), "pink")
 
-    def test_fewer_classes_keep_their_labels_in_certify(self, cli, trained: Path, tmp_path: Path):
+    def test_fewer_classes_keep_their_labels(self, tmp_path: Path):
         """Folder names, not their positions, say what a label means."""
         data = write_photos(tmp_path / "some", classes=("red",))
+        assert load_source(str(data), classes=("blue", "green", "red")).labels == [2] * 8
+
+    @pytest.mark.parametrize("how", ["no folder", "empty folder", "renamed images"])
+    def test_a_class_of_the_run_without_an_image(
+        self, cli, trained: Path, photos: Path, tmp_path: Path, how: str
+    ):
+        """A certified share over fewer classes than the run's would look like one over all."""
+        data = tmp_path / "data"
+        shutil.copytree(photos, data)
+        for image in sorted((data / "green").iterdir()):
+            image.rename(image.with_suffix(".bin")) if how == "renamed images" else image.unlink()
+        if how == "no folder":
+            (data / "green").rmdir()
         done = cli(*certify_options(trained, data, tmp_path / "c"))
-        assert done.code == 0, done.err
-        assert {record.label for record in read_records(tmp_path / "c")} == {2}
+        refused(done, "images of every class", "green")
+        assert not (tmp_path / "c").exists()
+        assert ("8 of .bin (green/0.bin, green/1.bin" in done.err) == (how == "renamed images")
 
     @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "stumbles"])
     def test_unreadable_image(self, cli, trained: Path, photos: Path, tmp_path: Path, damage: str):
@@ -221,15 +235,20 @@ class TestTar:
         return member
 
     def test_links_and_devices_are_no_images(self, photos: Path, tmp_path: Path):
+        """They are not followed, and not left out in silence either."""
         (tmp_path / "secret.png").write_bytes((photos / "red" / "0.png").read_bytes())
-        path = self.write(
-            tmp_path / "t.tar",
-            photos,
-            self.member("photos/red/x.png", type=tarfile.SYMTYPE, linkname=str(tmp_path / "secret.png")),
-            self.member("photos/red/y.png", type=tarfile.LNKTYPE, linkname="../../secret.png"),
-            self.member("photos/red/z.png", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
-        )
-        assert len(load_source(str(path))) == 24
+        for attributes, word in (
+            ({"type": tarfile.SYMTYPE, "linkname": str(tmp_path / "secret.png")}, "dereference"),
+            ({"type": tarfile.LNKTYPE, "linkname": "../../secret.png"}, "dereference"),
+            ({"type": tarfile.LNKTYPE, "linkname": "photos/red/0.png"}, "dereference"),
+            ({"type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}, "plain files"),
+            ({"type": tarfile.FIFOTYPE}, "plain files"),
+        ):
+            for name in ("photos/red/x.png", "photos/violet"):  # a link to a class folder has no ending
+                path = self.write(tmp_path / "t.tar", photos, self.member(name, **attributes))
+                with pytest.raises(DataError, match=word) as refusal:
+                    load_source(str(path))
+                assert name in str(refusal.value)
 
     @pytest.mark.parametrize(
         "name", ["../../../red/evil.png", "/etc/red/evil.png", "photos/red/../../../../evil.png"]

@@ -6,13 +6,14 @@ A command is a file of this folder, with a function whose signature is its optio
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
 
 import typer
 
-from ..errors import CertiPatchError, ProcessError, one_line
+from ..errors import CertiPatchError, ConfigError, ProcessError, one_line
 from .attack import attack
 from .bench import bench
 from .certify import certify
@@ -54,9 +55,25 @@ def options(
     """The options of ``certipatch`` itself; this text is not shown."""
 
 
+def _check_words(words: list[str]) -> None:
+    """Raise ConfigError for a word that is not UTF-8: it would be written into a manifest."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"command line: expected names in UTF-8, found {os.fsencode(word)!r}; rename it, or set "
+                "LC_ALL=C.UTF-8 where the locale is another"
+            ) from None
+
+
 def main() -> None:
     """Run the command line. Every error of ours is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook has others
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _check_words(sys.argv[1:])
         app()
     except (CertiPatchError, OSError) as error:
         print(f"certipatch: {one_line(str(error))}", file=sys.stderr, flush=True)

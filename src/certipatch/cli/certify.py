@@ -110,7 +110,9 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
     # Processes that certify meet at the end only: who is first must not give up on the others.
     fab = make_fabric(**asked.machine, patience=timedelta(days=30))
     with resumable(asked.out), launched(fab):
-        source, opened = in_turn(fab, lambda: open_both(asked.model, asked.data, limit=asked.limit))
+        source, opened = in_turn(
+            fab, lambda: open_both(asked.model, asked.data, limit=asked.limit, every_class=True)
+        )
         patch, masks_per_axis, patches = asked.geometry
         folders = geometries(patch, masks_per_axis, opened.spec.image_size, asked.out, patches)
         # Each process is a shard: together they need to agree on nothing but the end.

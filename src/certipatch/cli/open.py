@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..config import DataAsked, ModelAsked, ModelSpec
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, one_line
 from ..geometry.patch import Size
 from ..runtime.console import stderr
 from .parse import parse_size
@@ -27,22 +27,32 @@ if TYPE_CHECKING:
 
 
 def open_both(
-    model: ModelAsked, data: DataAsked, *, limit: int | None = None, as_in: Manifest | None = None
+    model: ModelAsked,
+    data: DataAsked,
+    *,
+    limit: int | None = None,
+    as_in: Manifest | None = None,
+    every_class: bool = False,
 ) -> tuple[Source, Opened]:
     """The images to judge a model on, and the model.
 
-    A training run brings its classes to the images, the images bring theirs to any other model.
+    A training run brings its classes to the images, the images bring theirs to any other model. All of them
+    do, also those that a limit leaves out: what is certified does not depend on which are left.
 
     Args:
         limit: only this many images, spread over all. as_in: only those that this certification is of.
+        every_class: refuse images without any of a class that a training run knows.
     """
     run = open_run_asked(model) if is_run(model.name) else None
-    source = open_data(data, run, model.name).first(limit)
+    source = open_data(data, run, model.name)
+    if run is not None and every_class:
+        source.refuse_missing_classes(f"data {data.place}")
+    opened = run or build_asked(model, source)
     if as_in is not None:
         from ..certification.restore import images_as_certified
 
-        source = images_as_certified(as_in, source)
-    return source, run or build_asked(model, source)
+        return images_as_certified(as_in, source), opened
+    return source.first(limit), opened
 
 
 def open_data(data: DataAsked, run: Opened | None = None, name: str = "") -> Source:
@@ -60,7 +70,14 @@ def open_data(data: DataAsked, run: Opened | None = None, name: str = "") -> Sou
             f"data {data.place}: expected the classes of {name} ({', '.join(classes[:5])} ...), found "
             f"{', '.join(source.classes[:5])} ..."
         )
+    remark(source)
     return source
+
+
+def remark(source: Source) -> None:
+    """Say what lies among the images and was left out, or is there twice."""
+    for line in source.remarks:
+        stderr.print(one_line(line), markup=False, soft_wrap=True)
 
 
 def open_run_asked(model: ModelAsked, *, classes: tuple[str, ...] | None = None) -> Opened:
@@ -124,12 +141,12 @@ def _enlarging(spec: ModelSpec, crop_pct: float | None) -> ModelSpec:
 
 def _smaller(source: Source, size: Size) -> bool:
     """Whether all of some images, spread over the set, are smaller than the model's input."""
-    from ..data.decode import UNREADABLE
+    from ..data.decode import UNREADABLE, decode
 
     some, smaller = source.first(10), []
     for i in range(len(some)):
         try:
-            width, height = some.open(i).size
+            width, height = decode(some.open(i)).size  # upright
         except UNREADABLE:
             continue
         smaller.append(height < size[0] or width < size[1])

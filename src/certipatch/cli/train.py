@@ -15,7 +15,7 @@ from ..geometry.patch import parse_patch
 from ..runtime.console import stdout
 from ..training.strategies import STRATEGIES
 from . import options as ask
-from .open import is_run, open_to_train, resumable
+from .open import is_run, open_to_train, remark, resumable
 from .parse import check_out, parse_devices
 
 if TYPE_CHECKING:
@@ -152,10 +152,13 @@ def _open(asked: TrainingAsked) -> tuple[Source, Source, Opened]:
     from ..data.load import judged_split, load_source
 
     data, judged = asked.data, asked.validation
-    source = load_source(data.place, split=data.split, class_map=data.class_map).first(asked.limit)
+    whole = load_source(data.place, split=data.split, class_map=data.class_map)
     split = judged_split(judged.place, judged.split)
-    validation = load_source(judged.place, split=split, classes=source.classes)
-    return source, validation, open_to_train(asked.model, source, seed=asked.recipe["seed"])
+    validation = load_source(judged.place, split=split, classes=whole.classes)
+    for found in (whole, validation) if validation.remarks != whole.remarks else (whole,):
+        remark(found)
+    opened = open_to_train(asked.model, whole, seed=asked.recipe["seed"])
+    return whole.first(asked.limit), validation, opened
 
 
 def _config(asked: TrainingAsked, opened: Opened) -> TrainConfig:

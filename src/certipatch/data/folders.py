@@ -1,48 +1,62 @@
 """Images of one's own: a folder, or a tar, with one folder of images for each class.
 
-timm finds the images. What it would read in another sense than the user's is refused here: class folders that
-do not lie side by side, or are empty, tars inside a tar, classes that the model does not know.
+Every image is counted, in one order on every machine, or named: as left out, or in a refusal. What would be
+read in another sense than the user's is refused: class folders that do not lie side by side, or are empty,
+folders that come twice through a link, classes that the model does not know.
 """
 
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
-from timm.data.readers import create_reader
 
 from ..errors import ConfigError, DataError, brief
 from .decode import open_bytes, open_image
+from .names import (
+    in_order,
+    is_image,
+    is_system_folder,
+    readable_name,
+    what_is_empty,
+    what_is_twice,
+    what_was_left_out,
+)
 from .source import Source
+from .tars import EXPECTED, contents_of
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images that timm has found in a folder or tar.
+    """The images in a folder or tar.
 
     Attributes:
         root: the folder or tar.
-        names: of each image its path below ``root``.
-        labels: of each image the number of its class folder, as in ``folders``.
-        folders: for each class folder its number, in timm's order.
+        names: of each image its path below ``root``, in order.
         open: the image at a position, or OSError, ValueError and the like.
+        folders: the paths of all folders below ``root``, also of those without images.
+        remarks: lines that say what was left out, and what is there twice.
     """
 
     root: str
     names: Sequence[str]
-    labels: Sequence[int]
-    folders: dict[str, int]
     open: Callable[[int], Image.Image]
+    folders: frozenset[str]
+    remarks: tuple[str, ...]
 
-    @property
+    @cached_property
+    def class_of(self) -> list[str]:
+        """Of each image the name of the folder in which it lies."""
+        return [os.path.basename(os.path.dirname(name)) for name in self.names]
+
+    @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The class folders in the order of their numbers."""
-        return tuple(sorted(self.folders, key=self.folders.__getitem__))
+        """The class folders in order."""
+        return tuple(sorted(set(self.class_of), key=in_order))
 
 
 def folder_or_tar(
@@ -56,15 +70,21 @@ def folder_or_tar(
     root = _split_folder(root, split)
     if class_map:
         classes = read_class_map(class_map)
-    in_tar = os.path.isfile(root) and Path(root).suffix == ".tar"
-    listing = _list_tar(root) if in_tar else _list_folder(root)
-    if "" in listing.folders:
+    known = frozenset(classes or ())
+    listing = _list_folder(root, known) if os.path.isdir(root) else _list_tar(root, known)
+    if not listing.names:
+        raise DataError(f"data {root}: {EXPECTED}, found no images{_briefly(listing.remarks)}")
+    if "" in listing.class_of:
         raise DataError(f"data {root}: expected images in one folder a class, found some outside any folder")
-    labels = listing.labels if classes is None else _labels_by_name(listing, classes)
-    parent = _parent_of_classes(listing)
-    if classes is None and not in_tar:
-        _refuse_empty_folders(listing, parent)
-    return Source(classes or listing.classes, listing.names, labels, listing.open)
+    labels = _labels_by_name(listing, classes)
+    empty = _empty_folders(listing, _parent_of_classes(listing))
+    if empty and classes is None:  # the classes after it would get smaller labels
+        raise DataError(
+            f"data {root}: expected images in every class folder, found none in "
+            f"{', '.join(empty[:5])}; fill or remove it"
+        )
+    remarks = listing.remarks + what_is_empty(root, empty)
+    return Source(classes or listing.classes, listing.names, labels, listing.open, remarks)
 
 
 def read_class_map(path: str) -> tuple[str, ...]:
@@ -99,77 +119,126 @@ def _split_folder(root: str, split: str | None) -> str:
     return folder
 
 
-def _list_folder(root: str) -> Listing:
-    reader = _reader(root)
-    paths, labels = zip(*reader.samples, strict=True)
-    names = [os.path.relpath(path, root) for path in paths]
-    return Listing(root, names, list(labels), reader.class_to_idx, lambda i: open_image(paths[i]))
+def _briefly(remarks: tuple[str, ...]) -> str:
+    return f" ({remarks[0].partition(': ')[2]})" if remarks else ""
 
 
-def _list_tar(root: str) -> Listing:
-    # timm keeps the list of a large tar beside it as a pickle, and would read any that it finds there.
-    reader = _reader(root, cache_tarinfo=False)
-    if not reader.root_is_tar:
-        raise DataError(
-            f"data {root}: expected one folder a class inside the tar, found tars inside it; unpack it"
-        )
-    members: list[tarfile.TarInfo] = [member for member, _, _ in reader.samples]
-    if any(member.issparse() for member in members):
-        raise DataError(
-            f"data {root}: expected whole files in the tar, found sparse ones; pack it again without --sparse"
-        )
+@dataclass
+class _Walk:
+    """A walk through a folder, links followed.
+
+    Attributes:
+        known: names of classes, which are never taken for folders of a system.
+        images: by name below the root, the path and the number of the file.
+        walked: by real path, the name below the root of each folder.
+        left_out: names of files, and of folders with a slash behind.
+    """
+
+    root: str
+    known: frozenset[str]
+    images: dict[str, tuple[str, int]] = field(default_factory=dict)
+    walked: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def walk(self, path: str, below: str) -> None:
+        """Take in all that lies in one folder. Raises DataError for a folder that comes twice."""
+        real = os.path.realpath(path)
+        if real in self.walked:
+            raise DataError(
+                f"data {self.root}: expected each folder once, found {self.walked[real] or 'it'} again as "
+                f"{below}, through a link; remove the link"
+            )
+        self.walked[real] = below
+        device = os.stat(path).st_dev
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
+                base = readable_name(os.fsencode(entry.name), self.root)
+                name = os.path.join(below, base)
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    if is_system_folder(base) and base not in self.known:
+                        self.left_out.append(f"{name}/")
+                    else:
+                        self.walk(entry.path, name)
+                elif is_image(name):
+                    self.images[name] = entry.path, _number(entry, device)
+                else:
+                    self.left_out.append(name)
+
+    def twice(self) -> list[tuple[str, str]]:
+        """Images that are the file of an earlier one, each with the name of that."""
+        first: dict[int, str] = {}
+        found = []
+        for name in sorted(self.images, key=in_order):
+            other = first.setdefault(self.images[name][1], name)
+            if other != name:
+                found.append((name, other))
+        return found
+
+
+def _number(entry: os.DirEntry[str], device: int) -> int:
+    """A number that names with the same file share; links are followed, and one that leads nowhere is its
+    own file."""
+    inode = entry.inode()
+    if entry.is_symlink() and os.path.exists(entry.path):
+        there = os.stat(entry.path)
+        device, inode = there.st_dev, there.st_ino
+    return (device << 64) + inode
+
+
+def _list_folder(root: str, known: frozenset[str]) -> Listing:
+    found = _Walk(root, known)
+    try:
+        found.walk(root, "")
+    except OSError as error:
+        raise DataError(f"data {root}: expected folders that can be read ({brief(error, 100)})") from error
+    names = sorted(found.images, key=in_order)
+    paths = [found.images[name][0] for name in names]
+    remarks = what_was_left_out(root, found.left_out) + what_is_twice(root, found.twice())
+    folders = frozenset(found.walked.values())
+    return Listing(root, names, lambda i: open_image(paths[i]), folders, remarks)
+
+
+def _list_tar(root: str, known: frozenset[str]) -> Listing:
+    found = contents_of(root, known)
+    names = sorted(found.images, key=in_order)
+    places = [(found.images[name].offset_data, found.images[name].size) for name in names]
 
     def read(i: int) -> Image.Image:
         # Each read opens the tar anew: worker processes that shared a file offset would disturb each other.
         with open(root, "rb") as file:
-            file.seek(members[i].offset_data)
-            return open_bytes(file.read(members[i].size))
+            file.seek(places[i][0])
+            return open_bytes(file.read(places[i][1]))
 
-    names = [member.path for member in members]
-    return Listing(root, names, [int(label) for label in reader.targets], reader.class_name_to_idx, read)
-
-
-def _reader(root: str, **options: bool) -> Any:
-    try:
-        return create_reader("", root=root, **options)
-    except (RuntimeError, ValueError, tarfile.TarError, OSError) as error:
-        raise DataError(
-            f"data {root}: expected a folder or .tar with one folder of images a class, found no images "
-            f"({brief(error, 100)})"
-        ) from error
+    remarks = what_was_left_out(root, dict.fromkeys(found.left_out))
+    return Listing(root, names, read, frozenset(found.folders), remarks)
 
 
-def _labels_by_name(listing: Listing, classes: tuple[str, ...]) -> list[int]:
-    """The label of each image: the position of its folder's name among these classes."""
-    position = {name: label for label, name in enumerate(classes)}
-    unknown = sorted(set(listing.folders) - set(position))
-    if unknown:
+def _labels_by_name(listing: Listing, classes: tuple[str, ...] | None) -> list[int]:
+    """The label of each image: the position of its folder's name among the classes of the model, or else
+    among the folders."""
+    position = {name: label for label, name in enumerate(classes or listing.classes)}
+    if unknown := sorted(set(listing.classes) - set(position)):
         raise DataError(
             f"data {listing.root}: folders of classes the model does not know: {', '.join(unknown[:5])}; "
-            f"expected some of {', '.join(classes[:5])} ... (or give --class-map)"
+            f"expected some of {', '.join(list(position)[:5])} ... (or give --class-map)"
         )
-    by_folder = {number: position[name] for name, number in listing.folders.items()}
-    return [by_folder[number] for number in listing.labels]
+    return [position[name] for name in listing.class_of]
 
 
 def _parent_of_classes(listing: Listing) -> str:
-    """The folder, below the root, in which the class folders lie."""
+    """The folder, below the root, in which the class folders lie; "" for the root itself."""
     parents = {os.path.dirname(os.path.dirname(name)) for name in listing.names}
     if len(parents) > 1:
         raise DataError(
             f"data {listing.root}: expected all class folders side by side, found them in "
             f"{', '.join(sorted(parents)[:3])}; name one of these folders (or --split)"
         )
-    return parents.pop()
+    parent = os.path.normpath(parents.pop())
+    return "" if parent == "." else parent
 
 
-def _refuse_empty_folders(listing: Listing, parent: str) -> None:
-    """timm does not see a folder without images, so the classes after it would get smaller labels."""
-    with os.scandir(os.path.join(listing.root, parent)) as entries:
-        there = {entry.name for entry in entries if entry.is_dir()}
-    empty = sorted(name for name in there - set(listing.folders) if not name.startswith("."))
-    if empty:
-        raise DataError(
-            f"data {listing.root}: expected images in every class folder, found none in "
-            f"{', '.join(empty[:5])}; fill or remove it"
-        )
+def _empty_folders(listing: Listing, parent: str) -> list[str]:
+    """The folders without images that lie beside the class folders."""
+    there = map(os.path.normpath, listing.folders - {"", "."})
+    beside = {os.path.basename(path) for path in there if os.path.dirname(path) == parent}
+    return sorted(beside - set(listing.classes), key=in_order)

@@ -25,7 +25,8 @@ from .source import Source
 
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
-DOWNLOADS = Path(os.environ.get("CERTIPATCH_DATA", "~/.cache/certipatch")).expanduser()
+# It still begins with "~" where there is no home folder; only what is downloaded needs one.
+DOWNLOADS = Path(os.path.expanduser(os.environ.get("CERTIPATCH_DATA", "~/.cache/certipatch")))
 
 NOT_TRAIN = ("test", "val", "valid", "validation", "eval", "evaluation")  # the other half of CIFAR and MNIST
 
@@ -79,6 +80,10 @@ def timm_named(data: str, split: str) -> Source:
 def _created(data: str, split: str) -> Any:
     # wds/PATH: the shards (and their _info.json) are in the folder PATH; other libraries know where data is.
     root = data.removeprefix("wds/") if data.startswith("wds/") else str(DOWNLOADS)
+    if root.startswith("~"):
+        raise ConfigError(
+            f"data {data}: expected a folder for downloads, found no home folder; set CERTIPATCH_DATA"
+        )
     create = _svhn if data.lower() == "torch/svhn" else timm.data.create_dataset
     try:
         return create(data, root=root, split=split, download=True)

@@ -7,9 +7,10 @@ images are decoded here, and an unreadable one becomes an :class:`Item` without 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import timm.data
 import torch
@@ -21,18 +22,22 @@ from ..config import ModelSpec
 from ..errors import ConfigError, DataError
 from .decode import UNREADABLE, decode, why_unreadable
 
+LONGEST = 20  # of a picture more than so many times as long as the crop, only the middle is resized
+
 
 @dataclass(frozen=True)
 class Source:
     """Images before any transform: the name and label of each, and a way to open it.
 
     ``open(i)`` returns a PIL image, or raises one of ``decode.UNREADABLE`` for an image that cannot be read.
+    ``remarks`` are lines for the user: what lies among the images and was left out, or is there twice.
     """
 
     classes: tuple[str, ...]
     names: Sequence[str]
     labels: Sequence[int]
     open: Callable[[int], Image.Image]
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,7 +91,18 @@ class Source:
             [self.names[i] for i in chosen],
             [self.labels[i] for i in chosen],
             lambda i: self.open(chosen[i]),
+            self.remarks,
         )
+
+    def refuse_missing_classes(self, what: str) -> None:
+        """Raise DataError if a class has no image; ``what`` is how the data is called there."""
+        present = set(self.labels)
+        empty = [name for label, name in enumerate(self.classes) if label not in present]
+        if empty:
+            raise DataError(
+                f"{what}: expected images of every class, found none of {', '.join(empty[:5])}"
+                f"{' ...' if len(empty) > 5 else ''}"
+            )
 
 
 @dataclass(frozen=True)
@@ -137,9 +153,10 @@ def pixels_sha256(pixels: Tensor) -> str:
 def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
     """timm's evaluation transform to (3, H, W) uint8: it resizes and crops.
 
-    It does not normalise; that is the first layer of the model.
+    It does not normalise; that is the first layer of the model. Of a picture that is much longer than wide
+    only the middle is resized, around what the crop takes.
     """
-    return timm.data.create_transform(
+    transform = timm.data.create_transform(
         (3, *spec.image_size),
         is_training=False,
         crop_pct=spec.crop_pct,
@@ -147,6 +164,22 @@ def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
         interpolation=spec.interpolation,
         normalize=False,
     )
+    if spec.crop_mode != "center":  # the others do not resize the short side alone
+        return cast(Callable[[Image.Image], Tensor], transform)
+    return lambda image: transform(_middle(image, spec.image_size))
+
+
+def _middle(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture, or of one that is more than LONGEST times as long as a crop of this size the middle.
+
+    timm resizes the whole of a picture to crop it afterwards, which would make 77 GB of 1 x 100,000 pixels.
+    """
+    longest = math.ceil(LONGEST * max(size) / min(size) * min(image.size))
+    if max(image.size) <= longest:
+        return image
+    longest -= (max(image.size) - longest) % 2  # so that the middle stays in the middle
+    left, top = (max(0, side - longest) // 2 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def check_training_classes(train: Source, validation: Source) -> None:
@@ -159,13 +192,8 @@ def check_training_classes(train: Source, validation: Source) -> None:
             f"validation data: expected the classes {', '.join(train.classes[:5])}, found "
             f"{', '.join(validation.classes[:5])}"
         )
-    for what, source in (("training", train), ("validation", validation)):
-        present = set(source.labels)
-        empty = [name for label, name in enumerate(train.classes) if label not in present]
-        if empty:
-            raise DataError(
-                f"{what} data: expected images of every class, found none of {', '.join(empty[:5])}"
-            )
+    train.refuse_missing_classes("training data")
+    validation.refuse_missing_classes("validation data")
 
 
 def collate(items: list[Item]) -> tuple[Tensor, Tensor]:

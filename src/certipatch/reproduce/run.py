@@ -19,7 +19,7 @@ from ..certification.certify import certify
 from ..config import ModelSpec
 from ..data.load import load_source
 from ..data.source import Source
-from ..errors import CertiPatchError, ConfigError, DataError, brief
+from ..errors import CertiPatchError, ConfigError, DataError, brief, one_line
 from ..models.build import build, describe
 from ..models.runs import Opened, open_run
 from ..runtime.console import stderr
@@ -219,6 +219,8 @@ def _load(setup: Setup, locations: dict[str, str], part: str) -> Source:
 def _load_source(location: str, split: str, classes: tuple[str, ...] | None) -> Source:
     """A timm name, a folder with a sub-folder for each split, or a folder with a tar for each."""
     tar = os.path.join(location, f"{split}.tar")
-    if os.path.isfile(tar):
-        return load_source(tar, classes=classes)
-    return load_source(location, split=split, classes=classes)
+    packed = os.path.isfile(tar)
+    source = load_source(tar if packed else location, split=None if packed else split, classes=classes)
+    for line in source.remarks:
+        stderr.print(one_line(line), markup=False, soft_wrap=True)
+    return source
