@@ -1,8 +1,9 @@
-"""Simple patch attacks on a defended classifier, as anyone would write them first. Nothing here is certipatch.
+"""Simple patch attacks on a defended classifier, as anyone would write them first.
 
-They are the oracles of ``attacks.py``: an attack that knows the defense must find what each of these finds with as many queries. A
-query is an image that the network sees in a forward or in a backward pass. The words: ``keep`` is a (masks, height, width) array of
-bool, True where a pixel stays visible; a *view* is the image under one or two masks.
+They import nothing of certipatch, and are the oracles of ``attacks.py``: an attack that knows the defense has
+to find what each of these finds with as many queries. A query is an image that the network sees in a forward
+or in a backward pass. The words: ``keep`` is a (masks, height, width) array of bool, True where a pixel stays
+visible; a *view* is the image under one or two masks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class OutOfQueries(Exception):
+class OutOfQueriesError(Exception):
     """The network was asked as often as was agreed."""
 
 
@@ -29,7 +30,7 @@ class Counted(nn.Module):
 
     def count(self, images: Tensor) -> None:
         if self.asked + len(images) > self.budget:
-            raise OutOfQueries
+            raise OutOfQueriesError
         self.asked += len(images)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -44,8 +45,8 @@ class Counted(nn.Module):
 class Victim:
     """One image (3, H, W) in [0, 1] with its label, and the defended classifier.
 
-    ``predict`` gives the defended labels of images (N, 3, H, W), ``model`` the logits of a view; ``fill`` (3, 1, 1) is the colour of
-    what a mask hides, ``patch`` the height and width of the patch.
+    ``predict`` gives the defended labels of images (N, 3, H, W), ``model`` the logits of views; ``fill``
+    (3, 1, 1) is the colour of what a mask hides, ``patch`` the height and width of the patch.
     """
 
     model: Callable[[Tensor], Tensor]
@@ -64,7 +65,8 @@ class Victim:
         return torch.where(outside, self.image, whole)
 
     def views(self, place: tuple[int, int], pairs: int, rng: torch.Generator) -> Tensor:
-        """What is visible (V, H, W) in the one-mask views, and in some random two-mask ones, that show some of the patch."""
+        """What is visible (V, H, W) in the one-mask views that show some of the patch, and in some random
+        two-mask ones that do."""
         (top, left), (h, w), n = place, self.patch, len(self.keep)
         first, second = torch.randint(n, (2, pairs), generator=rng)
         keep = torch.cat([self.keep, self.keep[first] & self.keep[second]])
@@ -139,7 +141,8 @@ def eot(
 ) -> Tensor:
     """Gradient of the loss, averaged over views, from a random content at each of the places.
 
-    The content is rounded to 8 bits before it is looked at. Returns the patched image; raises OutOfQueries.
+    The content is rounded to 8 bits before it is looked at. Returns the patched image, or raises
+    OutOfQueriesError.
     """
     for place in places(victim, rng):
         content = torch.rand(3, *victim.patch, generator=rng)
@@ -154,7 +157,7 @@ def eot(
             content = (content.detach() + step * (1 - t / steps) * velocity.sign()).clamp(0, 1)
             if (t + 1) % look_every == 0 and (found := victim.fooled(content, place)) is not None:
                 return found
-    raise OutOfQueries
+    raise OutOfQueriesError
 
 
 def random_places(victim: Victim, rng: torch.Generator) -> Tensor:
@@ -168,7 +171,8 @@ def random_places(victim: Victim, rng: torch.Generator) -> Tensor:
 
 
 def squares(victim: Victim, rng: torch.Generator, *, tries: int = 100) -> Tensor:
-    """Random search without gradients: a square of the patch gets a colour of corners of the cube, and stays if the margin falls."""
+    """Random search without gradients: a square of the patch gets a colour of the cube's corners, and keeps
+    it if more views are nearer to wrong."""
     h, w = victim.patch
     while True:
         place = victim.random_place(rng)
@@ -182,7 +186,11 @@ def squares(victim: Victim, rng: torch.Generator, *, tries: int = 100) -> Tensor
             if t:
                 tried[:, top : top + side, left : left + side] = torch.rand(3, 1, 1, generator=rng).round()
             with torch.no_grad():
-                now = float(margin(victim.model(torch.where(keep, victim.paste(tried, place), victim.fill)), victim.label))
+                now = float(
+                    margin(
+                        victim.model(torch.where(keep, victim.paste(tried, place), victim.fill)), victim.label
+                    )
+                )
             if now >= best:
                 content, best = tried, now
         if (found := victim.fooled(content, place)) is not None:

@@ -259,7 +259,10 @@ def _unreadable(_: Image.Image) -> Image.Image:
 @pytest.mark.parametrize("index", [0, 13, 31])
 @pytest.mark.parametrize("change", [_one_pixel, _unreadable, None], ids=["pixel", "unreadable", "label"])
 def test_an_image_that_is_not_the_certified_one_stops_the_attack(
-    index: int, change: Callable[[Image.Image], Image.Image] | None, tmp_path: Path
+    index: int,
+    change: Callable[[Image.Image], Image.Image] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Names, number and masks are the same, and the difference is one bit, of one image anywhere in the set.
 
@@ -272,11 +275,8 @@ def test_an_image_that_is_not_the_certified_one_stops_the_attack(
     def other(i: int) -> Image.Image:
         return change(source.open(i)) if change and i == index else source.open(i)
 
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(SoundnessError, match=rf"^image {index} \('{index}'\): is not the one") as refused,
-    ):
-        patch.setattr("certipatch.redteam.attack.BLOCK", 8)
+    monkeypatch.setattr("certipatch.redteam.attack.BLOCK", 8)
+    with pytest.raises(SoundnessError, match=rf"^image {index} \('{index}'\): is not the one") as refused:
         attack_certified(
             opened,
             replace(source, open=other, labels=labels),
@@ -298,7 +298,7 @@ def test_an_image_that_was_unreadable_when_certified_and_is_not_now_stops_the_at
     was = folder.records[3].model_copy(update={"pixels": None, "certified": False})
     folder = replace(folder, records=[*folder.records[:3], was, *folder.records[4:]])
     monkeypatch.setattr("certipatch.redteam.attack.attack_images", None)
-    with pytest.raises(SoundnessError, match="^image 3 .* is not the one that was certified"):
+    with pytest.raises(SoundnessError, match=r"^image 3 .* is not the one that was certified"):
         attack_certified(
             opened,
             source,

@@ -9,8 +9,10 @@ to masks over the patch are beyond the attacker. Algorithm 1 then leaves two way
   covers the patch answers t on the clean image already.
 
 A certified image offers neither anywhere (this is Theorem 1); the attack tries to outvote it at random places
-all the same. The content is found by projected sign gradient over the views that show the patch, from many
-starts of which the better half goes on (successive halving). The attack only proposes patches;
+all the same. The content is found by projected sign gradient with momentum over the views that show the
+patch. Place and content of a start are the best of a few random ones, some among the most visible places and
+some anywhere where the goal is open; of many starts the better half goes on (successive halving), each with
+the best content that it came by, as the 8 bits a pixel that are judged. The attack only proposes patches;
 :class:`~certipatch.redteam.harness.Harness` pastes them, checks them, and asks the defense.
 
 Challenger masking has no wrong answer where neither way is open: a mask over the patch whose row is right
@@ -43,16 +45,17 @@ from .harness import Harness, Proposal
 MARGIN = 1.0  # A view that is fooled by more than this, in logits, is left alone.
 STEP = 0.1  # The step of the first round, as a share of a pixel's range; each further round halves it.
 CLIMB_AT_ONCE = 64  # Attempts that climb together, which bounds the memory.
-PLACES_LIKE_THE_BEST = 0.8  # Half of the patches start where their visibility is at least this share of the greatest.
-DRAWS = 4  # Places and contents that are drawn for each start, of which the nearest to the goal is taken.
+PLACES_LIKE_THE_BEST = 0.8  # A place is among the most visible from this share of the greatest visibility on.
+DRAWS = 4  # Places and contents that are drawn for each start.
 
 
 class AttackConfig(Frozen):
     """How hard the attack tries.
 
     Each image has ``restarts`` starts (place, goal, random content), in heats of 2, 4, 8 ... while it is not
-    broken. In a heat, after each round of ``steps`` gradient steps the starts are judged and the better half
-    goes on. Certified images have ``certified_restarts`` starts, since none of them can break the image.
+    broken. A start is, of a few draws of place and content, the one that is nearest to its goal. In a heat,
+    after each round of ``steps`` gradient steps the starts are judged and the better half goes on. Certified
+    images have ``certified_restarts`` starts, since none of them can break the image.
     """
 
     steps: int = Field(default=20, ge=1)
@@ -79,7 +82,6 @@ class Attempt:
     row: int | None
     target: int | None
     content: Tensor
-    pairs: tuple[tuple[int, int], ...] = ()
     shortfall: tuple[float, float] = (1.0, math.inf)
 
     @property
@@ -95,11 +97,10 @@ class Attempt:
     def pairs_to_fool(self, masks: MaskSet) -> list[tuple[int, int]]:
         """The pairs of masks whose views show some of the patch; (i, i) is mask i alone.
 
-        To outvote, these are the single masks, and ``pairs``; to disagree, the pairs of mask ``row``.
+        To outvote, these are the single masks; to disagree, the pairs of mask ``row``.
         """
         visibility = shown(masks, self.patch_size, self.row)[:, self.top, self.left]
-        visible = np.flatnonzero(visibility).tolist()
-        return [(i if self.row is None else self.row, i) for i in visible] + list(self.pairs)
+        return [(i if self.row is None else self.row, i) for i in np.flatnonzero(visibility).tolist()]
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,12 @@ def _better_half(attempts: list[Attempt]) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.shortfall)[: len(attempts) // 2]
 
 
+def _climb_in_parts(victim: _Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
+    """As :func:`_climb`, of any number of attempts."""
+    parts = [attempts[start : start + CLIMB_AT_ONCE] for start in range(0, len(attempts), CLIMB_AT_ONCE)]
+    return [attempt for part in parts for attempt in _climb(victim, part, steps, step)]
+
+
 def _nearest(victim: _Victim, drawn: list[list[Attempt]]) -> list[Attempt]:
     """Of the draws for each start the one that misses its goal by least."""
     looked_at = iter(_climb_in_parts(victim, [draw for draws in drawn for draw in draws], 1, STEP))
@@ -255,7 +262,7 @@ class _Views:
 
     def left(self, missing: Tensor) -> list[tuple[float, float]]:
         """The shortfall of each attempt, from that of each view."""
-        of_attempts = missing.cpu().split(self.which.bincount().tolist())
+        of_attempts = torch.split(missing.cpu(), self.which.bincount().tolist())
         return [(float((each > MARGIN).float().mean()), float(each.mean())) for each in of_attempts]
 
     def shortfall(self, logits: Tensor, part: slice) -> Tensor:
@@ -279,11 +286,6 @@ def _views_to_fool(victim: _Victim, attempts: list[Attempt]) -> _Views:
     return _Views(which, torch.cat([windows[first], windows[second]], dim=1), label, target == none)
 
 
-def _climb_in_parts(victim: _Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
-    parts = [attempts[start : start + CLIMB_AT_ONCE] for start in range(0, len(attempts), CLIMB_AT_ONCE)]
-    return [attempt for part in parts for attempt in _climb(victim, part, steps, step)]
-
-
 def _climb(victim: _Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
     """The attempts with the best contents on their ways: projected sign gradient with momentum.
 
@@ -303,7 +305,10 @@ def _climb(victim: _Victim, attempts: list[Attempt], steps: int, step: float) ->
         gradient, missing = gradients(
             look, rounded, views.which, views.windows, views.shortfall, batch_size=victim.defense.batch_size
         )
-        best = [_better(one, rounded[a], left) for a, (one, left) in enumerate(zip(best, views.left(missing), strict=True))]
+        best = [
+            _better(one, rounded[a], left)
+            for a, (one, left) in enumerate(zip(best, views.left(missing), strict=True))
+        ]
         gradient = gradient.masked_fill(outside, 0)
         momentum = 0.9 * momentum + gradient / gradient.abs().sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
         moved = pasted - step * (1 + math.cos(math.pi * t / steps)) / 2 * momentum.sign()
