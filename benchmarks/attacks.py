@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from simple_attacks import SIMPLE, Counted, OutOfQueries, Victim
+from simple_attacks import SIMPLE, Counted, OutOfQueriesError, Victim
 from torch import Tensor
 
 from certipatch.certification.restore import certified_masks, read_certification
@@ -80,7 +80,7 @@ def simple(attacked: Attacked, name: str, index: int, seed: int, budget: int) ->
     attacked.model.asked, attacked.model.budget = 0, budget
     try:
         patched = SIMPLE[name](victim, torch.Generator().manual_seed(seed * 10**6 + index))
-    except OutOfQueries:
+    except OutOfQueriesError:
         return False
     attacked.model.budget = float("inf")
     return int(attacked.defense.predict(patched[None])) != label
