@@ -43,7 +43,7 @@ from .goals import Goal, shown
 from .harness import Harness, Proposal
 
 MARGIN = 1.0  # A view that is fooled by more than this, in logits, is left alone.
-STEP = 0.1  # The step of the first round, as a share of a pixel's range; each further round halves it.
+STEP = 0.25  # The step of the first round, as a share of a pixel's range; each further round halves it.
 CLIMB_AT_ONCE = 64  # Attempts that climb together, which bounds the memory.
 PLACES_LIKE_THE_BEST = 0.8  # A place is among the most visible from this share of the greatest visibility on.
 DRAWS = 4  # Places and contents that are drawn for each start.
@@ -58,8 +58,8 @@ class AttackConfig(Frozen):
     images have ``certified_restarts`` starts, since none of them can break the image.
     """
 
-    steps: int = Field(default=20, ge=1)
-    restarts: int = Field(default=30, ge=1)
+    steps: int = Field(default=10, ge=1)
+    restarts: int = Field(default=48, ge=1)
     certified_restarts: int = Field(default=2, ge=1)
     seed: int = 0
 
