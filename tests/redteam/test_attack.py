@@ -130,18 +130,29 @@ def test_several_shapes_are_attacked_each():
     results = attack_images(
         model, harness, labels, ways, AttackConfig(steps=8, restarts=14), list(range(len(pixels)))
     )
-    right = [
-        judged
-        for judged, verdict, label in zip(results, verdicts, labels, strict=True)
-        if verdict.defended_label == label
-    ]
     certified = [judged for judged, verdict in zip(results, verdicts, strict=True) if verdict.certified]
-    for tried in (certified, right):
-        assert {result.attempt.patch_size for judged in tried for result in judged} == {(4, 1), (1, 4)}
-    assert {result.attempt.patch_size for judged in right for result in judged if result.broken} == {
-        (4, 1),
-        (1, 4),
-    }
+    assert {result.attempt.patch_size for judged in certified for result in judged} == {(4, 1), (1, 4)}
+    # An image is broken by the shape that is tried first, so each shape is asked for alone.
+    for shape in ((4, 1), (1, 4)):
+        right = [
+            image
+            for image, (verdict, label) in enumerate(zip(verdicts, labels, strict=True))
+            if verdict.defended_label == label and any(way.patch_size == shape for way in ways[image])
+        ]
+        alone = attack_images(
+            model,
+            Harness(defense, pixels[right]),
+            labels[right],
+            [[way for way in ways[image] if way.patch_size == shape] for image in right],
+            AttackConfig(steps=8, restarts=14),
+            right,
+        )
+        tried = [result for judged in alone for result in judged]
+        assert {result.attempt.patch_size for result in tried} == {shape}
+        assert any(result.broken for result in tried)
+        results += [
+            [replace(each, attempt=replace(each.attempt, image=right[each.attempt.image]))] for each in tried
+        ]
     assert len(certified) >= 3
     assert not any(result.broken for judged in certified for result in judged)
     for result in (result for judged in results for result in judged):
