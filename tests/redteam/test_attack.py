@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -128,18 +130,29 @@ def test_several_shapes_are_attacked_each():
     results = attack_images(
         model, harness, labels, ways, AttackConfig(steps=8, restarts=14), list(range(len(pixels)))
     )
-    right = [
-        judged
-        for judged, verdict, label in zip(results, verdicts, labels, strict=True)
-        if verdict.defended_label == label
-    ]
     certified = [judged for judged, verdict in zip(results, verdicts, strict=True) if verdict.certified]
-    for tried in (certified, right):
-        assert {result.attempt.patch_size for judged in tried for result in judged} == {(4, 1), (1, 4)}
-    assert {result.attempt.patch_size for judged in right for result in judged if result.broken} == {
-        (4, 1),
-        (1, 4),
-    }
+    assert {result.attempt.patch_size for judged in certified for result in judged} == {(4, 1), (1, 4)}
+    # An image is broken by the shape that is tried first, so each shape is asked for alone.
+    for shape in ((4, 1), (1, 4)):
+        right = [
+            image
+            for image, (verdict, label) in enumerate(zip(verdicts, labels, strict=True))
+            if verdict.defended_label == label and any(way.patch_size == shape for way in ways[image])
+        ]
+        alone = attack_images(
+            model,
+            Harness(defense, pixels[right]),
+            labels[right],
+            [[way for way in ways[image] if way.patch_size == shape] for image in right],
+            AttackConfig(steps=8, restarts=14),
+            right,
+        )
+        tried = [result for judged in alone for result in judged]
+        assert {result.attempt.patch_size for result in tried} == {shape}
+        assert any(result.broken for result in tried)
+        results += [
+            [replace(each, attempt=replace(each.attempt, image=right[each.attempt.image]))] for each in tried
+        ]
     assert len(certified) >= 3
     assert not any(result.broken for judged in certified for result in judged)
     for result in (result for judged in results for result in judged):
@@ -242,6 +255,70 @@ def test_a_certificate_that_is_none_is_broken_and_can_be_replayed(
     images = as_float(torch.from_numpy(patched).permute(2, 0, 1)[None])
     answer = PatchCleanser(world()[0], hole).predict(images).item()
     assert answer == case["answer"] != record["label"]
+
+
+def _one_pixel(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.putpixel((5, 0), tuple(value ^ 1 for value in image.getpixel((5, 0))))
+    return image
+
+
+def _unreadable(_: Image.Image) -> Image.Image:
+    raise OSError("truncated")
+
+
+@pytest.mark.parametrize("index", [0, 13, 31])
+@pytest.mark.parametrize("change", [_one_pixel, _unreadable, None], ids=["pixel", "unreadable", "label"])
+def test_an_image_that_is_not_the_certified_one_stops_the_attack(
+    index: int,
+    change: Callable[[Image.Image], Image.Image] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Names, number and masks are the same, and the difference is one bit, of one image anywhere in the set.
+
+    The images of the blocks before it have their records; no image of its own block has.
+    """
+    opened, source = certify(tmp_path / "c")
+    labels = list(source.labels)
+    labels[index] += change is None
+
+    def other(i: int) -> Image.Image:
+        return change(source.open(i)) if change and i == index else source.open(i)
+
+    monkeypatch.setattr("certipatch.redteam.attack.BLOCK", 8)
+    with pytest.raises(SoundnessError, match=rf"^image {index} \('{index}'\): is not the one") as refused:
+        attack_certified(
+            opened,
+            replace(source, open=other, labels=labels),
+            PatchCleanser(opened.network, MASKS),
+            read_folder(tmp_path / "c"),
+            tmp_path / "a",
+            fabric=make_fabric(device="cpu"),
+            config=AttackConfig(steps=1, restarts=1, certified_restarts=1),
+        )
+    assert "\n" not in str(refused.value)
+    assert [record.index for record in read_folder(tmp_path / "a").records] == list(range(index // 8 * 8))
+
+
+def test_an_image_that_was_unreadable_when_certified_and_is_not_now_stops_the_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened, source = certify(tmp_path / "c")
+    folder = read_folder(tmp_path / "c")
+    was = folder.records[3].model_copy(update={"pixels": None, "certified": False})
+    folder = replace(folder, records=[*folder.records[:3], was, *folder.records[4:]])
+    monkeypatch.setattr("certipatch.redteam.attack.attack_images", None)
+    with pytest.raises(SoundnessError, match=r"^image 3 .* is not the one that was certified"):
+        attack_certified(
+            opened,
+            source,
+            PatchCleanser(opened.network, MASKS),
+            folder,
+            tmp_path / "a",
+            fabric=make_fabric(device="cpu"),
+            config=AttackConfig(),
+        )
 
 
 def test_only_what_was_certified_is_attacked(cli, trained: Path, photos: Path, tmp_path: Path):

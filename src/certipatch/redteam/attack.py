@@ -128,8 +128,9 @@ def _blocks(chosen: Records, done: set[int]) -> list[Records]:
 
 
 def _as_certified(item: Item, record: PatchCleanserRecord, certified: Path) -> Item:
-    """The image. Raises SoundnessError if it is not the one that was certified."""
-    if (None if item.pixels is None else pixels_sha256(item.pixels)) != record.pixels:
+    """The image. Raises SoundnessError if its pixels or its label are not those that were certified."""
+    pixels = None if item.pixels is None else pixels_sha256(item.pixels)
+    if (pixels, item.label) != (record.pixels, record.label):
         raise SoundnessError(
             f"image {record.index} ({record.name!r}): is not the one that was certified; give the data of "
             f"{certified}"

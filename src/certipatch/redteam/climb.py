@@ -9,8 +9,10 @@ to masks over the patch are beyond the attacker. Algorithm 1 then leaves two way
   covers the patch answers t on the clean image already.
 
 A certified image offers neither anywhere (this is Theorem 1); the attack tries to outvote it at random places
-all the same. The content is found by projected sign gradient over the views that show the patch, from many
-starts of which the better half goes on (successive halving). The attack only proposes patches;
+all the same. The content is found by projected sign gradient with momentum over the views that show the
+patch. Place and content of a start are the best of a few random ones, some among the most visible places and
+some anywhere where the goal is open; of many starts the better half goes on (successive halving), each with
+the best content that it came by, as the 8 bits a pixel that are judged. The attack only proposes patches;
 :class:`~certipatch.redteam.harness.Harness` pastes them, checks them, and asks the defense.
 
 Challenger masking has no wrong answer where neither way is open: a mask over the patch whose row is right
@@ -41,21 +43,23 @@ from .goals import Goal, shown
 from .harness import Harness, Proposal
 
 MARGIN = 1.0  # A view that is fooled by more than this, in logits, is left alone.
-STEP = 0.1  # The step of the first round, as a share of a pixel's range; each further round halves it.
+STEP = 0.25  # The step of the first round, as a share of a pixel's range; each further round halves it.
 CLIMB_AT_ONCE = 64  # Attempts that climb together, which bounds the memory.
-PLACES_LIKE_THE_BEST = 0.8  # A patch starts where its visibility is at least this share of the greatest.
+PLACES_LIKE_THE_BEST = 0.8  # A place is among the most visible from this share of the greatest visibility on.
+DRAWS = 4  # Places and contents that are drawn for each start.
 
 
 class AttackConfig(Frozen):
     """How hard the attack tries.
 
     Each image has ``restarts`` starts (place, goal, random content), in heats of 2, 4, 8 ... while it is not
-    broken. In a heat, after each round of ``steps`` gradient steps the starts are judged and the better half
-    goes on. Certified images have ``certified_restarts`` starts, since none of them can break the image.
+    broken. A start is, of a few draws of place and content, the one that is nearest to its goal. In a heat,
+    after each round of ``steps`` gradient steps the starts are judged and the better half goes on. Certified
+    images have ``certified_restarts`` starts, since none of them can break the image.
     """
 
-    steps: int = Field(default=20, ge=1)
-    restarts: int = Field(default=30, ge=1)
+    steps: int = Field(default=10, ge=1)
+    restarts: int = Field(default=48, ge=1)
     certified_restarts: int = Field(default=2, ge=1)
     seed: int = 0
 
@@ -135,8 +139,8 @@ def attack_images(
     results: list[list[Result]] = [[] for _ in ways]
     starts = [_starts(masks, image, ways[image], config, seed) for image, seed in enumerate(seeds)]
     heat = 2
-    while attempts := [start for image in _unbroken(results) for start in starts[image][:heat]]:
-        _run_heat(victim, attempts, config.steps, results)
+    while drawn := [start for image in _unbroken(results) for start in starts[image][:heat]]:
+        _run_heat(victim, _nearest(victim, drawn), config.steps, results)
         starts, heat = [of_image[heat:] for of_image in starts], 2 * heat
     return results
 
@@ -175,8 +179,7 @@ def _run_heat(victim: _Victim, attempts: list[Attempt], steps: int, results: lis
     """
     step = STEP
     while attempts:
-        parts = [attempts[start : start + CLIMB_AT_ONCE] for start in range(0, len(attempts), CLIMB_AT_ONCE)]
-        climbed = [attempt for part in parts for attempt in _climb(victim, part, steps, step)]
+        climbed = _climb_in_parts(victim, attempts, steps, step)
         for result in victim.judge(climbed):
             results[result.attempt.image].append(result)
         attempts = []
@@ -190,8 +193,22 @@ def _better_half(attempts: list[Attempt]) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.shortfall)[: len(attempts) // 2]
 
 
-def _starts(masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, seed: int) -> list[Attempt]:
-    """Random contents at random places among the most visible.
+def _climb_in_parts(victim: _Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
+    """As :func:`_climb`, of any number of attempts."""
+    parts = [attempts[start : start + CLIMB_AT_ONCE] for start in range(0, len(attempts), CLIMB_AT_ONCE)]
+    return [attempt for part in parts for attempt in _climb(victim, part, steps, step)]
+
+
+def _nearest(victim: _Victim, drawn: list[list[Attempt]]) -> list[Attempt]:
+    """Of the draws for each start the one that misses its goal by least."""
+    looked_at = iter(_climb_in_parts(victim, [draw for draws in drawn for draw in draws], 1, STEP))
+    return [min([next(looked_at) for _ in draws], key=lambda draw: draw.shortfall) for draws in drawn]
+
+
+def _starts(
+    masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, seed: int
+) -> list[list[Attempt]]:
+    """The draws for each start: random contents at random places, every second among the most visible.
 
     The starts are to outvote and to disagree in turn, where both are open, the nearest goals first.
     """
@@ -204,11 +221,16 @@ def _starts(masks: MaskSet, image: int, ways: list[Goal], config: AttackConfig, 
     for start in range(starts):
         kind = kinds[start % len(kinds)]
         way = kind[start // len(kinds) % len(kind)]
-        best = way.places[way.visibility >= PLACES_LIKE_THE_BEST * way.visibility.max()]
-        top, left = rng.choice(best).tolist()
-        content = torch.from_numpy(rng.random((3, *way.patch_size), dtype=np.float32))
-        found.append(Attempt(image, top, left, way.row, way.target, content))
+        found.append([_draw(masks, image, way, rng, draw) for draw in range(DRAWS)])
     return found
+
+
+def _draw(masks: MaskSet, image: int, way: Goal, rng: np.random.Generator, draw: int) -> Attempt:
+    """A random content at a random place where the goal is open."""
+    promising = way.visibility >= PLACES_LIKE_THE_BEST * way.visibility.max() * (draw % 2)
+    top, left = rng.choice(way.places[promising]).tolist()
+    content = torch.from_numpy(rng.random((3, *way.patch_size), dtype=np.float32))
+    return Attempt(image, top, left, way.row, way.target, content)
 
 
 def _anywhere(masks: MaskSet, seed: int) -> list[Goal]:
@@ -238,6 +260,11 @@ class _Views:
     label: Tensor
     outvote: Tensor
 
+    def left(self, missing: Tensor) -> list[tuple[float, float]]:
+        """The shortfall of each attempt, from that of each view."""
+        of_attempts = torch.split(missing.cpu(), self.which.bincount().tolist())
+        return [(float((each > MARGIN).float().mean()), float(each.mean())) for each in of_attempts]
+
     def shortfall(self, logits: Tensor, part: slice) -> Tensor:
         """How many logits views miss by: the label must trail another one, or lead all, by ``MARGIN``."""
         its = logits.gather(1, self.label[part])[:, 0]
@@ -260,9 +287,9 @@ def _views_to_fool(victim: _Victim, attempts: list[Attempt]) -> _Views:
 
 
 def _climb(victim: _Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
-    """The attempts with better contents: projected sign gradient with momentum.
+    """The attempts with the best contents on their ways: projected sign gradient with momentum.
 
-    The step falls along a cosine.
+    The step falls along a cosine. What is looked at is what the harness will judge, rounded to 8 bits.
     """
     views, device = _views_to_fool(victim, attempts), victim.images.device
     clean = victim.images[[attempt.image for attempt in attempts]]
@@ -272,18 +299,25 @@ def _climb(victim: _Victim, attempts: list[Attempt], steps: int, step: float) ->
         outside[a, :, *attempt.box] = False
         pasted[a, :, *attempt.box] = attempt.content
     momentum, look = torch.zeros_like(pasted), Masked(victim.model, victim.defense.fill.to(device))
+    best = [replace(attempt, shortfall=(1.0, math.inf)) for attempt in attempts]
     for t in range(steps):
+        rounded = torch.where(outside, clean, (pasted * 255).round() / 255)
         gradient, missing = gradients(
-            look, pasted, views.which, views.windows, views.shortfall, batch_size=victim.defense.batch_size
+            look, rounded, views.which, views.windows, views.shortfall, batch_size=victim.defense.batch_size
         )
+        best = [
+            _better(one, rounded[a], left)
+            for a, (one, left) in enumerate(zip(best, views.left(missing), strict=True))
+        ]
         gradient = gradient.masked_fill(outside, 0)
         momentum = 0.9 * momentum + gradient / gradient.abs().sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
         moved = pasted - step * (1 + math.cos(math.pi * t / steps)) / 2 * momentum.sign()
         pasted = torch.where(outside, clean, moved.clamp(0, 1))
+    return best
 
-    climbed = []
-    for a, attempt in enumerate(attempts):
-        of_views = missing[views.which == a]
-        left_over = float((of_views > MARGIN).float().mean()), float(of_views.mean())
-        climbed.append(replace(attempt, content=pasted[a, :, *attempt.box], shortfall=left_over))
-    return climbed
+
+def _better(best: Attempt, pasted: Tensor, shortfall: tuple[float, float]) -> Attempt:
+    """The attempt with the content of a pasted image (3, H, W), if that falls short by less."""
+    if shortfall > best.shortfall:
+        return best
+    return replace(best, content=pasted[:, *best.box].clone(), shortfall=shortfall)
