@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..config import parse_json
 from ..errors import brief
 from .findings import Experiment, Record, Verification
 from .methods import UNNAMED
@@ -46,14 +47,14 @@ def _read_manifest(path: Path, found: Verification) -> Manifest | None:
     Its own hash is checked if it has one, and that of the lines beside it if it is finished.
     """
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
         kind, experiment, finished = (manifest[key] for key in ("kind", "experiment", "finished"))
         rest = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         found.add(path.name, f"is damaged ({type(error).__name__}: {brief(error, 80)})")
         return None
     form = manifest.get("format")
-    if kind not in KINDS or form != 1 or not isinstance(experiment, dict):
+    if kind not in KINDS or form != 1 or type(form) is not int or not isinstance(experiment, dict):
         found.add(path.name, f"expected format 1 of {' or '.join(KINDS)}, found {form!r} of {kind!r}")
         return None
     if manifest.get("sha256", _sha256(rest.encode())) != _sha256(rest.encode()):
@@ -70,7 +71,7 @@ def _check_finished(path: Path, finished: Any, found: Verification) -> None:
     lines = _lines_of(path)
     data = _bytes_of(lines)
     stated, there = finished if isinstance(finished, dict) else {}, data.count(b"\n")
-    if stated.get("lines") != there:
+    if stated.get("lines") != there or type(stated.get("lines")) is not int:
         what = f"expected the {stated.get('lines')!r} lines that {path.name} states, found {there}"
         found.add(lines.name, what)
     if stated.get("sha256") != _sha256(data):
@@ -99,9 +100,9 @@ def read_records(paths: Iterable[Path], restatement: Restatement, found: Verific
     records: dict[int, Record] = {}
     for where, line in _lines(paths, found):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            found.add(where, "is not JSON")
+            record = parse_json(line)
+        except (ValueError, RecursionError) as error:
+            found.add(where, f"is not JSON that has one sense ({brief(error, 80)})")
             continue
         flaw = _flaw(record, restatement, records)
         if flaw is None:
@@ -152,9 +153,18 @@ def _check_complete(records: dict[int, Record], n: int, found: Verification) -> 
 
 
 def _fingerprint(records: dict[int, Record]) -> str:
-    """sha256 over names and labels in order, as the data has it."""
-    lines = (f"{records[index]['name']}\0{records[index]['label']}\n" for index in sorted(records))
-    return _sha256("".join(lines).encode(errors="surrogateescape"))
+    """sha256 over names and labels in order, as the data has it.
+
+    It is over lines of JSON if a name holds a separator, or half of a pair of surrogates.
+    """
+    pairs = [(records[index]["name"], records[index]["label"]) for index in sorted(records)]
+    names = [name for name, _ in pairs]
+    bare = [name.encode(errors="surrogateescape") for name in names]
+    ambiguous = any("\0" in name or "\n" in name for name in names)
+    if ambiguous or [data.decode(errors="surrogateescape") for data in bare] != names:
+        return _sha256("".join(json.dumps(pair) + "\n" for pair in pairs).encode())
+    lines = (b"%s\0%d\n" % (data, label) for data, (_, label) in zip(bare, pairs, strict=True))
+    return _sha256(b"".join(lines))
 
 
 def _more(n: int) -> str:
