@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -309,7 +310,7 @@ def _attempts(written: dict[str, Any]) -> list[dict[str, Any]]:
     environments = [_dict(one.get("environment")) for one in (written, *later)]
     return [
         environment
-        for environment, start, end in zip(environments, starts, starts[1:], strict=True)
+        for environment, (start, end) in zip(environments, pairwise(starts), strict=True)
         if start != end or written["kind"] == "train"  # whose steps come before its lines
     ]
 
