@@ -76,7 +76,7 @@ def place_beside(manifest: Manifest) -> str:
     beside = manifest.folder.resolve().parent
     if not _is_inside(Path(place), beside, manifest.folder.absolute().parent):
         raise DataError(
-            "the place that its manifest names is not beside its folder, and is not opened unasked"
+            "the place that its manifest names is not beside its folder and not opened unasked: give --data"
         )
     return str(Path(place).resolve())
 
