@@ -1,4 +1,4 @@
-"""Every reader takes a file in the same sense: nothing is coerced, no key counts twice, no number is infinite.
+"""Every reader takes a file in one sense: nothing is coerced, no key counts twice, no number is infinite.
 
 The readers are those of records and manifests, and ``verify``'s own.
 """

@@ -15,7 +15,8 @@ import numpy as np
 
 from .findings import Experiment
 
-MOST_PIXELS = 2**28  # of all masks together, held in memory
+MOST_PIXELS = 2**28  # of all masks together, held in memory and looked at for each shape of a patch
+MOST_MASKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def _impossible(masks: Masks) -> Iterator[str]:
         yield f"masks.patches is {masks.patches!r}"
     if type(masks.k) is not int or masks.k < 1:
         yield f"masks.masks_per_axis is {masks.k!r}"
-    if len(masks.windows) * masks.size[0] * masks.size[1] > MOST_PIXELS:
+    pixels = len(masks.windows) * masks.size[0] * masks.size[1] * len(masks.shapes)
+    if len(masks.windows) > MOST_MASKS or pixels > MOST_PIXELS:
         yield f"masks: {len(masks.windows)} masks of {masks.size} are too many to check"
     for i, mask in enumerate(masks.windows):
         for window in mask:
