@@ -1,4 +1,4 @@
-"""The ways to a wrong answer that a clean table leaves open, which ``verify`` counts in a folder of an attack.
+"""The ways to a wrong answer that a clean table leaves open, which ``verify`` counts in an attack.
 
 Nothing here comes from ``redteam``, whose count is checked by it.
 """
