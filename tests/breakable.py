@@ -43,9 +43,15 @@ def world(n: int = 32) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
     return nn.Sequential(Grey(), linear).eval(), pixels, labels
 
 
-def certify(folder: Path, masks: MaskSet = MASKS, n: int = 32, **options: str) -> tuple[Opened, Source]:
-    """Certify the first ``n`` images of the world; the model and the images."""
+def certify(
+    folder: Path, masks: MaskSet = MASKS, n: int = 32, *, mislabelled: int = 0, **options: str
+) -> tuple[Opened, Source]:
+    """Certify the first ``n`` images of the world; the model and the images.
+
+    The last ``mislabelled`` of them have the label of another class.
+    """
     network, pixels, labels = world(n)
+    labels[n - mislabelled :] = (labels[n - mislabelled :] + 1) % CLASSES
 
     def image(index: int) -> Image.Image:
         return Image.fromarray(pixels[index].permute(1, 2, 0).numpy(), "RGB")

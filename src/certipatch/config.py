@@ -3,8 +3,10 @@ resumed."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,9 +34,9 @@ class ModelSpec(Frozen):
     image_size: tuple[Side, Side]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    crop_pct: float = 1.0
-    crop_mode: str = "center"
-    interpolation: str = "bicubic"
+    crop_pct: float = Field(default=1.0, ge=0.01, le=10)
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,39 @@ class ModelAsked:
         return not (self.has_weights or self.image_size or self.crop_pct)
 
 
+def parse_json(data: bytes) -> Any:
+    """What a file of JSON says, where every reader must take it in the same sense.
+
+    Raises ValueError for text that is not UTF-8, a key that occurs twice (readers differ in which of them
+    counts), and numbers that are not finite.
+    """
+    return json.loads(
+        data.decode(), object_pairs_hook=_once_each, parse_constant=_refuse_number, parse_float=_finite
+    )
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_number(text)
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a finite number")
+
+
 def differences(found: Any, expected: Any, at: str = "") -> list[str]:
-    """Where two JSON values differ: ``["train.lr: 0.1 there, 0.01 here", ...]``."""
+    """Where two JSON values differ: ``["train.lr: 0.1 there, 0.01 here", ...]``.
+
+    They are the same where they are written the same: true is not 1, and 1 is not 1.0.
+    """
     if isinstance(found, dict) and isinstance(expected, dict):
         keys = [*found, *(key for key in expected if key not in found)]
         return [
@@ -80,7 +113,8 @@ def differences(found: Any, expected: Any, at: str = "") -> list[str]:
             for key in keys
             for line in differences(found.get(key), expected.get(key), f"{at}.{key}".lstrip("."))
         ]
-    return [] if found == expected else [f"{at}: {_short(found)} there, {_short(expected)} here"]
+    same = found == expected and json.dumps(found) == json.dumps(expected)
+    return [] if same else [f"{at}: {_short(found)} there, {_short(expected)} here"]
 
 
 def _short(value: Any) -> str:

@@ -343,13 +343,13 @@ def test_masks_are_drawn_on_an_image_as_the_model_saw_it(
 
 
 def test_masks_that_the_searches_find(
-    cli, certificates: Path, trained: Path, tmp_path: Path, drawn: list[tuple[Any, ...]]
+    cli, certificates: Path, trained: Path, photos: Path, tmp_path: Path, drawn: list[tuple[Any, ...]]
 ):
     import torch
 
     from certipatch.training.strategies import STRATEGIES
 
-    done = cli("report", certificates / "5x5-k3", "--figures", tmp_path / "f", "--model", trained)
+    done = cli("report", certificates / "5x5-k3", figures=tmp_path / "f", model=trained, data=photos)
     assert done.code == 0, done.err
     assert "masks:" not in done.err
     ((image, _, panels, _),) = drawn
@@ -370,6 +370,7 @@ def test_without_the_strategies_that_cannot_look_at_the_model(
     cli,
     certificates: Path,
     trained: Path,
+    photos: Path,
     tmp_path: Path,
     drawn: list[tuple[Any, ...]],
     monkeypatch: pytest.MonkeyPatch,
@@ -380,7 +381,7 @@ def test_without_the_strategies_that_cannot_look_at_the_model(
         raise ConfigError("Grad-CAM: expected a layer whose output is a map")
 
     monkeypatch.setattr("certipatch.training.hiding.saliency", no_map)
-    done = cli("report", certificates / "5x5-k3", "--figures", tmp_path / "f", "--model", trained)
+    done = cli("report", certificates / "5x5-k3", figures=tmp_path / "f", model=trained, data=photos)
     assert done.code == 0, done.err
     assert (
         "masks: without gutout-coarse, gutout-fine, gutout-both, which find no feature map of the model to "

@@ -239,7 +239,7 @@ def test_pictures_are_those_that_were_certified(cli, trained: Path, photos: Path
     assert done.code == 0
     attack = cli("attack", *given, records=certified, steps=2, restarts=2, out=tmp_path / "a")
     assert attack.code == 0
-    done = cli("report", tmp_path / "c", tmp_path / "a", html=tmp_path / "page.html")
+    done = cli("report", tmp_path / "c", tmp_path / "a", html=tmp_path / "page.html", data=photos)
     assert (done.code, done.err) == (0, ""), done.err
     assert f"page: {tmp_path / 'page.html'}" in done.out.replace("\n", "")
     page = Page((tmp_path / "page.html").read_text())

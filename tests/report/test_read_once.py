@@ -42,7 +42,7 @@ def test_a_page_opens_each_manifest_and_each_file_of_records_once(
     assert attack.code == 0, attack.err
 
     opens.clear()
-    done = cli("report", certified, detected, attacked, html=tmp_path / "page.html")
+    done = cli("report", certified, detected, attacked, html=tmp_path / "page.html", data=photos)
     assert (done.code, done.err) == (0, "")
     folders = (certified, detected, attacked)
     records = {path for folder in folders for path in folder.glob("*.json*")}

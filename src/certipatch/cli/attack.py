@@ -47,7 +47,7 @@ def attack(
     from ..redteam.attack import attack as attack_certified
     from ..redteam.climb import AttackConfig
     from ..redteam.found import PICTURES
-    from ..report.attack import attack_text, summarize_attack
+    from ..report.attack import attack_text, certification_of, summarize_attack
     from ..runtime.devices import make_fabric
 
     check_out(out, data, str(records))
@@ -62,7 +62,8 @@ def attack(
         attack_certified(
             opened, source, defense, folder, out, fabric=fab, config=config, limit=limit, resume=resume
         )
-    found = summarize_attack(read_folder(out))
+    attacked = read_folder(out)
+    found = summarize_attack(attacked, certification_of(attacked, [folder]))
     if as_json:
         print(json.dumps(found))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,9 +68,12 @@ def _refuse_besides(certified: Path, geometry: bool, inference: str | None) -> N
 
 def _as_certified(certified: Path, opened: Opened, device: str) -> PatchCleanser:
     from ..certification.restore import read_certification, restore
+    from ..report.certification import in_other_environments
     from ..runtime.devices import make_fabric
 
     manifest = read_certification(certified)
+    for line in in_other_environments([manifest]):
+        print(f"{line} This runs as the first part did.", file=sys.stderr)
     return restore(manifest, opened, make_fabric(device=device, precision=manifest.certification.precision))
 
 

@@ -118,13 +118,15 @@ def _write(
 
 def _show(compared: Compared) -> None:
     from ..report.attack import attack_text
-    from ..report.certification import table
+    from ..report.certification import in_other_environments, table
     from ..report.detection import detection_table
 
     if compared.summaries:
         stdout.print(table(compared.summaries))
     if compared.sweeps:
         stdout.print(detection_table(compared.sweeps))
+    for line in in_other_environments(attack.folder.manifest for attack in compared.attacks):
+        stdout.print(line, markup=False, soft_wrap=True)
     for attack in compared.attacks:
         text = f"{one_line(str(attack.folder.path))}\n{attack_text(attack.summary)}"
         stdout.print(text, markup=False, soft_wrap=True)

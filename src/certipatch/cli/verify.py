@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    certified: Annotated[Path, typer.Argument(help="folder that certify or detect wrote")],
+    certified: Annotated[Path, typer.Argument(help="folder that certify, detect or attack wrote")],
     model: ask.ModelToCompare = None,
     data: ask.DataToCompare = None,
     weights: ask.Weights = None,
@@ -33,6 +33,9 @@ def verify(
     sample: Annotated[int, typer.Option(min=0, help="images to look at again, one view at a time")] = 20,
     every: Annotated[bool, typer.Option("--all", help="look at all images again")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="which images are drawn")] = 0,
+    records: Annotated[
+        Path | None, typer.Option(help="of an attack: the folder that certify wrote which it is on")
+    ] = None,
     device: ask.Device = "auto",
     as_json: ask.AsJson = False,
 ) -> None:
@@ -46,7 +49,15 @@ def verify(
     )
     images = None if every else sample
     found = [
-        check(folder, model=given, source=source, sample=images, seed=seed, device=device)
+        check(
+            folder,
+            model=given,
+            source=source,
+            sample=images,
+            seed=seed,
+            device=device,
+            certification=records,
+        )
         for folder in folders_of_records(certified)
     ]
     _show(found, as_json, again=given is not None and source is not None)

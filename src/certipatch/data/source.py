@@ -7,6 +7,7 @@ images are decoded here, and an unreadable one becomes an :class:`Item` without 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,10 +44,15 @@ class Source:
         return len(self.labels)
 
     def fingerprint(self) -> str:
-        """sha256 over the names and labels of all images in their order."""
+        """sha256 over the names and labels of all images in their order.
+
+        Each is written as name, NUL, label and newline; or as a line of JSON, if a name of any of them could
+        be taken for another way to cut the same text.
+        """
+        write = _plain_line if all(map(_is_plain, self.names)) else _json_line
         digest = hashlib.sha256()
         for name, label in zip(self.names, self.labels, strict=True):
-            digest.update(f"{name}\0{label}\n".encode(errors="surrogateescape"))
+            digest.update(write(name, label))
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -103,6 +109,20 @@ class Source:
                 f"{what}: expected images of every class, found none of {', '.join(empty[:5])}"
                 f"{' ...' if len(empty) > 5 else ''}"
             )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name has no separator, and its bytes are those of no other name."""
+    data = name.encode(errors="surrogateescape")
+    return not {0, ord("\n")} & set(data) and data.decode(errors="surrogateescape") == name
+
+
+def _plain_line(name: str, label: int) -> bytes:
+    return f"{name}\0{label}\n".encode(errors="surrogateescape")
+
+
+def _json_line(name: str, label: int) -> bytes:
+    return json.dumps([name, label]).encode() + b"\n"
 
 
 @dataclass(frozen=True)

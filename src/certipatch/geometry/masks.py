@@ -23,6 +23,9 @@ from .patch import Size, Threat, Window, by, check_patch, fits_into, size_of, wh
 if TYPE_CHECKING:
     import torch
 
+MOST_MASKS = 10_000  # of a set; already half of them need a million times the passes of one look at an image
+MOST_SHAPES = 100  # that a patch may have
+
 MaskPair = tuple[int, int]  # the numbers i <= j of two masks of a set; i = j: a single mask
 
 
@@ -113,10 +116,13 @@ class MaskSet:
         sizes = sorted(
             {size_of(size, "patch size") for size in (patch_size, *other_patch_sizes)}, reverse=True
         )
+        if len(sizes) > MOST_SHAPES:
+            raise ConfigError(f"patch: expected at most {MOST_SHAPES} shapes, found {len(sizes)}")
         _refuse_nested(sizes)
         grids = [_grid(image_size, size, k) for size in sizes]
         all_windows = chain.from_iterable(windows for windows, _ in grids)
         masks: tuple[Mask, ...] = tuple((window,) for window in dict.fromkeys(all_windows))
+        _refuse_many(len(masks) * (len(masks) - 1) // 2 if patches == 2 else len(masks), masks_per_axis)
         return cls(
             image_size,
             sizes[0],
@@ -235,7 +241,16 @@ def _grid(image_size: Size, patch_size: Size, masks_per_axis: int) -> tuple[list
         axis_starts(n, p, min(masks_per_axis, most))
         for n, p, most in zip(image_size, patch_size, places, strict=True)
     )
+    _refuse_many(len(tops) * len(lefts), masks_per_axis)
     return [Window(top, left, height, width) for top, left in product(tops, lefts)], (len(tops), len(lefts))
+
+
+def _refuse_many(masks: int, masks_per_axis: int) -> None:
+    if masks > MOST_MASKS:
+        raise ConfigError(
+            f"masks per axis {masks_per_axis}: expected at most {MOST_MASKS} masks in all, found {masks}; "
+            "choose a smaller --masks-per-axis"
+        )
 
 
 def _unions_of_two(masks: tuple[Mask, ...]) -> tuple[Mask, ...]:

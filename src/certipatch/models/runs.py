@@ -94,7 +94,7 @@ def _trained_weights(manifest: Manifest) -> str:
 
 def _spec(manifest: Manifest) -> ModelSpec:
     try:
-        return ModelSpec.model_validate_json(json.dumps(manifest.training.model))
+        return ModelSpec.model_validate_json(json.dumps(manifest.training.model), strict=True)
     except ValidationError as error:
         raise RecordsError(
             f"model {manifest.folder}: its manifest does not describe a model ({brief(error)})"

@@ -35,7 +35,7 @@ class Against(Expected):
 
     image_size: Sides
     patch_size: Sides
-    other_patch_sizes: list[Sides] = []
+    other_patch_sizes: list[Sides] = Field(default=[], max_length=100)
     patches: int = Field(default=1, ge=1, le=2)
 
 
@@ -43,7 +43,7 @@ class Masks(Against):
     """The mask set of a certification."""
 
     masks_per_axis: int = Field(ge=0, le=10_000)
-    windows: list[list[Rectangle]]
+    windows: list[list[Rectangle]] = Field(max_length=10_000)
 
 
 class Architecture(Expected):

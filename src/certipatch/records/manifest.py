@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ..config import differences
+from ..config import differences, parse_json
 from ..errors import RecordsError, brief
 from .experiment import (
     ROUNDING,
@@ -106,13 +107,28 @@ class Manifest:
         """Versions, machine, command ...: what is shown and not relied on."""
         return _dict(self.written.get("environment"))
 
+    @cached_property
+    def other_environments(self) -> list[str]:
+        """In what the environments of shards and resumes differ: ``["torch 2.12.0 or 2.13.0", ...]``.
+
+        Nothing of this is part of the experiment: it can change rounding only.
+        """
+        found = [_flat(one) for written in self.files.values() for one in _attempts(written)]
+        names = dict.fromkeys(name for one in found for name in one)
+        values = {name: list(dict.fromkeys(one.get(name, "not stated") for one in found)) for name in names}
+        return [
+            f"{name.replace('_', ' ')} {' or '.join(each[:4])}{' or others' if len(each) > 4 else ''}"
+            for name, each in values.items()
+            if len(each) > 1
+        ]
+
     @property
     def network(self) -> dict[str, Any]:
         """How a certification ran its network: ``batch_size``, ``compiled``, ``shared_prefix``.
 
         Empty if the manifest does not say. Raises RecordsError if what it says cannot be.
         """
-        return _network_in(self.folder, self.written)
+        return network_in(self.folder, self.written)
 
     @property
     def rounding(self) -> float:
@@ -125,7 +141,8 @@ class Manifest:
         if precision not in ROUNDING:
             known = ", ".join(ROUNDING)
             raise RecordsError(f"{self.folder}: precision {precision!r}: expected {known}; certify again")
-        moved = (_network_in(self.folder, one).get("moved") for one in self.files.values())
+        attempts = (attempt for written in self.files.values() for attempt in _attempts(written))
+        moved = (network_in(self.folder, {"environment": attempt}).get("moved") for attempt in attempts)
         return max(ROUNDING[precision], *(each or 0.0 for each in moved))
 
     @property
@@ -166,6 +183,13 @@ def begin_manifest(kind: str, experiment: dict[str, Any], **environment: Any) ->
         "started": now(),
         "finished": None,
     }
+
+
+def resumed(manifest: dict[str, Any], here: dict[str, Any], lines: int) -> dict[str, Any]:
+    """A manifest with an entry for the attempt that goes on here, in the environment of the manifest
+    ``here``, behind so many lines."""
+    entry = {"at": here["started"], "lines": lines, "environment": here["environment"]}
+    return {**manifest, "resumed": [*_list(manifest.get("resumed")), entry]}
 
 
 def of_shard(name: str, shard: str) -> str:
@@ -253,7 +277,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
     """One manifest as it was written. Raises RecordsError if it is damaged, changed or of another format."""
     try:
         found = _manifest_in(path.read_bytes())
-        if found["format"] != FORMAT:
+        if found["format"] != FORMAT or type(found["format"]) is not int:
             raise RecordsError(
                 f"{path}: expected format {FORMAT}, found {found['format']}; use the version of certipatch "
                 "that wrote it"
@@ -266,7 +290,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
 
 
 def _manifest_in(data: bytes) -> dict[str, Any]:
-    found = json.loads(data)
+    found = parse_json(data)
     shape = {"experiment": dict, "kind": str}
     if not isinstance(found, dict) or not all(isinstance(found[key], kind) for key, kind in shape.items()):
         raise ValueError("not a manifest")
@@ -277,10 +301,11 @@ def _manifest_in(data: bytes) -> dict[str, Any]:
 def network_used(folder: Path, shard: str = "") -> dict[str, Any]:
     """How the attempt that wrote a shard ran its network, if there was one: see :attr:`Manifest.network`."""
     path = folder / of_shard(MANIFEST, shard)
-    return _network_in(folder, read_manifest_file(path)) if path.exists() else {}
+    return network_in(folder, read_manifest_file(path)) if path.exists() else {}
 
 
-def _network_in(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
+def network_in(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
+    """How the network was run that a manifest, as it was written, is about: see :attr:`Manifest.network`."""
     found = _dict(written.get("environment")).get("network")
     if found is None:
         return {}
@@ -295,6 +320,30 @@ def _network_in(folder: Path, written: dict[str, Any]) -> dict[str, Any]:
 def _dict(value: Any) -> dict[str, Any]:
     """What a manifest says beside its experiment is shown, not relied on."""
     return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _attempts(written: dict[str, Any]) -> list[dict[str, Any]]:
+    """The environment of each attempt at the lines of one manifest, but of those that wrote none."""
+    later = [_dict(entry) for entry in _list(written.get("resumed"))]
+    starts = [0, *(entry.get("lines") for entry in later), None]
+    environments = [_dict(one.get("environment")) for one in (written, *later)]
+    return [
+        environment
+        for environment, (start, end) in zip(environments, pairwise(starts), strict=True)
+        if start != end or written["kind"] == "train"  # whose steps come before its lines
+    ]
+
+
+def _flat(environment: dict[str, Any]) -> dict[str, str]:
+    """Each entry that can change rounding, as text by its name."""
+    nested = [value for value in environment.values() if isinstance(value, dict)]
+    entries = {key: value for part in (environment, *nested) for key, value in part.items()}
+    drop = ("command", "versions", "network", "pairs_pasted", "moved")
+    return {str(key): brief(value, 60) for key, value in entries.items() if key not in drop}
 
 
 def now() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from ..config import parse_json
 from ..errors import RecordsError, brief
 from .files import guard
 from .manifest import MANIFEST, Manifest, first_problem, of_shard, read_manifest, read_manifest_file, shard_of
@@ -84,17 +84,20 @@ def _parsed(path: Path, data: bytes, schema: type[R]) -> Iterator[R]:
     """Each complete line as a record of this schema."""
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
-            record = schema.model_validate_json(line)
+            parse_json(line)
+            record = schema.model_validate_json(line, strict=True)
         except ValidationError as error:
-            raise RecordsError(f"{path}, line {number}: {_problem(error)}") from error
+            raise RecordsError(f"{path}, line {number}: {first_problem(error)}") from error
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, number, error) from error
         yield record
 
 
-def _problem(error: ValidationError) -> str:
-    if error.errors()[0]["type"] != "json_invalid":
-        return first_problem(error)
-    what = error.errors()[0]["msg"][:80]
-    return f"damaged ({what}); restore the file or start again in another folder"
+def _damaged(path: Path, number: int, error: Exception) -> RecordsError:
+    return RecordsError(
+        f"{path}, line {number}: damaged ({brief(error, 80)}); restore the file or start again in another "
+        "folder"
+    )
 
 
 def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
@@ -116,14 +119,11 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
         if not isinstance(value, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
-        raise RecordsError(
-            f"{path}, line {number}: damaged ({brief(error, 80)}); restore the file or "
-            "start again in another folder"
-        ) from error
+        raise _damaged(path, number, error) from error
     return value
 
 
@@ -173,7 +173,7 @@ def _check_all(finished: Any, lines: Path, data: bytes) -> None:
             f"{lines.parent}: its manifest lacks {error}; restore it or start again in another folder"
         ) from error
     found = (data.count(b"\n"), sha256(data))
-    if found != expected:
+    if found != expected or type(expected[0]) is not int:
         raise RecordsError(
             f"{lines}: is not what was written ({found[0]} lines found, {expected[0]} written); restore it "
             "or start again in another folder"

@@ -38,7 +38,7 @@ class Line(Indexed):
     name: str
     label: int = Field(ge=0)
     pixels: str | None
-    vanilla_label: int | None
+    vanilla_label: int | None = Field(ge=0)
     passes: int = Field(ge=0)
     error: str | None = None
 
@@ -60,7 +60,7 @@ class Record(Line):
 
     model_config = ConfigDict(extra="allow")
 
-    defended_label: int | None
+    defended_label: int | None = Field(ge=0)
     certified: bool
     margin: float | None
 
@@ -96,7 +96,7 @@ class PatchCleanserRecord(Record):
 
     case: Literal["agreed", "disagreer", "majority", "champion"] | None
     failing_pair: tuple[int, int] | None
-    failing_label: int | None
+    failing_label: int | None = Field(ge=0)
 
     @model_validator(mode="after")
     def _agreed(self) -> Self:
@@ -157,21 +157,33 @@ class AttackRecord(Indexed):
     """
 
     name: str
-    label: int
+    label: int = Field(ge=0)
     certified: bool
-    ways: int
+    ways: int = Field(ge=0)
     broken: bool
-    top: int | None = None
-    left: int | None = None
-    height: int | None = None
-    width: int | None = None
-    row: int | None = None
-    target: int | None = None
-    defended_label: int | None = None
-    vanilla_label: int | None = None
-    attempts: int = 0
+    top: int | None = Field(default=None, ge=0)
+    left: int | None = Field(default=None, ge=0)
+    height: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
+    row: int | None = Field(default=None, ge=0)
+    target: int | None = Field(default=None, ge=0)
+    defended_label: int | None = Field(default=None, ge=0)
+    vanilla_label: int | None = Field(default=None, ge=0)
+    attempts: int = Field(default=0, ge=0)
     image: str | None = None
     pixels: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """An image is broken where its answer is wrong; certificates hold; a patch is a place and a
+        picture."""
+        placed = {self.top is None, self.left is None, self.height is None, self.width is None}
+        whole = placed | {self.image is None, self.pixels is None, self.attempts == 0}
+        if self.broken != (self.defended_label != self.label) or len(whole) != 1:
+            raise ValueError("what became of the image contradicts itself")
+        if self.certified and self.ways:
+            raise ValueError("certified, but open to an attack")
+        return self
 
 
 # The schema of a method that adds fields of its own; the lines of other defenses are read as plain records.

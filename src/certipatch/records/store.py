@@ -14,7 +14,17 @@ from filelock import FileLock, Timeout
 from ..config import differences
 from ..errors import RecordsError
 from .files import guard, write_atomically
-from .manifest import MANIFEST, division_of, now, of_shard, read_manifest_file, read_manifest_files, shard_of
+from .manifest import (
+    MANIFEST,
+    division_of,
+    network_in,
+    now,
+    of_shard,
+    read_manifest_file,
+    read_manifest_files,
+    resumed,
+    shard_of,
+)
 from .read import check_written, read_lines
 from .seals import LineHashes, seal, sha256, write_through
 
@@ -82,13 +92,33 @@ class Store:
             raise
 
     def _continue(self) -> None:
-        """Take over the manifest and the lines of the attempt before; a line torn by a kill is dropped."""
-        self.manifest = read_manifest_file(self._manifest_path)
+        """Take over the manifest and the lines of the attempt before; a line torn by a kill is dropped.
+
+        Where something is left to do, the manifest gets an entry for this attempt.
+        """
+        here, self.manifest = self.manifest, read_manifest_file(self._manifest_path)
+        if self.finished is None:
+            self._refuse_other_network(here)
         self.lines = read_lines(self.path, repair=self.finished is None)
         check_written(self.manifest, self.path)
         if self.finished is None:
             guard(self.folder, lambda: self._hashes.cut(len(self.lines)))
+            self.manifest = resumed(self.manifest, here, len(self.lines))
+            self.write_manifest()
         guard(self.folder, self.path.touch)
+
+    def _refuse_other_network(self, here: dict[str, Any]) -> None:
+        """Refuse to go on with a network that is put together otherwise than the one that began.
+
+        The batch size may be another, for what is computed stays the same.
+        """
+        there, found = (network_in(self.folder, manifest) for manifest in (self.manifest, here))
+        for part in ("compiled", "shared_prefix"):
+            if there and found and there[part] != found[part]:
+                raise RecordsError(
+                    f"out {self.folder}: was begun with the network's {part} {there[part]}, found "
+                    f"{found[part]}; resume it as it was begun, or choose another --out"
+                )
 
     def _refuse_others(self, *, began: bool) -> None:
         """Refuse another experiment, an earlier attempt without ``resume``, and another division of the

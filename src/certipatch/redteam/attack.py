@@ -67,7 +67,7 @@ def attack(
         "device": fabric.device.type,
         "precision": precision_of(fabric),
     }
-    about = begin_manifest("attack", experiment, **environment(fabric))
+    about = begin_manifest("attack", experiment, network=defense.describe_network(), **environment(fabric))
     images = Images(source, opened.spec)
     with (
         Store(out, about, ATTACKS, resume=resume) as store,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.table import Table
 from ..errors import RecordsError, one_line
 from ..geometry.patch import Threat, by
 from ..records.experiment import Certification
+from ..records.manifest import Manifest
 from ..records.read import Folder, read_written
 from ..records.schema import EPOCHS, Record
 from .shares import Share
@@ -88,7 +89,23 @@ class Summary:
             "passes": self.passes,
             "min_margin": self.min_margin,
             "below_min_margin": self.below,
+            **environments(self.folder.manifest),
         }
+
+
+def environments(manifest: Manifest) -> dict[str, Any]:
+    """For JSON: in what the environments of the parts of a folder differ, if they do."""
+    return {"environments_differ": manifest.other_environments} if manifest.other_environments else {}
+
+
+def in_other_environments(manifests: Iterable[Manifest]) -> list[str]:
+    """A sentence for each folder whose shards or resumes were not all run in the same way."""
+    return [
+        f"{one_line(str(manifest.folder))} was not written in one environment, which can change rounding: "
+        f"{one_line('; '.join(manifest.other_environments[:6]))}."
+        for manifest in manifests
+        if manifest.other_environments
+    ]
 
 
 def summarize(folder: Folder[Record], *, min_margin: float | None = None) -> Summary:
@@ -168,7 +185,7 @@ def training_cost(folder: Path) -> float:
 def table(summaries: Sequence[Summary]) -> Table:
     """The table of several certifications, 80 columns wide."""
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    out.caption = " ".join([CAPTION, *_remarks(summaries)])
+    out.caption = escape(" ".join([CAPTION, *_remarks(summaries)]))
     out.add_column("run, model, training", overflow="fold", min_width=22)
     for heading in ("patch", "k", "vanilla", "clean", "certified\nrobust", "passes/\nimage"):
         out.add_column(heading, justify="right")
@@ -180,7 +197,12 @@ def table(summaries: Sequence[Summary]) -> Table:
 def _remarks(summaries: Sequence[Summary]) -> list[str]:
     """What a reader must know of all rows."""
     fallen = [remark for remark in map(below_the_margin, summaries) if remark]
-    return [*other_images([summary.experiment for summary in summaries]), *dict.fromkeys(fallen)]
+    manifests = [summary.folder.manifest for summary in summaries]
+    return [
+        *other_images([summary.experiment for summary in summaries]),
+        *dict.fromkeys(fallen),
+        *in_other_environments(manifests),
+    ]
 
 
 def below_the_margin(summary: Summary) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..records.read import Folder
 from ..records.schema import AttackRecord
-from .attack import summarize_attack
+from .attack import certification_of, summarize_attack
 from .certification import Summary, summarize
 from .detection import THRESHOLDS, DetectionSummary, summarize_detection
 
@@ -57,15 +57,19 @@ def compare(
     thresholds: tuple[float, ...] = THRESHOLDS,
     min_margin: float | None = None,
 ) -> Compared:
-    """Each folder summarised by what it is of.
+    """Each folder summarised by what it is of; an attack is compared with its certification, if that is
+    among them.
 
     Args:
         thresholds: of detection. min_margin: as of :func:`certipatch.report.certification.summarize`.
+
+    Raises RecordsError for damaged records, and an attack that says otherwise than its certification.
     """
+    certifications = [folder for folder in folders if folder.manifest.kind == "certify"]
 
     def summarized(folder: Folder[Any]) -> Summary | DetectionSummary | AttackSummary:
         if folder.manifest.kind == "attack":
-            return AttackSummary(folder, summarize_attack(folder))
+            return AttackSummary(folder, summarize_attack(folder, certification_of(folder, certifications)))
         if folder.manifest.kind == "detect":
             return summarize_detection(folder, thresholds)
         return summarize(folder, min_margin=min_margin)

@@ -15,7 +15,15 @@ from ..errors import ConfigError, RecordsError, one_line
 from ..records.experiment import Certification
 from ..records.read import Folder
 from ..records.schema import DetectionRecord
-from .certification import against, other_images, strategy, threat_of_certification, totals
+from .certification import (
+    against,
+    environments,
+    in_other_environments,
+    other_images,
+    strategy,
+    threat_of_certification,
+    totals,
+)
 from .shares import Share
 
 THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
@@ -100,6 +108,7 @@ class DetectionSummary:
             "thresholds": [one.to_json() for one in self.sweep],
             "unreadable": self.unreadable,
             "passes": self.passes,
+            **environments(self.folder.manifest),
         }
 
 
@@ -149,7 +158,9 @@ def at_threshold(records: Sequence[DetectionRecord], threshold: float) -> AtThre
 def detection_table(summaries: Sequence[DetectionSummary]) -> Table:
     """The sweeps of several folders, 80 columns wide, a threshold a row."""
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    out.caption = " ".join([CAPTION, *other_images([summary.experiment for summary in summaries])])
+    images = other_images([summary.experiment for summary in summaries])
+    elsewhere = in_other_environments(summary.folder.manifest for summary in summaries)
+    out.caption = escape(" ".join([CAPTION, *images, *elsewhere]))
     out.add_column("run, model, training", overflow="fold", min_width=22)
     for heading in ("patch", "k", "thres-\nhold", "clean", "false\nalarms", "certified\ndetection"):
         out.add_column(heading, justify="right")

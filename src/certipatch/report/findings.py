@@ -76,8 +76,7 @@ def heat(
     pairs: Iterable[tuple[MaskPair, int]], masks: Sequence[Sequence[Rectangle]], image_size: Sequence[int]
 ) -> Heat:
     """Which parts of the image are hidden when the model fails."""
-    rows = _cuts(image_size[0], ((top, height) for mask in masks for top, _, height, _ in mask))
-    columns = _cuts(image_size[1], ((left, width) for mask in masks for _, left, _, width in mask))
+    rows, columns = cuts(masks, image_size)
     counts = np.zeros((len(rows) - 1, len(columns) - 1), dtype=int)
     for (i, j), n in pairs:
         hidden = np.zeros(counts.shape, dtype=bool)
@@ -86,6 +85,13 @@ def heat(
             hidden[rows.index(top) : rows.index(top + height), across] = True
         counts += n * hidden
     return Heat(rows, columns, counts)
+
+
+def cuts(masks: Sequence[Sequence[Rectangle]], image_size: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Where the sides of the masks cut the rows and the columns of the image."""
+    rows = _cuts(image_size[0], ((top, height) for mask in masks for top, _, height, _ in mask))
+    columns = _cuts(image_size[1], ((left, width) for mask in masks for _, left, _, width in mask))
+    return rows, columns
 
 
 def _cuts(side: int, stretches: Iterable[tuple[int, int]]) -> list[int]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from pydantic import ValidationError
 
 from ..config import DataAsked, ModelSpec, differences
 from ..errors import CertiPatchError, DataError, RecordsError
+from ..geometry.patch import by
 from ..records.manifest import Manifest, first_problem
 from ..records.schema import AttackRecord, Record
 from ..records.seals import sha256
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from ..data.source import Images, Source
 
 EXACT = 96  # pixels a side up to which a picture is stored without loss
+LARGEST = 2048  # pixels a side of an image, and of what it is cropped from, up to which pictures are shown
 
 
 def images_of(manifest: Manifest, data: DataAsked | None = None) -> Images:
@@ -34,19 +38,18 @@ def images_of(manifest: Manifest, data: DataAsked | None = None) -> Images:
 
     Args:
         data: where they are, as ``certify`` had it; None, or a place that is empty: as the manifest says,
-            with the split that fits.
+            with the split that fits. Anyone may have written the manifest, so then only the digits and what
+            lies beside its folder are opened, and nothing is fetched.
 
     Raises:
         ConfigError, DataError: they cannot be found, or are others than those that were certified.
-        RecordsError: the manifest does not describe them.
+        RecordsError: the manifest does not describe them, or describes pictures that are too large.
     """
     from ..data.load import judged_split
     from ..data.source import Images
 
     asked = data or DataAsked("")
-    place = asked.place or manifest.data
-    if not place:
-        raise DataError("its manifest does not say where they are")
+    place = asked.place or place_beside(manifest)
     spec, classes = _described(manifest)
     split = judged_split(place, asked.split)
     problems: list[str] = []
@@ -59,13 +62,59 @@ def images_of(manifest: Manifest, data: DataAsked | None = None) -> Images:
     raise DataError(problems[0])
 
 
+def place_beside(manifest: Manifest) -> str:
+    """Where the manifest says that its images are, if that may be opened unasked.
+
+    Raises DataError for any place but the digits, and folders and tars inside the folder that the folder of
+    records is in; no link may lead out of it.
+    """
+    place = manifest.data
+    if not place:
+        raise DataError("its manifest does not say where they are")
+    if place == "digits":
+        return place
+    beside = manifest.folder.resolve().parent
+    if not _is_inside(Path(place), beside, manifest.folder.absolute().parent):
+        raise DataError(
+            "the place that its manifest names is not beside its folder and not opened unasked: give --data"
+        )
+    return str(Path(place).resolve())
+
+
+def _is_inside(place: Path, folder: Path, alias: Path) -> bool:
+    """Whether a place and all that links in it lead to are in a folder, which has two names.
+
+    By its name a place elsewhere is refused before the disk is asked for it.
+    """
+    named = Path(os.path.abspath(place))
+    if not (named.is_relative_to(folder) or named.is_relative_to(alias)):
+        return False
+    try:
+        return place.exists() and all(path.resolve().is_relative_to(folder) for path in _links(place))
+    except (OSError, ValueError, RuntimeError):  # no name that a file can have, or links in a circle
+        return False
+
+
+def _links(place: Path) -> Iterator[Path]:
+    """A place, and all links in it."""
+    yield place
+    for root, folders, files in os.walk(place):
+        yield from (path for name in (*folders, *files) if (path := Path(root, name)).is_symlink())
+
+
 def _described(manifest: Manifest) -> tuple[ModelSpec, tuple[str, ...]]:
     try:
-        spec = ModelSpec.model_validate(manifest.stated["model"])
-        return spec, tuple(map(str, manifest.stated["data"]["classes"]))
+        spec = ModelSpec.model_validate_json(json.dumps(manifest.stated["model"]), strict=True)
+        classes = tuple(map(str, manifest.stated["data"]["classes"]))
     except (KeyError, TypeError, ValidationError) as error:
         what = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise RecordsError(f"its manifest is damaged ({what})") from error
+    if max(spec.image_size) > LARGEST * min(1.0, spec.crop_pct):
+        raise RecordsError(
+            f"expected pictures of at most {LARGEST} pixels a side, found {by(spec.image_size)} cropped to "
+            f"{spec.crop_pct:g}"
+        )
+    return spec, classes
 
 
 def _certified_images(manifest: Manifest, data: DataAsked, classes: tuple[str, ...]) -> Source | str:

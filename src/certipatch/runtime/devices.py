@@ -69,11 +69,13 @@ def _keep_memory() -> None:
 
 
 def environment(fab: Fabric) -> dict[str, Any]:
-    """What a manifest says about the machine: its device, processor type and threads, but no host name."""
+    """What a manifest says about the machine: its device, processor type, instructions and threads, but no
+    host name."""
     gpu = torch.cuda.get_device_name(fab.device) if fab.device.type == "cuda" else None
     return {
         "device": gpu or fab.device.type,
         "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
 

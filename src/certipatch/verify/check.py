@@ -10,6 +10,7 @@ masking (``patchcleanser``), or detection (``minority_reports``). What is found 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import numpy as np
 
 from ..config import differences
 from ..data.source import Source
-from ..errors import brief
+from ..errors import ConfigError, brief
+from .attack import ATTACK, Pictures, check_certification, check_lines, replay
 from .findings import Experiment, Given, Record, Verification, place
 from .folder import Manifest, check_images, read_manifests, read_records
 from .geometry import flaws as mask_flaws
 from .methods import restatement_of
+from .patchcleanser import PATCHCLEANSER
 from .record import LEAST_MARGIN, check_line, is_below
 from .restatement import Line, Restatement
 from .views import TOLERANCE, look_again
@@ -38,29 +41,39 @@ def verify(
     sample: int | None = 20,
     seed: int = 0,
     device: str = "auto",
+    certification: Path | None = None,
 ) -> Verification:
-    """Check the records that ``certify`` or ``detect`` wrote into ``folder``.
+    """Check the records that ``certify``, ``detect`` or ``attack`` wrote into ``folder``.
 
     Args:
+        certification: for a folder of ``attack`` the one of ``certify`` that it is on, which is checked too.
         model, source: the model and the whole data set that were given to ``certify``, to be compared with
             what the folder says.
         sample: with model and source, how many images to look at again, drawn with ``seed``; None for all.
 
     Raises:
-        CertiPatchError: the stated precision is none, or the model cannot be run.
+        CertiPatchError: the stated precision is none, the model cannot be run, or ``certification`` is given
+            for another folder than one of ``attack``.
     """
     found = Verification(str(folder))
     manifests = read_manifests(folder, found)
     if not manifests:
         return found
     experiment = _experiment(manifests, found)
-    restatement = restatement_of(found.kind, experiment)
+    attacked = found.kind == "attack"
+    restatement = ATTACK if attacked else restatement_of(found.kind, experiment)
+    if certification is not None and not attacked:
+        raise ConfigError(f"records {certification}: {folder} is of {found.kind}; give them with an attack")
     found.counted = restatement.counted
-    found.not_restated = restatement.defense if restatement.compare is None else None
+    found.not_restated = restatement.defense if restatement.compare is None and not attacked else None
     odd = restatement.odd_entries(experiment)
     if odd:
         what = f"its experiment has other entries than those of a certification: {', '.join(odd)}"
         found.add("manifest", what)
+        return found
+    given = Asked(model, source, sample, seed, device)
+    if attacked:
+        _check_attack(folder, manifests, experiment, certification, given, found)
         return found
     try:
         sound = _check_experiment(experiment, restatement, found)
@@ -73,12 +86,79 @@ def verify(
         return found
     if model is not None and source is not None and restatement.compare is not None and sound:
         source = source.first(experiment["data"]["images"])
-        chosen = _drawn([index for index in consistent if index < len(source)], sample, seed)
-        again = {index: records[index] for index in chosen}
+        again = given.drawn(records, consistent, source)
         look_again(
             again, experiment, restatement.compare, model=model, source=source, device=device, found=found
         )
     return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is there to compare a folder with, and how many of its images to look at again; as of
+    :func:`verify`."""
+
+    model: Given | None
+    source: Source | None
+    sample: int | None
+    seed: int
+    device: str
+
+    def drawn(self, records: dict[int, Record], consistent: list[int], source: Source) -> dict[int, Record]:
+        """The records of the images to look at again: as many of the consistent ones as the sample is to
+        have, at random and in order."""
+        some = [index for index in consistent if index < len(source)]
+        if self.sample is not None and self.sample < len(some):
+            chosen = np.random.default_rng(self.seed).choice(some, size=self.sample, replace=False)
+            some = sorted(chosen.tolist())
+        return {index: records[index] for index in some}
+
+
+def _check_attack(
+    folder: Path,
+    manifests: dict[Path, Manifest],
+    experiment: Experiment,
+    certification: Path | None,
+    given: Asked,
+    found: Verification,
+) -> None:
+    """Check an attack by itself, beside its certification, and replay it, as far as these are given."""
+    pictures, certified = Pictures(folder), experiment["certification"]
+    try:
+        sound = _check_experiment(experiment, ATTACK, found)
+        sound = _check_experiment(certified, PATCHCLEANSER, found) and sound
+        records = read_records(manifests, ATTACK, found)
+        found.images, found.certified = len(records), sum(map(ATTACK.is_certified, records.values()))
+        consistent = check_lines(records, experiment, found) if sound else []
+        if experiment["images"] == certified["data"]["images"]:
+            check_images(records, certified, found)
+        pictures.check(records, consistent, found)
+        if certification is not None:
+            check_certification(records, experiment, _certified(certification, found), found)
+        _check_given(certified, given.model, given.source, found)
+    except DAMAGED as error:
+        found.add("manifest", f"is damaged ({type(error).__name__}: {brief(error, 100)})")
+        return
+    if given.model is not None and given.source is not None and sound:
+        source = given.source.first(certified["data"]["images"])
+        again = given.drawn(records, consistent, source)
+        replay(
+            again, experiment, pictures, model=given.model, source=source, device=given.device, found=found
+        )
+
+
+def _certified(folder: Path, found: Verification) -> tuple[Experiment, dict[int, Record]]:
+    """The experiment and the lines of a certification, whose flaws are findings."""
+    checked = verify(folder)
+    for one in checked.findings:
+        found.add(f"{folder.name}: {one.where}", one.what)
+    unnoted = Verification(str(folder))  # what is wrong there is noted by now
+    manifests = read_manifests(folder, unnoted)
+    if checked.kind != "certify" or not manifests:
+        raise ConfigError(f"records {folder}: expected a folder that certify wrote")
+    experiment = _experiment(manifests, unnoted)
+    found.counted = f"certified, as in {folder}"
+    return experiment, read_records(manifests, PATCHCLEANSER, unnoted)
 
 
 def _experiment(manifests: dict[Path, Manifest], found: Verification) -> Experiment:
@@ -169,20 +249,9 @@ def _other_model(experiment: Experiment, model: Given) -> Iterator[str]:
 def _least(manifests: dict[Path, Manifest]) -> float:
     """The least margin of a certificate that counts: of the precision, or what the model was seen to move."""
     least = LEAST_MARGIN.get(next(iter(manifests.values()))["experiment"]["precision"], inf)
-    for manifest in manifests.values():
-        environment = manifest.get("environment")
-        network = environment.get("network") if isinstance(environment, dict) else None
-        moved = network.get("moved") if isinstance(network, dict) else None
+    resumed = [entry for manifest in manifests.values() for entry in manifest.get("resumed", [])]
+    for attempt in (*manifests.values(), *resumed):
+        moved = attempt.get("environment", {}).get("network", {}).get("moved")
         if isinstance(moved, int | float):
             least = max(least, moved)
     return least
-
-
-def _drawn(indices: list[int], sample: int | None, seed: int) -> list[int]:
-    """As many of the indices as the sample is to have, drawn at random and put in order.
-
-    None, or a sample that is not smaller, draws all of them.
-    """
-    if sample is None or sample >= len(indices):
-        return indices
-    return sorted(np.random.default_rng(seed).choice(indices, size=sample, replace=False).tolist())

@@ -55,7 +55,7 @@ class Verification:
     """What was checked, and what is wrong.
 
     Attributes:
-        kind: the command that wrote the folder, certify or detect.
+        kind: the command that wrote the folder, certify, detect or attack.
         images: how many images the folder has a line about.
         certified: how many of them are certified, beyond what rounding could turn; at threshold 0 if the
             records are of detection.

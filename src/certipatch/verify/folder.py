@@ -13,14 +13,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ..config import parse_json
 from ..errors import brief
 from .findings import Experiment, Record, Verification
-from .methods import UNNAMED
+from .methods import KINDS
 from .restatement import Restatement
 
 Manifest = dict[str, Any]
 
-KINDS = tuple(UNNAMED)  # the commands whose folders can be verified
 MOST_SHARDS = 100_000  # of which absent ones are counted; a manifest is not believed more
 
 
@@ -30,13 +30,15 @@ def read_manifests(folder: Path, found: Verification) -> dict[Path, Manifest]:
     if not paths:
         found.add(str(folder), "has no manifest.json; give a folder that certify wrote")
     read = {path: _read_manifest(path, found) for path in paths}
-    known = set(map(_lines_of, paths))
-    for path in sorted(set(folder.glob("records*.jsonl")) - known):
+    known = {_lines_of(path, kind) for path in paths for kind in KINDS}
+    there = {path for name in set(_LINES.values()) for path in folder.glob(f"{name}*.jsonl")}
+    for path in sorted(there - known):
         found.add(path.name, "has no manifest beside it")
     _check_shards(folder, paths, found)
     return {path: manifest for path, manifest in read.items() if manifest is not None}
 
 
+_LINES = {"certify": "records", "detect": "records", "attack": "attacks"}
 _MANIFEST = re.compile(r"manifest(?:-(\d+)-of-(\d+))?\.json")
 
 
@@ -46,31 +48,30 @@ def _read_manifest(path: Path, found: Verification) -> Manifest | None:
     Its own hash is checked if it has one, and that of the lines beside it if it is finished.
     """
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
         kind, experiment, finished = (manifest[key] for key in ("kind", "experiment", "finished"))
         rest = json.dumps({key: value for key, value in manifest.items() if key != "sha256"}, sort_keys=True)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         found.add(path.name, f"is damaged ({type(error).__name__}: {brief(error, 80)})")
         return None
     form = manifest.get("format")
-    if kind not in KINDS or form != 1 or not isinstance(experiment, dict):
+    if kind not in KINDS or form != 1 or type(form) is not int or not isinstance(experiment, dict):
         found.add(path.name, f"expected format 1 of {' or '.join(KINDS)}, found {form!r} of {kind!r}")
         return None
     if manifest.get("sha256", _sha256(rest.encode())) != _sha256(rest.encode()):
         found.add(path.name, "its sha256 is of other entries: it is not what was written")
-    _check_finished(path, finished, found)
+    _check_finished(path, _lines_of(path, kind), finished, found)
     return manifest
 
 
-def _check_finished(path: Path, finished: Any, found: Verification) -> None:
+def _check_finished(path: Path, lines: Path, finished: Any, found: Verification) -> None:
     """A finished manifest states how many lines there are beside it, and their hash."""
     if finished is None:
-        found.add(path.name, "is not finished; run certify --resume")
+        found.add(path.name, "is not finished; run the command that wrote it with --resume")
         return
-    lines = _lines_of(path)
     data = _bytes_of(lines)
     stated, there = finished if isinstance(finished, dict) else {}, data.count(b"\n")
-    if stated.get("lines") != there:
+    if stated.get("lines") != there or type(stated.get("lines")) is not int:
         what = f"expected the {stated.get('lines')!r} lines that {path.name} states, found {there}"
         found.add(lines.name, what)
     if stated.get("sha256") != _sha256(data):
@@ -99,9 +100,9 @@ def read_records(paths: Iterable[Path], restatement: Restatement, found: Verific
     records: dict[int, Record] = {}
     for where, line in _lines(paths, found):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            found.add(where, "is not JSON")
+            record = parse_json(line)
+        except (ValueError, RecursionError) as error:
+            found.add(where, f"is not JSON that has one sense ({brief(error, 80)})")
             continue
         flaw = _flaw(record, restatement, records)
         if flaw is None:
@@ -113,7 +114,7 @@ def read_records(paths: Iterable[Path], restatement: Restatement, found: Verific
 
 def _lines(paths: Iterable[Path], found: Verification) -> Iterator[tuple[str, bytes]]:
     """Where each complete line beside these manifests is, and what it says."""
-    for path in map(_lines_of, paths):
+    for path in (_lines_of(manifest, found.kind) for manifest in paths):
         *complete, torn = _bytes_of(path).split(b"\n")
         if torn:
             found.add(path.name, "ends in the middle of a line")
@@ -152,9 +153,18 @@ def _check_complete(records: dict[int, Record], n: int, found: Verification) -> 
 
 
 def _fingerprint(records: dict[int, Record]) -> str:
-    """sha256 over names and labels in order, as the data has it."""
-    lines = (f"{records[index]['name']}\0{records[index]['label']}\n" for index in sorted(records))
-    return _sha256("".join(lines).encode(errors="surrogateescape"))
+    """sha256 over names and labels in order, as the data has it.
+
+    It is over lines of JSON if a name holds a separator, or half of a pair of surrogates.
+    """
+    pairs = [(records[index]["name"], records[index]["label"]) for index in sorted(records)]
+    names = [name for name, _ in pairs]
+    bare = [name.encode(errors="surrogateescape") for name in names]
+    ambiguous = any("\0" in name or "\n" in name for name in names)
+    if ambiguous or [data.decode(errors="surrogateescape") for data in bare] != names:
+        return _sha256("".join(json.dumps(pair) + "\n" for pair in pairs).encode())
+    lines = (b"%s\0%d\n" % (data, label) for data, (_, label) in zip(bare, pairs, strict=True))
+    return _sha256(b"".join(lines))
 
 
 def _more(n: int) -> str:
@@ -162,9 +172,9 @@ def _more(n: int) -> str:
     return f" and {n - 1} more" if n > 1 else ""
 
 
-def _lines_of(manifest: Path) -> Path:
-    """``manifest-2-of-8.json`` -> ``records-2-of-8.jsonl``."""
-    return manifest.with_name(manifest.name.replace("manifest", "records", 1).replace(".json", ".jsonl"))
+def _lines_of(manifest: Path, kind: str) -> Path:
+    """``manifest-2-of-8.json`` -> ``records-2-of-8.jsonl``; of an attack ``attacks.jsonl``."""
+    return manifest.with_name(manifest.name.replace("manifest", _LINES[kind], 1).replace(".json", ".jsonl"))
 
 
 def _bytes_of(path: Path) -> bytes:

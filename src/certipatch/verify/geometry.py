@@ -15,7 +15,8 @@ import numpy as np
 
 from .findings import Experiment
 
-MOST_PIXELS = 2**28  # of all masks together, held in memory
+MOST_PIXELS = 2**28  # of all masks together, held in memory and looked at for each shape of a patch
+MOST_MASKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def _impossible(masks: Masks) -> Iterator[str]:
         yield f"masks.patches is {masks.patches!r}"
     if type(masks.k) is not int or masks.k < 1:
         yield f"masks.masks_per_axis is {masks.k!r}"
-    if len(masks.windows) * masks.size[0] * masks.size[1] > MOST_PIXELS:
+    pixels = len(masks.windows) * masks.size[0] * masks.size[1] * len(masks.shapes)
+    if len(masks.windows) > MOST_MASKS or pixels > MOST_PIXELS:
         yield f"masks: {len(masks.windows)} masks of {masks.size} are too many to check"
     for i, mask in enumerate(masks.windows):
         for window in mask:
@@ -158,7 +160,7 @@ def uncovered(keep: np.ndarray, h: int, w: int) -> tuple[int, int] | None:
     """
     hole = np.ones((keep.shape[1] - h + 1, keep.shape[2] - w + 1), dtype=bool)
     for visible in keep:
-        hole &= _seen(visible, h, w)
+        hole &= seen(visible, h, w)
     return tuple(np.argwhere(hole)[0].tolist()) if hole.any() else None
 
 
@@ -170,7 +172,7 @@ def uncovered_pair(keep: np.ndarray, shapes: list[list[int]]) -> tuple[Any, Any]
     kinds: list[np.ndarray] = []  # for each kind of place the masks that hide a patch there
     places: list[Any] = []
     for h, w in shapes:
-        hides = ~np.stack([_seen(visible, h, w) for visible in keep])
+        hides = ~np.stack([seen(visible, h, w) for visible in keep])
         rows = np.ascontiguousarray(hides.reshape(len(keep), -1).T)
         _, first = np.unique(np.packbits(rows, axis=1).view(f"V{-(-len(keep) // 8)}"), return_index=True)
         kinds += list(rows[first])
@@ -182,7 +184,7 @@ def uncovered_pair(keep: np.ndarray, shapes: list[list[int]]) -> tuple[Any, Any]
     return None
 
 
-def _seen(visible: np.ndarray, h: int, w: int) -> np.ndarray:
+def seen(visible: np.ndarray, h: int, w: int) -> np.ndarray:
     """(H-h+1, W-w+1) bool: at which places some of an h x w patch is visible, by all of its pixels."""
     return _any_of(_any_of(visible, h).T, w).T
 

@@ -17,6 +17,9 @@ RESTATEMENTS = {
     ("detect", "minority-reports"): MINORITY_REPORTS,
 }
 
+# The commands whose folders can be verified.
+KINDS = ("certify", "detect", "attack")
+
 # Folders whose experiment does not name its defense are of these.
 UNNAMED = {"certify": PATCHCLEANSER, "detect": MINORITY_REPORTS}
 

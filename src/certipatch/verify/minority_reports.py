@@ -98,7 +98,7 @@ def _same(stated: float | None, found: float | None, tolerance: float) -> bool:
 
 def _is_certified(record: Record) -> bool:
     agreement = record["agreement"]
-    return type(agreement) is float and agreement > 0
+    return type(agreement) in (int, float) and agreement > 0
 
 
 MINORITY_REPORTS = Restatement(

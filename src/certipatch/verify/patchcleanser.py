@@ -20,7 +20,7 @@ from .restatement import ENTRIES, FIELDS, Line, Restatement, Sighting
 WILD = 8  # so many views within the tolerance are tried both ways
 
 
-def _inference(experiment: Experiment) -> Inference:
+def inference_of(experiment: Experiment) -> Inference:
     return CHALLENGER if "inference" in experiment else DOUBLE_MASKING  # the default is not stated
 
 
@@ -36,7 +36,7 @@ def _check_line(line: Line) -> None:
     """What follows from what within one line."""
     record = line.record
     check_labels(line, record["vanilla_label"], record["defended_label"])
-    line.expect(record["case"] in _inference(line.experiment).cases, f"case is {record['case']!r}")
+    line.expect(record["case"] in inference_of(line.experiment).cases, f"case is {record['case']!r}")
     check_margin(line)
     _check_passes(line)
     if record["certified"] is True:
@@ -52,7 +52,7 @@ def _check_passes(line: Line) -> None:
     if record["certified"] is True or line.experiment["exhaustive"] is True:
         low = high
     elif _is_pair(record["failing_pair"], n) and record["failing_pair"][0] == record["failing_pair"][1]:
-        high = _inference(line.experiment).most_passes(n)
+        high = inference_of(line.experiment).most_passes(n)
     expected = str(low) if low == high else f"{low} to {high}"
     passes = record["passes"]
     line.expect(
@@ -124,10 +124,15 @@ class View:
 Table = dict[tuple[int, int], View]  # the view under masks i <= j; i = j is one mask
 
 
+def table_of(sighting: Sighting) -> Table:
+    """What the model answers to all views of an image under one and two masks."""
+    n = sighting.masks
+    return {(i, j): View.of(sighting.under(i, j)) for i in range(n) for j in range(i, n)}
+
+
 def _compare(sighting: Sighting) -> None:
     """Compare a record with all views of its image."""
-    n = sighting.masks
-    table = {(i, j): View.of(sighting.under(i, j)) for i in range(n) for j in range(i, n)}
+    table = table_of(sighting)
     _compare_vanilla(sighting, View.of(sighting.under()))
     _compare_certificate(sighting, table)
     _compare_failing_pair(sighting, table)
@@ -175,7 +180,7 @@ def _compare_failing_pair(sighting: Sighting, table: Table) -> None:
 
 def _compare_answer(sighting: Sighting, table: Table) -> None:
     """The inference answers as the record says, or would if rounding had moved some of the labels."""
-    infer, n = _inference(sighting.experiment).answer, sighting.masks
+    infer, n = inference_of(sighting.experiment).answer, sighting.masks
     stated = sighting.record["defended_label"], sighting.record["case"]
     labels = {pair: view.best for pair, view in table.items()}
     found = infer(labels, n)

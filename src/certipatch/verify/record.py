@@ -28,7 +28,7 @@ def check_line(line: Line, restatement: Restatement) -> bool:
     certified = record.get("certified", False)  # lines of detection have no flag: a threshold decides
     line.expect(type(certified) is bool, f"certified is {certified!r}")
     if record["error"] is None:
-        line.expect(_is_sha256(record["pixels"]), "pixels is not a sha256")
+        line.expect(is_sha256(record["pixels"]), "pixels is not a sha256")
         restatement.check_line(line)
     else:
         _check_unreadable(line, restatement.fields)
@@ -79,5 +79,5 @@ def is_below(record: Record, least: float) -> bool:
     return isinstance(margin, int | float) and margin < least
 
 
-def _is_sha256(value: object) -> bool:
+def is_sha256(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

@@ -37,6 +37,7 @@ def attack_of(attack: AttackSummary, runs: Sequence[Shown], pictures: Mapping[st
         "found": attack.summary,
         "shares": {key: Share(attack.summary[key]["count"], attack.summary[key]["images"]) for key in BOUNDS},
         "run": run,
+        "proven": "certificates_as_stated" not in attack.summary,
         "name": run.name if run else None,
         "size": experiment.certification.masks.image_size,
         "broken": sum(record.broken and record.top is not None for record in records),

@@ -22,6 +22,7 @@ from ...config import DataAsked
 from ...records.files import write_atomically
 from ...records.manifest import now
 from ..advice import advise
+from ..certification import in_other_environments
 from ..compared import Compared
 from ..curves import against_k, against_patch
 from .attacks import attack_of, worth_a_look
@@ -70,7 +71,7 @@ def write_page(path: Path, compared: Compared, data: DataAsked | None = None) ->
         advice=advise(runs[0].summary, attacked=bool(attacks)) if runs else [],
         sweeps=compared.sweeps,
         attacks=attacks,
-        notes=pictures.notes,
+        notes=[*pictures.notes, *in_other_environments(one.folder.manifest for one in compared.every)],
         version=metadata.version("certipatch"),
         at=now(),
         **_script(runs, galleries, pictures.found),

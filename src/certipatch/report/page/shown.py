@@ -10,22 +10,30 @@ from ...records.experiment import Certification
 from ...records.manifest import Manifest
 from ...records.schema import Record
 from ..certification import Summary
-from ..findings import failing_pair
+from ..findings import cuts, failing_pair
 
 PAIRS = 10  # of the most frequent failing ones
+MOST_CELLS = 2**17  # into which the sides of all masks may cut the image
 
 
 @dataclass(frozen=True)
 class Shown:
     """A certification and what it is called on the page.
 
-    Raises RecordsError for a failing pair of masks that there are not.
+    Raises RecordsError for a failing pair of masks that there are not, and for masks at more places than
+    those of any defense are.
     """
 
     summary: Summary
     name: str
 
     def __post_init__(self) -> None:
+        rows, columns = cuts(self.windows, self.experiment.against.image_size)
+        if len(rows) * len(columns) > MOST_CELLS:
+            raise RecordsError(
+                f"{self.summary.name}: expected masks in rows and columns, found some that cut the image "
+                f"into {len(rows)} by {len(columns)} parts; restore its manifest or certify again"
+            )
         for record in self.records:
             pair = failing_pair(record)
             if pair is not None and not all(0 <= mask < len(self.windows) for mask in pair):
