@@ -97,8 +97,17 @@ def check_precision(defense: CertifiedDefense, certified: str) -> None:
 def check_model(model: nn.Module) -> None:
     """Refuse a model whose answer for an image may depend on more than the image.
 
-    Raises SoundnessError for training mode, or a BatchNorm without running statistics.
+    Raises SoundnessError for parameters other than float32, training mode, or a BatchNorm without running
+    statistics.
     """
+    other = next(
+        (p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), 0
+    )
+    if other:
+        raise SoundnessError(
+            f"model: expected parameters in torch.float32, found {other}; call model.float(), and give precision= "
+            "for a forward pass in another"
+        )
     if any(module.training for module in model.modules()):
         raise SoundnessError("model: expected evaluation mode, found training mode; call model.eval() first")
     batch_norm = nn.modules.batchnorm._BatchNorm
@@ -111,29 +120,52 @@ def check_model(model: nn.Module) -> None:
 
 def check_images(images: Tensor, image_size: Size) -> None:
     """Refuse images that are not (N, 3, H, W) floats in [0, 1] of this size. Raises SoundnessError."""
+    if not isinstance(images, Tensor):
+        raise SoundnessError(
+            f"images: expected a tensor of torch.float32, found {type(images).__name__}; torch.as_tensor makes one"
+        )
+    _refuse_empty_shells("images", images)
     expected = (3, *image_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != expected:
         raise SoundnessError(
             f"images: expected (N, {', '.join(map(str, expected))}), found {tuple(images.shape)}; resize "
             "them or build masks of that size"
         )
-    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+    if images.dtype != torch.float32:
+        raise SoundnessError(
+            f"images: expected torch.float32 in [0, 1], found {images.dtype}; "
+            f"{'call images.float()' if images.is_floating_point() else 'call images.float() / 255'}"
+        )
+    if not bool(((images >= 0) & (images <= 1)).all()):
         raise SoundnessError(
             "images: expected float values in [0, 1], found others; normalisation belongs inside the model"
         )
 
 
-def check_labels(labels: Tensor | None, images: Tensor) -> None:
-    """Refuse labels that are not one int64 class from 0 up for each image. Raises SoundnessError."""
+def check_labels(labels: Tensor | None, images: Tensor, classes: int | None = None) -> None:
+    """Refuse labels that are not one int64 class from 0 up for each image, or that are none of so many
+    classes, where their number is known. Raises SoundnessError."""
     if labels is None:
         return
     if not isinstance(labels, Tensor):
         raise _wrong_labels(type(labels).__name__, images)
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (labels < 0).any():
+    _refuse_empty_shells("labels", labels)
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise _wrong_labels(f"{labels.dtype} {tuple(labels.shape)}", images)
+    for label in labels.tolist():
+        if label < 0 or (classes is not None and label >= classes):
+            raise _wrong_labels(f"the label {label}", images, classes)
 
 
-def _wrong_labels(found: str, images: Tensor) -> SoundnessError:
+def _refuse_empty_shells(name: str, values: Tensor) -> None:
+    """Raises SoundnessError for tensors that do not hold each value at its place."""
+    if values.is_meta or values.layout != torch.strided:
+        kind = "one on the meta device" if values.is_meta else str(values.layout)
+        raise SoundnessError(f"{name}: expected a dense tensor with values, found {kind}; call to_dense()")
+
+
+def _wrong_labels(found: str, images: Tensor, classes: int | None = None) -> SoundnessError:
+    end = "up" if classes is None else f"to {classes - 1}, which the model tells apart"
     return SoundnessError(
-        f"labels: expected an int64 tensor ({len(images)},) of classes from 0 up, found {found}"
+        f"labels: expected an int64 tensor ({len(images)},) of classes from 0 {end}, found {found}"
     )

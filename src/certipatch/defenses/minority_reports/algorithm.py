@@ -15,6 +15,7 @@ comparisons are strict: a confidence of exactly tau raises no alarm, and certifi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 from ...errors import ConfigError
 
@@ -42,6 +43,6 @@ def above(confidence: float | None, threshold: float) -> bool:
 
 def check_threshold(threshold: float) -> float:
     """The threshold. Raises ConfigError if it is no share from 0 to 1."""
-    if not 0 <= threshold <= 1:  # NaN is not either
-        raise ConfigError(f"threshold {threshold:g}: expected a confidence from 0 to 1")
+    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:  # NaN is not either
+        raise ConfigError(f"threshold {threshold!r}: expected a confidence from 0 to 1")
     return threshold
