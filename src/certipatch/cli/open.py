@@ -63,8 +63,8 @@ def _refuse_doubtful_order(place: str, classes: tuple[str, ...]) -> None:
         for names in (by_code_point, classes)
     ]
     raise DataError(
-        f"data {place}: the order of the classes in the weights is not known: torchvision sorts by code point "
-        f"({orders[0]}), timm naturally and without case ({orders[1]}); give --class-map FILE with one class "
+        f"data {place}: the order of the classes in the weights is not known: torchvision sorts by code "
+        f"point ({orders[0]}), timm naturally and without case ({orders[1]}); give --class-map FILE with one class "
         "folder a line, in the order of the network's outputs"
     )
 
@@ -182,8 +182,8 @@ def _refuse_address(model: str) -> None:
     if timm or os.sep not in name:
         raise ConfigError(f"model {model}: expected a timm name without where it is; type --model {name}")
     raise ConfigError(
-        f"model {model}: only timm's own are opened by name; fetch its model.safetensors, and type --model with "
-        "the name of the architecture in timm and --weights FILE"
+        f"model {model}: only timm's own are opened by name; fetch its model.safetensors, and type --model "
+        "with the name of the architecture in timm and --weights FILE"
     )
 
 

@@ -18,6 +18,9 @@ from ..errors import SoundnessError
 from ..geometry.patch import Size, Threat
 
 
+FLOATS = (torch.float32, torch.float64)  # the numbers that images and weights may be of
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What a defense found out about one image. A method that has more to say adds fields in a class of its
@@ -97,16 +100,14 @@ def check_precision(defense: CertifiedDefense, certified: str) -> None:
 def check_model(model: nn.Module) -> None:
     """Refuse a model whose answer for an image may depend on more than the image.
 
-    Raises SoundnessError for parameters other than float32, training mode, or a BatchNorm without running
+    Raises SoundnessError for parameters of less than float32, training mode, or a BatchNorm without running
     statistics.
     """
-    other = next(
-        (p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), 0
-    )
-    if other:
+    found = float_type(model)
+    if found not in FLOATS:
         raise SoundnessError(
-            f"model: expected parameters in torch.float32, found {other}; call model.float(), and give precision= "
-            "for a forward pass in another"
+            f"model: expected parameters in torch.float32, found {found}; call model.float() (precision= "
+            "sets that of the forward pass)"
         )
     if any(module.training for module in model.modules()):
         raise SoundnessError("model: expected evaluation mode, found training mode; call model.eval() first")
@@ -118,11 +119,28 @@ def check_model(model: nn.Module) -> None:
         )
 
 
+def float_type(model: nn.Module) -> torch.dtype:
+    """The type of the model's parameters, of several the narrowest; float32 for a model without any."""
+    types = {each.dtype for each in model.parameters() if each.is_floating_point()}
+    return min(types, key=lambda each: each.itemsize, default=torch.float32)
+
+
+def check_same_type(images: Tensor, model: nn.Module) -> None:
+    """Refuse images of other numbers than the model computes with. Raises SoundnessError."""
+    expected = float_type(model)
+    if len(images) and images.dtype != expected:
+        raise SoundnessError(
+            f"images: expected {expected} as the model's parameters are, found {images.dtype}; convert the "
+            "images, or call model.float()"
+        )
+
+
 def check_images(images: Tensor, image_size: Size) -> None:
     """Refuse images that are not (N, 3, H, W) floats in [0, 1] of this size. Raises SoundnessError."""
     if not isinstance(images, Tensor):
         raise SoundnessError(
-            f"images: expected a tensor of torch.float32, found {type(images).__name__}; torch.as_tensor makes one"
+            f"images: expected a tensor of torch.float32, found {type(images).__name__}; "
+            "torch.as_tensor makes one"
         )
     _refuse_empty_shells("images", images)
     expected = (3, *image_size)
@@ -131,11 +149,9 @@ def check_images(images: Tensor, image_size: Size) -> None:
             f"images: expected (N, {', '.join(map(str, expected))}), found {tuple(images.shape)}; resize "
             "them or build masks of that size"
         )
-    if images.dtype != torch.float32:
-        raise SoundnessError(
-            f"images: expected torch.float32 in [0, 1], found {images.dtype}; "
-            f"{'call images.float()' if images.is_floating_point() else 'call images.float() / 255'}"
-        )
+    if images.dtype not in FLOATS:
+        how = "call images.float()" if images.is_floating_point() else "divide 8 bits by 255"
+        raise SoundnessError(f"images: expected torch.float32 in [0, 1], found {images.dtype}; {how}")
     if not bool(((images >= 0) & (images <= 1)).all()):
         raise SoundnessError(
             "images: expected float values in [0, 1], found others; normalisation belongs inside the model"

@@ -13,7 +13,7 @@ from ..geometry.masks import MaskSet
 from ..geometry.patch import Threat
 from ..views.masked import default_batch_size, find_mean
 from ..views.network import Network
-from .contract import check_images, check_labels, check_model
+from .contract import check_images, check_labels, check_model, check_same_type
 
 
 class MaskedClassifier:
@@ -70,6 +70,7 @@ class MaskedClassifier:
         self.network.check_unchanged()
         check_images(images, self.masks.image_size)
         check_labels(labels, images, self.network.classes)
+        check_same_type(images, self.model)
 
     def describe(self) -> dict[str, Any]:
         """Masks, fill colour and precision: what can change a result."""

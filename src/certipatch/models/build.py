@@ -177,8 +177,8 @@ def _try(model: nn.Module, spec: ModelSpec) -> None:
 def _wrong_size(spec: ModelSpec, error: Exception) -> ConfigError:
     height, width = spec.image_size
     return ConfigError(
-        f"model {spec.arch}: does not take images of {height}x{width} pixels ({brief(error)}); choose another "
-        "--image-size"
+        f"model {spec.arch}: does not take images of {height}x{width} pixels ({brief(error)}); choose "
+        "another --image-size"
     )
 
 

@@ -83,8 +83,8 @@ def _refuse_other_files(path: str, beginning: bytes) -> None:
             names = archive.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             raise ModelError(
-                f"weights {path}: expected tensors, found a program of TorchScript; save the state_dict() of the "
-                "model that it was made of"
+                f"weights {path}: expected tensors, found a program of TorchScript; save the state_dict() of "
+                "the model that it was made of"
             )
         if any(name.endswith(".npy") for name in names):
             raise ModelError(
@@ -203,7 +203,7 @@ def fitting(network: nn.Module, state: dict[str, Tensor], *, source: str, arch: 
     if not found:
         raise ModelError(
             f"weights {source}: not those of {arch}; expected entries such as {first_names(own)}, found "
-            f"{first_names(state)}"
+            f"{first_names(state)}; another architecture?"
         )
     for name, key in found.items():
         if state[key].shape != own[name].shape:

@@ -44,5 +44,6 @@ def above(confidence: float | None, threshold: float) -> bool:
 def check_threshold(threshold: float) -> float:
     """The threshold. Raises ConfigError if it is no share from 0 to 1."""
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:  # NaN is not either
-        raise ConfigError(f"threshold {threshold!r}: expected a confidence from 0 to 1")
+        shown = f"{threshold:g}" if isinstance(threshold, float | int) else repr(threshold)
+        raise ConfigError(f"threshold {shown}: expected a confidence from 0 to 1")
     return threshold
