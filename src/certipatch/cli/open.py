@@ -57,15 +57,18 @@ def _refuse_doubtful_order(place: str, classes: tuple[str, ...]) -> None:
     by_code_point = tuple(sorted(classes))
     if has_name(place) or by_code_point == classes:
         return
-    first = next(i for i, names in enumerate(zip(classes, by_code_point, strict=True)) if len({*names}) == 2)
+    differs = next(
+        i for i, names in enumerate(zip(classes, by_code_point, strict=True)) if len({*names}) == 2
+    )
+    start, end = max(differs - 1, 0), differs + 3
     orders = [
-        f"{'... ' * (first > 0)}{', '.join(names[first : first + 4])}{' ...' * (len(names) > first + 4)}"
+        f"{'... ' * (start > 0)}{', '.join(names[start:end])}{' ...' * (len(names) > end)}"
         for names in (by_code_point, classes)
     ]
     raise DataError(
         f"data {place}: the order of the classes in the weights is not known: torchvision sorts by code "
-        f"point ({orders[0]}), timm naturally and without case ({orders[1]}); give --class-map FILE with one class "
-        "folder a line, in the order of the network's outputs"
+        f"point ({orders[0]}), timm naturally and without case ({orders[1]}); give --class-map FILE with "
+        "one class folder a line, in the order of the network's outputs"
     )
 
 

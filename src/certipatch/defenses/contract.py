@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..errors import SoundnessError
 from ..geometry.patch import Size, Threat
 
-
 FLOATS = (torch.float32, torch.float64)  # the numbers that images and weights may be of
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ class MaskedClassifier:
         self.masks = masks
         self.fill = _mean_as_fill(model) if fill is None else _colour(fill)
         self.batch_size = _default_batch_size(model, masks) if batch_size is None else batch_size
-        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+        if not hasattr(self.batch_size, "__index__") or self.batch_size < 1:
             raise ConfigError(f"batch size {batch_size!r}: expected a whole number, at least 1 view")
         if compile or shared_prefix:  # both run the model as it is now
             check_model(model)

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -146,7 +147,8 @@ def _sets(found: Any, name: str = "", depth: int = 0) -> dict[str, dict[str, Ten
 
 def _unpickled(path: str) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm writes its options beside
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # what is wrong is said in errors; timm writes a Namespace beside
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError):
         raise
@@ -176,9 +178,7 @@ def load_state(network: nn.Module, state: dict[str, Tensor], *, source: str, arc
     own = network.state_dict()
     named = fitting(network, state, source=source, arch=arch)
     for key, value in named.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
-            raise ModelError(f"weights {source}: expected finite numbers, found NaN or infinity in {key}")
-        _refuse_rounding(key, value, own[key], source)
+        _check_numbers(key, value, own[key], source)
     network.load_state_dict(own | named)
 
 
@@ -188,18 +188,20 @@ def fitting(network: nn.Module, state: dict[str, Tensor], *, source: str, arch: 
     Raises ModelError for two entries of one name, or other names or shapes than the network's. What is
     missing or left over may only be what changes no answer.
     """
-    own, found, extra = network.state_dict(), dict[str, str](), list[str]()
-    for key in state:
-        name = next((name for name in bare_names(key) if name in own), None)
-        if name in found:
+    own = network.state_dict()
+    prefixes = {key.removesuffix(name) for key in state for name in bare_names(key)}
+    # Its own names may begin like a wrapper's: it is the shortest under which most of the network is found.
+    shortest_first = sorted(prefixes, key=len)
+    prefix = max(shortest_first, key=lambda each: sum(each + name in state for name in own), default="")
+    found = {name: prefix + name for name in own if prefix + name in state}
+    taken = {*found.values()}
+    extra = [key for key in state if key not in taken]
+    for key in extra:
+        for name in found.keys() & bare_names(key):
             raise ModelError(
                 f"weights {source}: expected one entry for {name}, found {found[name]} and {key}; save the "
                 "one that is meant to a file of its own"
             )
-        if name is None:
-            extra.append(key)
-        else:
-            found[name] = key
     if not found:
         raise ModelError(
             f"weights {source}: not those of {arch}; expected entries such as {first_names(own)}, found "
@@ -234,16 +236,17 @@ def _changes_nothing(network: nn.Module, key: str, value: Tensor) -> bool:
     return _only_counts(key) or any(torch.equal(each.to(value), value) for each in same)
 
 
-def _refuse_rounding(key: str, value: Tensor, own: Tensor, source: str) -> None:
-    """Raises ModelError for numbers that are not the same in the network's type."""
-    if value.dtype == own.dtype:
-        return
-    whole = value.layout == torch.strided and not value.is_complex()
-    # Floats of 8 bits stand for others, by scales that lie elsewhere.
-    if not whole or value.element_size() == 1 or not torch.equal(value.to(own.dtype).to(value.dtype), value):
+def _check_numbers(key: str, value: Tensor, own: Tensor, source: str) -> None:
+    """Raises ModelError for numbers that are not finite, or not the same in the network's type."""
+    # Numbers of 8 bits stand for others, by scales that lie elsewhere.
+    coded = value.dtype != own.dtype and (value.is_complex() or value.element_size() == 1)
+    dense = value.layout == torch.strided
+    if dense and value.is_floating_point() and not coded and not bool(torch.isfinite(value).all()):
+        raise ModelError(f"weights {source}: expected finite numbers, found NaN or infinity in {key}")
+    if not dense or coded or not torch.equal(value.to(own.dtype).to(value.dtype), value):
         raise ModelError(
-            f"weights {source}: expected {key} in {own.dtype}, found {value.dtype} with numbers that would "
-            "change; convert the file, and what is certified is what you converted"
+            f"weights {source}: expected {key} in {own.dtype}, found {value.dtype} ({value.layout}) with "
+            "numbers that would change; convert the file, and what is certified is what you converted"
         )
 
 

@@ -15,7 +15,6 @@ comparisons are strict: a confidence of exactly tau raises no alarm, and certifi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
 
 from ...errors import ConfigError
 
@@ -43,7 +42,8 @@ def above(confidence: float | None, threshold: float) -> bool:
 
 def check_threshold(threshold: float) -> float:
     """The threshold. Raises ConfigError if it is no share from 0 to 1."""
-    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:  # NaN is not either
-        shown = f"{threshold:g}" if isinstance(threshold, float | int) else repr(threshold)
+    number = hasattr(threshold, "__float__")
+    if not number or not 0 <= threshold <= 1:  # NaN is not either
+        shown = f"{threshold:g}" if number else repr(threshold)
         raise ConfigError(f"threshold {shown}: expected a confidence from 0 to 1")
     return threshold
