@@ -57,9 +57,7 @@ def _refuse_doubtful_order(place: str, classes: tuple[str, ...]) -> None:
     by_code_point = tuple(sorted(classes))
     if has_name(place) or by_code_point == classes:
         return
-    differs = next(
-        i for i, names in enumerate(zip(classes, by_code_point, strict=True)) if len({*names}) == 2
-    )
+    differs = next(i for i, name in enumerate(classes) if name != by_code_point[i])
     start, end = max(differs - 1, 0), differs + 3
     orders = [
         f"{'... ' * (start > 0)}{', '.join(names[start:end])}{' ...' * (len(names) > end)}"

@@ -189,19 +189,7 @@ def fitting(network: nn.Module, state: dict[str, Tensor], *, source: str, arch: 
     missing or left over may only be what changes no answer.
     """
     own = network.state_dict()
-    prefixes = {key.removesuffix(name) for key in state for name in bare_names(key)}
-    # Its own names may begin like a wrapper's: it is the shortest under which most of the network is found.
-    shortest_first = sorted(prefixes, key=len)
-    prefix = max(shortest_first, key=lambda each: sum(each + name in state for name in own), default="")
-    found = {name: prefix + name for name in own if prefix + name in state}
-    taken = {*found.values()}
-    extra = [key for key in state if key not in taken]
-    for key in extra:
-        for name in found.keys() & bare_names(key):
-            raise ModelError(
-                f"weights {source}: expected one entry for {name}, found {found[name]} and {key}; save the "
-                "one that is meant to a file of its own"
-            )
+    found = _entries(own, state, source)
     if not found:
         raise ModelError(
             f"weights {source}: not those of {arch}; expected entries such as {first_names(own)}, found "
@@ -214,13 +202,37 @@ def fitting(network: nn.Module, state: dict[str, Tensor], *, source: str, arch: 
                 f"{tuple(state[key].shape)}; another image size or architecture?"
             )
     missing = [key for key in own if key not in found and not _only_counts(key)]
-    extra = [key for key in extra if not _changes_nothing(network, key, state[key])]
+    extra = [key for key in _left_over(state, found) if not _changes_nothing(network, key, state[key])]
     if missing or extra:
         raise ModelError(
             f"weights {source}: not those of {arch}; missing {first_names(missing)}, unexpected "
             f"{first_names(extra)}"
         )
     return {name: state[key] for name, key in found.items()}
+
+
+def _entries(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> dict[str, str]:
+    """By a network's own names those of the state, which may all have one prefix.
+
+    The network's own names may begin like a wrapper's, so that it is the shortest prefix under which most of
+    the network is found. Raises ModelError for two entries of one name.
+    """
+    prefixes = {key.removesuffix(name) for key in state for name in bare_names(key)}
+    shortest_first = sorted(prefixes, key=len)
+    prefix = max(shortest_first, key=lambda each: sum(each + name in state for name in own), default="")
+    found = {name: prefix + name for name in own if prefix + name in state}
+    for key in _left_over(state, found):
+        for name in found.keys() & bare_names(key):
+            raise ModelError(
+                f"weights {source}: expected one entry for {name}, found {found[name]} and {key}; save the "
+                "one that is meant to a file of its own"
+            )
+    return found
+
+
+def _left_over(state: dict[str, Tensor], found: dict[str, str]) -> list[str]:
+    taken = {*found.values()}
+    return [key for key in state if key not in taken]
 
 
 def _only_counts(key: str) -> bool:
