@@ -6,9 +6,11 @@ What needs torch is imported where it is used, so that ``--help`` is quick.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,8 @@ def open_both(
     """
     run = open_run_asked(model) if is_run(model.name) else None
     source = open_data(data, run, model.name)
+    if run is None and data.class_map is None:
+        _refuse_doubtful_order(data.place, source.classes)
     if run is not None and every_class:
         source.refuse_missing_classes(f"data {data.place}")
     opened = run or build_asked(model, source)
@@ -53,6 +57,43 @@ def open_both(
 
         return images_as_certified(as_in, source), opened
     return source.first(limit), opened
+
+
+def _refuse_doubtful_order(place: str, classes: tuple[str, ...]) -> None:
+    """Raises DataError for class folders that others number otherwise than timm, if they decide what the
+    outputs of a network mean that was trained elsewhere."""
+    from ..data.load import has_name
+
+    by_code_point = tuple(sorted(classes))
+    if has_name(place):
+        return
+    _refuse_ties(place, classes)
+    if by_code_point == classes:
+        return
+    differs = next(i for i, name in enumerate(classes) if name != by_code_point[i])
+    start, end = max(differs - 1, 0), differs + 3
+    orders = [
+        f"{'... ' * (start > 0)}{', '.join(names[start:end])}{' ...' * (len(names) > end)}"
+        for names in (by_code_point, classes)
+    ]
+    raise DataError(
+        f"data {place}: the order of the classes in the weights is not known: torchvision sorts by code "
+        f"point ({orders[0]}), timm naturally and without case ({orders[1]}); give --class-map FILE with "
+        "one class folder a line, in the order of the network's outputs"
+    )
+
+
+def _refuse_ties(place: str, classes: tuple[str, ...]) -> None:
+    """Raises DataError for names that timm's sort takes for equal: it numbers them by chance."""
+    from ..data.names import in_order
+
+    for one, other in pairwise(classes):
+        if in_order(one)[0] == in_order(other)[0]:
+            raise DataError(
+                f"data {place}: the order of the classes in the weights is not known: timm takes {one} and "
+                f"{other} for equal and numbers them by chance; give --class-map FILE with one class folder a "
+                "line, in the order of the network's outputs"
+            )
 
 
 def open_data(data: DataAsked, run: Opened | None = None, name: str = "") -> Source:
@@ -157,10 +198,27 @@ def is_run(model: str) -> bool:
     """Whether ``--model`` names a training run. Raises ConfigError for a path where there is no folder."""
     from ..records.manifest import holds_manifest
 
+    _refuse_address(model)
     is_path = os.sep in model or model.startswith(".")
     if is_path and not os.path.isdir(model):
         raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
     return is_path or (os.path.isdir(model) and holds_manifest(Path(model)))
+
+
+def _refuse_address(model: str) -> None:
+    """Raises ConfigError for a model's address on a hub, and says what to type."""
+    address = re.fullmatch(
+        r"(hf[-_]hub:|https?://huggingface\.co/)?(timm/)?([^@]+)(@.*)?", model, re.IGNORECASE
+    )
+    hub, timm, name = address.group(1, 2, 3) if address else (None, None, model)
+    if os.path.exists(model) or not (hub or timm):
+        return
+    if timm or os.sep not in name:
+        raise ConfigError(f"model {model}: expected a timm name without where it is; type --model {name}")
+    raise ConfigError(
+        f"model {model}: only timm's own are opened by name; fetch its model.safetensors, and type --model "
+        "with the name of the architecture in timm and --weights FILE"
+    )
 
 
 def folders_of_records(folder: Path) -> list[Path]:

@@ -49,6 +49,11 @@ def load_source(
     return source
 
 
+def has_name(data: str) -> bool:
+    """Whether ``--data`` is a data set with a name, whose classes have one order, and no folder or tar."""
+    return data == "digits" or data.startswith(TIMM_PREFIXES)
+
+
 def _find(data: str, split: str | None, class_map: str | None, classes: tuple[str, ...] | None) -> Source:
     if data == "digits":
         return digits(split or "train")

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..errors import SoundnessError
 from ..geometry.patch import Size, Threat
 
+FLOATS = (torch.float32, torch.float64)  # the numbers that images and weights may be of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -97,8 +99,15 @@ def check_precision(defense: CertifiedDefense, certified: str) -> None:
 def check_model(model: nn.Module) -> None:
     """Refuse a model whose answer for an image may depend on more than the image.
 
-    Raises SoundnessError for training mode, or a BatchNorm without running statistics.
+    Raises SoundnessError for parameters of less than float32, training mode, or a BatchNorm without running
+    statistics.
     """
+    found = float_type(model)
+    if found not in FLOATS:
+        raise SoundnessError(
+            f"model: expected parameters in torch.float32, found {found}; call model.float() (precision= "
+            "sets that of the forward pass)"
+        )
     if any(module.training for module in model.modules()):
         raise SoundnessError("model: expected evaluation mode, found training mode; call model.eval() first")
     batch_norm = nn.modules.batchnorm._BatchNorm
@@ -127,31 +136,69 @@ def _is_quantised_dynamically(module: nn.Module) -> bool:
     return any("torchao" in kind and ("Activation" in kind or "Dynamic" in kind) for kind in kinds)
 
 
+def float_type(model: nn.Module) -> torch.dtype:
+    """The type of the model's parameters, of several the narrowest; float32 for a model without any."""
+    types = {each.dtype for each in model.parameters() if each.is_floating_point()}
+    return min(types, key=lambda each: each.itemsize, default=torch.float32)
+
+
+def check_same_type(images: Tensor, model: nn.Module) -> None:
+    """Refuse images of other numbers than the model computes with. Raises SoundnessError."""
+    expected = float_type(model)
+    if len(images) and images.dtype != expected:
+        raise SoundnessError(
+            f"images: expected {expected} as the model's parameters are, found {images.dtype}; convert the "
+            "images, or call model.float()"
+        )
+
+
 def check_images(images: Tensor, image_size: Size) -> None:
     """Refuse images that are not (N, 3, H, W) floats in [0, 1] of this size. Raises SoundnessError."""
+    if not isinstance(images, Tensor):
+        raise SoundnessError(
+            f"images: expected a tensor of torch.float32, found {type(images).__name__}; "
+            "torch.as_tensor makes one"
+        )
+    _refuse_empty_shells("images", images)
     expected = (3, *image_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != expected:
         raise SoundnessError(
             f"images: expected (N, {', '.join(map(str, expected))}), found {tuple(images.shape)}; resize "
             "them or build masks of that size"
         )
-    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+    if images.dtype not in FLOATS:
+        how = "call images.float()" if images.is_floating_point() else "divide 8 bits by 255"
+        raise SoundnessError(f"images: expected torch.float32 in [0, 1], found {images.dtype}; {how}")
+    if not bool(((images >= 0) & (images <= 1)).all()):
         raise SoundnessError(
             "images: expected float values in [0, 1], found others; normalisation belongs inside the model"
         )
 
 
-def check_labels(labels: Tensor | None, images: Tensor) -> None:
-    """Refuse labels that are not one int64 class from 0 up for each image. Raises SoundnessError."""
+def check_labels(labels: Tensor | None, images: Tensor, classes: int | None = None) -> None:
+    """Refuse labels that are not one int64 class from 0 up for each image, or that are none of so many
+    classes, where their number is known. Raises SoundnessError."""
     if labels is None:
         return
     if not isinstance(labels, Tensor):
         raise _wrong_labels(type(labels).__name__, images)
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or (labels < 0).any():
+    _refuse_empty_shells("labels", labels)
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise _wrong_labels(f"{labels.dtype} {tuple(labels.shape)}", images)
+    for label in labels.tolist():
+        if label < 0 or (classes is not None and label >= classes):
+            raise _wrong_labels(f"the label {label}", images, classes)
 
 
-def _wrong_labels(found: str, images: Tensor) -> SoundnessError:
+def _refuse_empty_shells(name: str, values: Tensor) -> None:
+    """Raises SoundnessError for tensors that do not hold each value at its place."""
+    if values.is_meta or values.layout != torch.strided:
+        kind = "one on the meta device" if values.is_meta else str(values.layout)
+        raise SoundnessError(f"{name}: expected a dense tensor with values, found {kind}; call to_dense()")
+
+
+def _wrong_labels(found: str, images: Tensor, classes: int | None = None) -> SoundnessError:
+    end = "up" if classes is None else f"to {classes - 1}, which the model tells apart"
     return SoundnessError(
-        f"labels: expected an int64 tensor ({len(images)},) of classes from 0 up, found {found}"
+        f"labels: expected an int64 tensor ({len(images)},) of classes from 0 {end}, found {found}"
     )

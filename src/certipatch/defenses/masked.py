@@ -13,7 +13,7 @@ from ..geometry.patch import Threat, whole
 from ..views.masked import default_batch_size, find_mean
 from ..views.network import Network
 from .alone import measure_movement
-from .contract import check_images, check_labels, check_model
+from .contract import check_images, check_labels, check_model, check_same_type
 
 
 class MaskedClassifier:
@@ -35,13 +35,14 @@ class MaskedClassifier:
         compile: bool = False,
         shared_prefix: bool | str = False,
     ) -> None:
+        _check_types(model, masks)
         _check_masks(masks)
         self.masks = masks
-        self.fill = _colour(find_mean(model) if fill is None else fill)
+        self.fill = _mean_as_fill(model) if fill is None else _colour(fill)
         asked = _default_batch_size(model, masks) if batch_size is None else batch_size
         self.batch_size = whole(asked, "batch size")
         if self.batch_size < 1:
-            raise ConfigError(f"batch size {batch_size}: expected at least 1 view")
+            raise ConfigError(f"batch size {batch_size!r}: expected a whole number, at least 1 view")
         trains = any(module.training for module in model.modules())
         if compile or shared_prefix or not trains:  # both run the model as it is now
             check_model(model)
@@ -79,7 +80,8 @@ class MaskedClassifier:
         _ = self.moved  # of a model that was in training mode until now, this is measured here
         self.network.check_unchanged()
         check_images(images, self.masks.image_size)
-        check_labels(labels, images)
+        check_labels(labels, images, self.network.classes)
+        check_same_type(images, self.model)
 
     def describe(self) -> dict[str, Any]:
         """Masks, fill colour and precision: what can change a result."""
@@ -94,6 +96,12 @@ class MaskedClassifier:
         return {**self.network.describe(), "moved": self.moved}
 
 
+def _check_types(model: nn.Module, masks: MaskSet) -> None:
+    for name, value, expected in (("model", model, nn.Module), ("masks", masks, MaskSet)):
+        if not isinstance(value, expected):
+            raise ConfigError(f"{name}: expected a {expected.__name__}, found {type(value).__name__}")
+
+
 def _check_masks(masks: MaskSet) -> None:
     hole = masks.uncovered_patches()
     if hole is not None:
@@ -103,9 +111,26 @@ def _check_masks(masks: MaskSet) -> None:
         )
 
 
+def _mean_as_fill(model: nn.Module) -> Tensor:
+    """The mean of the model's Normalize layer, in [0, 1]."""
+    mean = torch.as_tensor(find_mean(model)).reshape(-1)
+    if len(mean) not in (1, 3):
+        raise ConfigError(f"model: expected a Normalize layer for 3 channels, found one for {len(mean)}")
+    if not ((mean >= 0) & (mean <= 1)).all():
+        values = ", ".join(f"{value:g}" for value in mean.tolist())
+        raise ConfigError(
+            f"model: expected a Normalize layer for images in [0, 1], found the mean {values}; images are in "
+            "[0, 1]: if it is for 0 to 255, divide its mean and deviation by 255"
+        )
+    return _colour(mean)
+
+
 def _colour(fill: float | tuple[float, ...] | Tensor) -> Tensor:
     """(3,) float32 in [0, 1]."""
-    colour = torch.as_tensor(fill, dtype=torch.float32).reshape(-1)
+    try:
+        colour = torch.as_tensor(fill, dtype=torch.float32).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"fill: expected one value or three in [0, 1], found {fill!r}") from error
     if len(colour) not in (1, 3) or not ((colour >= 0) & (colour <= 1)).all():
         raise ConfigError(f"fill: expected one value or three in [0, 1], found {colour.tolist()}")
     return colour.expand(3)

@@ -6,6 +6,7 @@ A model that a training run ended with is opened in ``runs.py``.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from contextlib import suppress
 
 import timm
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..config import ModelSpec
 from ..errors import ConfigError, ModelError, brief
 from .small import SMALL_CNN, Normalize, SmallCNN
-from .weights import LITE0_PACKAGE, first_names, lite0_state, load_state, read_weights
+from .weights import LITE0_PACKAGE, bare_names, first_names, lite0_state, load_state, read_weights
 
 
 def describe(
@@ -93,21 +94,29 @@ def _classes_there(
     if weights == LITE0_PACKAGE:
         return 1000
     if state is not None:
-        return _classes_in(state, weights, spec.arch)
+        return classes_in(state, spec)
     if pretrained and spec.arch != SMALL_CNN:
         return int(_pretrained_cfg(spec.arch).num_classes)
     return spec.num_classes
 
 
-def _classes_in(state: dict[str, Tensor], weights: str | None, name: str) -> int:
-    head = SmallCNN.HEAD if name == SMALL_CNN else str(_pretrained_cfg(name).classifier)
-    for key in (f"{head}.weight", f"{head}.fc.weight"):
-        if key in state:
-            return int(state[key].shape[0])
-    raise ModelError(
-        f"weights {weights}: expected an entry {head}.weight of {name}, found {first_names(state)}; is it "
-        "another architecture?"
-    )
+def classes_in(state: dict[str, Tensor], spec: ModelSpec) -> int:
+    """How many classes the last layer in a state tells apart.
+
+    Where it has none, they are 0 if a network without one would fit, else those of the spec, so that loading
+    names what does not fit.
+    """
+    classifier = SmallCNN.HEAD if spec.arch == SMALL_CNN else _pretrained_cfg(spec.arch).classifier
+    heads = [classifier] if isinstance(classifier, str) else [*(classifier or ())]  # some have two
+    names = {f"{head}{inner}.weight" for head in heads for inner in ("", ".fc")}
+    for key, value in state.items():
+        if value.ndim and not names.isdisjoint(bare_names(key)):
+            return len(value)
+    if spec.arch == SMALL_CNN:
+        return spec.num_classes
+    with torch.device("meta"):
+        body = _network(spec.model_copy(update={"num_classes": 0}), pretrained=False).state_dict()
+    return 0 if body.keys() <= {name for key in state for name in bare_names(key)} else spec.num_classes
 
 
 def build(
@@ -128,10 +137,13 @@ def build(
         seed: of the weights that are drawn.
 
     Raises:
-        ConfigError: unknown name. ModelError: weights that cannot be had, do not fit, or are not finite.
+        ConfigError: unknown name, an image size that the network does not take. ModelError: weights that
+            cannot be had, do not fit, or are not finite.
     """
     state = None if weights in (None, LITE0_PACKAGE) else read_weights(str(weights))
     there = _classes_there(spec, weights, state, pretrained)
+    if there == 0 and not replace_head:
+        raise ModelError(f"model {spec.arch}: its weights have no last layer for classes; train one first")
     if there != spec.num_classes and not replace_head:
         raise ModelError(
             f"model {spec.arch}: its weights tell {there} classes apart, the data has {spec.num_classes}; "
@@ -143,10 +155,56 @@ def build(
         if weights is not None:
             loaded = lite0_state(network) if state is None else state
             load_state(network, loaded, source=weights, arch=spec.arch)
+        elif pretrained and not replace_head:
+            _refuse_what_is_drawn(network, spec, seed)
         if there != spec.num_classes:
             _replace_head(network, spec, there)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return nn.Sequential(Normalize(spec.mean, spec.std), network).eval()
+    model = nn.Sequential(Normalize(spec.mean, spec.std), network).eval()
+    _try(model, spec)
+    return model
+
+
+def _try(model: nn.Module, spec: ModelSpec) -> None:
+    """Raises ConfigError for a network that cannot look at images of the spec's size."""
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, *spec.image_size))
+    except Exception as error:  # what networks demand of a size they say in any way
+        raise _wrong_size(spec, error) from error
+
+
+def _wrong_size(spec: ModelSpec, error: Exception) -> ConfigError:
+    height, width = spec.image_size
+    return ConfigError(
+        f"model {spec.arch}: does not take images of {height}x{width} pixels ({brief(error)}); choose "
+        "another --image-size"
+    )
+
+
+def _refuse_what_is_drawn(network: nn.Module, spec: ModelSpec, seed: int) -> None:
+    """Raises ModelError if timm's weights, which it does not always demand in full, leave a part random.
+
+    Such a part is what this seed draws without any weights, and another seed otherwise.
+    """
+
+    def drawn(by: int) -> dict[str, Tensor]:
+        torch.manual_seed(by)
+        return _network(spec, pretrained=False).state_dict()
+
+    def same(state: dict[str, Tensor], keys: Iterable[str], other: dict[str, Tensor]) -> list[str]:
+        return [key for key in keys if torch.equal(state[key], other[key])]
+
+    here = drawn(seed)
+    left = same(network.state_dict(), here, here)
+    if left:
+        constant = same(here, left, drawn(seed + 1))
+        left = [key for key in left if key not in constant]
+    if left:
+        raise ModelError(
+            f"model {spec.arch}: its pretrained weights have nothing for {first_names(left)}, which would be "
+            "random; take another tag, or train it first"
+        )
 
 
 def _replace_head(network: nn.Module, spec: ModelSpec, there: int) -> None:
@@ -166,11 +224,16 @@ def architecture(name: str, image_size: tuple[int, int]) -> nn.Module:
 def _network(spec: ModelSpec, pretrained: bool) -> nn.Module:
     """The bare network of a spec, with timm's weights or random ones."""
     if spec.arch == SMALL_CNN:
+        if pretrained:
+            raise ConfigError(f"model {SMALL_CNN}: has no pretrained weights; drop --pretrained")
         return SmallCNN(spec.num_classes)
     _pretrained_cfg(spec.arch)  # refuses an unknown name
     try:
         return _timm_network(spec, pretrained)
-    except (OSError, RuntimeError) as error:  # no network, no such file on the hub, no weights registered
+    except (OSError, RuntimeError, AssertionError, ValueError, TypeError) as error:
+        if not pretrained or isinstance(error, AssertionError):
+            raise _wrong_size(spec, error) from error
+        # There is no internet, no such file on the hub, or no weights are registered.
         raise ModelError(
             f"model {spec.arch}: its pretrained weights cannot be loaded ({brief(error)}); give "
             "--weights FILE"

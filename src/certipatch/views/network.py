@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SoundnessError, brief
+from ..errors import CertiPatchError, SoundnessError, brief
 from ..geometry.masks import MaskSet
 from ..runtime.console import stderr
 from ..runtime.devices import autocast
@@ -52,6 +52,7 @@ class Network:
         compiled: whether the network runs compiled.
         prefix: the shared prefix, or None.
         apart: (masks, masks) bool, the pairs of masks whose activations are pasted and not computed.
+        classes: how many classes the model tells apart; None before it was looked at.
         images_at_once: of how many images the activations under every mask are kept at most.
     """
 
@@ -73,6 +74,7 @@ class Network:
         layer = shared_prefix if isinstance(shared_prefix, str) else None
         self.prefix: SharedPrefix | None = find(model, masks, layer=layer) if shared_prefix else None
         self.compiled, self.images_at_once = False, KEPT_IMAGES
+        self.classes: int | None = None
         self._windows = 2 * max(len(mask) for mask in masks.windows)
         self._tail: Callable[[Tensor], Tensor] | None = None
         self._activation: Tensor | None = None
@@ -131,7 +133,10 @@ class Network:
     @torch.inference_mode()
     def tail(self, activations: Tensor) -> Tensor:
         """The logits (V, classes) of activations that the head has computed or pasting has put together."""
-        return activations if self._tail is None else self._run(self._tail, activations)
+        logits = activations if self._tail is None else self._run(self._tail, activations)
+        if isinstance(logits, Tensor) and logits.ndim == 2:
+            self.classes = logits.shape[1]
+        return logits
 
     def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """What the head or the tail makes of up to ``batch_size`` inputs."""
@@ -139,7 +144,7 @@ class Network:
         if self.compiled:
             inputs = self._as_compiled(part, inputs)
         with autocast(self.precision, inputs[0].device):
-            outputs = part(*inputs)
+            outputs = _called(part, *inputs)
         return outputs[:n] if self.compiled else outputs
 
     def _as_compiled(self, part: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -193,6 +198,22 @@ class Network:
             self._head, self._tail = plain
             self.compiled = False
             _say("not compiled, which is slower", error)
+
+
+def _called(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """What a part of the model makes of its inputs.
+
+    Raises SoundnessError for what the model, or torch in it, has to say against them.
+    """
+    try:
+        return part(*inputs)
+    except (torch.OutOfMemoryError, CertiPatchError):  # these say what is wrong
+        raise
+    except Exception as error:
+        raise SoundnessError(
+            f"model: it fails on float32 images of shape {tuple(inputs[0].shape)} on {inputs[0].device} "
+            f"({type(error).__name__}: {brief(error)}); images of another size, or on another device?"
+        ) from error
 
 
 def _own_compiler() -> Callable[..., Any]:
@@ -255,6 +276,8 @@ def _weighted_sum(weight: Tensor) -> int:
 
 def _say(what: str, error: Exception) -> None:
     """One line on stderr: what is done instead of what was asked for, and the error that is the reason."""
+    if isinstance(error, SoundnessError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what torch said
     reason = brief(error, 120)
     stderr.print(f"{what}: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
 

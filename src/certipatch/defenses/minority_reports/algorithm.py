@@ -43,7 +43,8 @@ def above(confidence: float | None, threshold: float) -> bool:
 def check_threshold(threshold: float) -> float:
     """The threshold in double precision, in which it is compared. Raises ConfigError if it is no share from 0
     to 1."""
-    exact = float(threshold)
-    if not 0 <= exact <= 1:  # NaN is not either
-        raise ConfigError(f"threshold {exact:g}: expected a confidence from 0 to 1")
-    return exact
+    number = hasattr(threshold, "__float__")
+    if not number or not 0 <= float(threshold) <= 1:  # NaN is not either
+        shown = f"{threshold:g}" if number else repr(threshold)
+        raise ConfigError(f"threshold {shown}: expected a confidence from 0 to 1")
+    return float(threshold)

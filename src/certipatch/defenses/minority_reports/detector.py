@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...geometry.masks import MaskSet
 from ...views.masked import check_logits, window_tensor
-from ..contract import Verdict
+from ..contract import Verdict, check_labels
 from ..masked import MaskedClassifier
 from .algorithm import above, agreement, check_threshold, dissent
 
@@ -106,6 +106,7 @@ class MinorityReports(MaskedClassifier):
             part = slice(start, start + self.batch_size)
             logits = self.network(images[which[part]], windows[mask[part]])
             answers[part], confidences[part] = _read(logits, len(mask[part]))
+        check_labels(labels, images, self.network.classes)
         truth = [None] * n if labels is None else labels.tolist()
         tables = answers.reshape(n, k + 1).tolist(), confidences.reshape(n, k + 1).tolist()
         return [self._decide(*of_image) for of_image in zip(truth, *tables, strict=True)]

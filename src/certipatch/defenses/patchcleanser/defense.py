@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...geometry.masks import MaskSet
+from ..contract import check_labels
 from ..masked import MaskedClassifier
 from .algorithms import INFERENCES, Inference
 from .examination import Examination, PatchCleanserVerdict
@@ -102,7 +103,9 @@ class PatchCleanser(MaskedClassifier):
         examination = Examination(
             self.network, self.masks, images, truth, exhaustive=self.exhaustive, inference=self.inference
         )
-        return examination.run()
+        verdicts = examination.run()
+        check_labels(labels, images, self.network.classes)
+        return verdicts
 
     def describe(self) -> dict[str, Any]:
         """What can change a result. The usual inference is not named, as in runs from before there was a
