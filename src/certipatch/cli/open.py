@@ -91,8 +91,8 @@ def _refuse_ties(place: str, classes: tuple[str, ...]) -> None:
         if in_order(one)[0] == in_order(other)[0]:
             raise DataError(
                 f"data {place}: the order of the classes in the weights is not known: timm takes {one} and "
-                f"{other} for equal and numbers them by chance; give --class-map FILE with one class folder a "
-                "line, in the order of the network's outputs"
+                f"{other} for equal and numbers them by chance; give --class-map FILE with one class folder "
+                "a line, in the order of the network's outputs"
             )
 
 
