@@ -10,8 +10,8 @@ to masks over the patch are beyond the attacker. Algorithm 1 then leaves two way
 
 A certified image offers neither anywhere (this is Theorem 1); the attack tries to outvote it at random places
 all the same. The content is found by projected sign gradient with momentum over the views that show the
-patch. Place and content of a start are the best of a few random ones, some among the most visible places and
-some anywhere where the goal is open; of many starts the better half goes on (successive halving), each with
+patch. Place and content of a start are the better of two random ones, one among the most visible places and one
+anywhere where the goal is open; of many starts the better half goes on (successive halving), each with
 the best content that it came by, as the 8 bits a pixel that are judged. The attack only proposes patches;
 :class:`~certipatch.redteam.harness.Harness` pastes them, checks them, and asks the defense.
 
@@ -46,20 +46,20 @@ MARGIN = 1.0  # A view that is fooled by more than this, in logits, is left alon
 STEP = 0.25  # The step of the first round, as a share of a pixel's range; each further round halves it.
 CLIMB_AT_ONCE = 64  # Attempts that climb together, which bounds the memory.
 PLACES_LIKE_THE_BEST = 0.8  # A place is among the most visible from this share of the greatest visibility on.
-DRAWS = 4  # Places and contents that are drawn for each start.
+DRAWS = 2  # Places and contents that are drawn for each start.
 
 
 class AttackConfig(Frozen):
     """How hard the attack tries.
 
     Each image has ``restarts`` starts (place, goal, random content), in heats of 2, 4, 8 ... while it is not
-    broken. A start is, of a few draws of place and content, the one that is nearest to its goal. In a heat,
+    broken. A start is, of two draws of place and content, the one that is nearest to its goal. In a heat,
     after each round of ``steps`` gradient steps the starts are judged and the better half goes on. Certified
     images have ``certified_restarts`` starts, since none of them can break the image.
     """
 
-    steps: int = Field(default=10, ge=1)
-    restarts: int = Field(default=48, ge=1)
+    steps: int = Field(default=8, ge=1)
+    restarts: int = Field(default=62, ge=1)
     certified_restarts: int = Field(default=2, ge=1)
     seed: int = 0
 
