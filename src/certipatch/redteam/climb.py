@@ -10,8 +10,8 @@ to masks over the patch are beyond the attacker. Algorithm 1 then leaves two way
 
 A certified image offers neither anywhere (this is Theorem 1); the attack tries to outvote it at random places
 all the same. The content is found by projected sign gradient with momentum over the views that show the
-patch. Place and content of a start are the better of two random ones, one among the most visible places and one
-anywhere where the goal is open; of many starts the better half goes on (successive halving), each with
+patch. Place and content of a start are the better of two random ones, one among the most visible places and
+one anywhere where the goal is open; of many starts the better half goes on (successive halving), each with
 the best content that it came by, as the 8 bits a pixel that are judged. The attack only proposes patches;
 :class:`~certipatch.redteam.harness.Harness` pastes them, checks them, and asks the defense.
 
@@ -210,10 +210,12 @@ def _starts(
 ) -> list[list[Attempt]]:
     """The draws for each start: random contents at random places, every second among the most visible.
 
-    The starts are to outvote and to disagree in turn, where both are open, the nearest goals first.
+    The starts are to outvote and to disagree in turn, where both are open, the nearest goals first. On a
+    certified image no place is promising, and a hole in the masks, where most views show the patch, would
+    lose against another place: there is one draw.
     """
     rng = np.random.default_rng(seed)
-    starts = config.restarts if ways else config.certified_restarts
+    starts, draws = (config.restarts, DRAWS) if ways else (config.certified_restarts, 1)
     ways = ways or _anywhere(masks, seed)
     outvote, disagree = [way for way in ways if way.row is None], [way for way in ways if way.row is not None]
     kinds = [kind for kind in (outvote, disagree) if kind]
@@ -221,7 +223,7 @@ def _starts(
     for start in range(starts):
         kind = kinds[start % len(kinds)]
         way = kind[start // len(kinds) % len(kind)]
-        found.append([_draw(masks, image, way, rng, draw) for draw in range(DRAWS)])
+        found.append([_draw(masks, image, way, rng, draw) for draw in range(draws)])
     return found
 
 
