@@ -76,7 +76,7 @@ def test_no_simple_attack_of_as_many_queries_breaks_an_image_that_ours_does_not(
             model.budget = float("inf")
         assert int(defense.predict(patched[None])) != label
         found.add(image)
-    assert len(found) >= 3, "an attack that breaks nothing says nothing about ours"
+    assert len(found) >= 2, "an attack that breaks nothing says nothing about ours"
     assert found <= broken
 
 

@@ -29,8 +29,8 @@ def attack(
     image_size: ask.ImageSize = None,
     crop_pct: ask.CropPct = None,
     limit: ask.Limit = None,
-    steps: Annotated[int, typer.Option(min=1, help="gradient steps in each round")] = 10,
-    restarts: Annotated[int, typer.Option(min=1, help="starts for each image, while it is not broken")] = 48,
+    steps: Annotated[int, typer.Option(min=1, help="gradient steps in each round")] = 8,
+    restarts: Annotated[int, typer.Option(min=1, help="starts for each image, while it is not broken")] = 62,
     certified_restarts: Annotated[
         int, typer.Option(min=1, help="starts for each certified image, which must all fail")
     ] = 2,
