@@ -1,7 +1,8 @@
 """At which places of the patch an answer is proven: the geometry of PatchCleanser's certificate by place.
 
 Which masks hide a patch decides everything about a place, so places that the same masks hide are of one
-*kind*, and are counted together. The theorem is in ``defenses/patchcleanser/algorithms.py`` (``proven_rows``).
+*kind*, and are counted together. The theorem is that of ``proven_rows`` in
+``defenses/patchcleanser/algorithms.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Places:
     A place of two patches is a pair of places, one for each.
 
     Attributes:
-        kinds: for each shape of the patch (H-h+1, W-w+1) int64: the number of the kind at each top left pixel.
+        kinds: for each shape of the patch (H-h+1, W-w+1) int64: the kind at each top left pixel.
         hidden: (kinds, masks) bool: which masks hide all of the patch at a place of the kind.
         patches: how many patches there are at once, 1 or 2.
     """
