@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -64,7 +65,7 @@ class Places:
     def share(self, rows: np.ndarray) -> float:
         """The share of all places that are proven; of several shapes the least, for the attacker takes his
         own."""
-        proven, of_shape = self.proven(rows), [self._counts(kind) for kind in self.kinds]
+        proven, of_shape = self.proven(rows), self.counts
         if self.patches == 1:
             return min(int(counts @ proven) / int(counts.sum()) for counts in of_shape)
         return min(
@@ -72,9 +73,10 @@ class Places:
             for one, other in combinations_with_replacement(of_shape, 2)
         )
 
-    def _counts(self, kind: np.ndarray) -> np.ndarray:
-        """(kinds,) int64: how many places are of each kind."""
-        return np.bincount(kind.reshape(-1), minlength=len(self.hidden))
+    @cached_property
+    def counts(self) -> list[np.ndarray]:
+        """For each shape (kinds,) int64: how many of its places are of each kind."""
+        return [np.bincount(kind.reshape(-1), minlength=len(self.hidden)) for kind in self.kinds]
 
 
 def proven_places(rows: np.ndarray, masks: MaskSet) -> tuple[np.ndarray, ...]:
