@@ -27,14 +27,14 @@ def check_line(line: Line, restatement: Restatement) -> bool:
         line.expect(_is_sha256(record["pixels"]), "pixels is not a sha256")
         restatement.check_line(line)
     else:
-        _check_unreadable(line, restatement.fields)
+        _check_unreadable(line, restatement.fields | restatement.optional_fields)
     return len(line.found.findings) == before
 
 
 def _check_unreadable(line: Line, fields: frozenset[str]) -> None:
     """An image that cannot be read has a reason for it and nothing else."""
     record, error = line.record, line.record["error"]
-    empty = all(record[field] is None for field in (fields | set(record)) - OF_UNREADABLE)
+    empty = all(record.get(field) is None for field in fields - OF_UNREADABLE)
     uncertified = record.get("certified", False) is False
     no_passes = type(record["passes"]) is int and record["passes"] == 0
     line.expect(empty and uncertified and no_passes, "an unreadable image has no labels and no certificate")
