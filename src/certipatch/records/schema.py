@@ -169,13 +169,32 @@ class DetectionRecord(Line):
         return self.dissent is not None and self.dissent >= self.agreement
 
 
+class PlacesAttacked(Frozen):
+    """The attack on one image at places that are not the attacker's choice.
+
+    ``proven_share`` of the places are proven. The place at (``top``, ``left``) was drawn evenly among the
+    others, if there are others; ``broken``: a patch there makes the answer wrong, or it is wrong anyway, and
+    then no place was drawn. ``proven_attempts``: how many patches were tried at proven places of an image
+    that is not certified.
+    """
+
+    proven_share: float = Field(ge=0, le=1)
+    broken: bool
+    top: int | None = None
+    left: int | None = None
+    height: int | None = None
+    width: int | None = None
+    proven_attempts: int = 0
+
+
 class AttackRecord(Indexed):
     """The attack on one image: the best attempt, and how many were made.
 
     The patch is ``height`` x ``width`` pixels at (``top``, ``left``). ``ways``: how many goals the clean
     table leaves open. ``broken``: the defended model can be made to answer wrongly; without a place (``top``,
     ``left``) it does so on the clean image. ``defended_label`` and ``vanilla_label`` are those under the
-    patch; ``image`` is the patched image as the model saw it, ``pixels`` its sha256.
+    patch; ``image`` is the patched image as the model saw it, ``pixels`` its sha256. ``places`` is absent
+    unless the images were certified by place.
     """
 
     name: str
@@ -194,6 +213,14 @@ class AttackRecord(Indexed):
     attempts: int = 0
     image: str | None = None
     pixels: str | None = None
+    places: PlacesAttacked | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        if found["places"] is None:
+            found.pop("places")
+        return found
 
 
 # The schema of a method that adds fields of its own; the lines of other defenses are read as plain records.

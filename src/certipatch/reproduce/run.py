@@ -176,9 +176,15 @@ def _certify(run: Run, test: Source, place: Place) -> None:
             continue
         opened = opened or open_run(place.out / run.name, classes=test.classes)
         folder, masks = place.out / run.certified(patch, k), run.masks(patch, k)
-        by_place = {"places": True} if run.setup.places else {}
         certify(
-            opened, test, masks, folder, fabric=place.fabric, data=run.setup.data, resume=True, **by_place
+            opened,
+            test,
+            masks,
+            folder,
+            fabric=place.fabric,
+            data=run.setup.data,
+            resume=True,
+            places=run.setup.places,
         )
 
 
