@@ -156,7 +156,7 @@ def _attack_block(
     for a, open_ways, judged in zip(right, ways, results, strict=True):
         found[a] = replace(found[a], ways=len(open_ways), results=tuple(judged))
     by_place = [(records[a].index, records[a].proven or "") for a in right]
-    if all(proven for _, proven in by_place):
+    if by_place[0][1]:
         at_places = attack_places(opened.network, Harness(defense, pixels), labels, ways, config, by_place)
         for a, one in zip(right, at_places, strict=True):
             found[a] = replace(found[a], places=one)

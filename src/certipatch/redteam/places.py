@@ -55,47 +55,50 @@ def attack_places(
         images: the index of each image and its ``proven``. Certified ones are attacked at proven places
             elsewhere, for every place of theirs is such.
     """
-    masks = harness.defense.masks
+    masks, seeds = harness.defense.masks, [derived_seed(config.seed, index, 1) for index, _ in images]
+    target = _Target(model, harness, labels, seeds)
     found = [proven_places(np.array([bit == "1" for bit in proven]), masks) for _, proven in images]
-    seeds = [derived_seed(config.seed, index, 1) for index, _ in images]
-    some = [_outvote_at(masks, proven) for proven in found]
-    tried = [a for a, goals in enumerate(some) if goals and "0" in images[a][1]]
-    few = config.model_copy(update={"restarts": config.certified_restarts})
-    at_proven = dict(zip(tried, _attack(model, harness, labels, some, few, seeds, tried), strict=True))
-    drawn = [_drawn(proven, seed) for proven, seed in zip(found, seeds, strict=True)]
-    there = [_at(of_image, masks, *at) if at else [] for of_image, at in zip(ways, drawn, strict=True)]
-    open_there = [a for a, goals in enumerate(there) if goals]  # elsewhere no patch can win
-    judged = dict(
-        zip(open_there, _attack(model, harness, labels, there, config, seeds, open_there), strict=True)
-    )
+    some = [
+        _outvote_at(masks, where) if "0" in proven else []
+        for (_, proven), where in zip(images, found, strict=True)
+    ]
+    at_proven = target.attack(some, config.model_copy(update={"restarts": config.certified_restarts}))
+    drawn = [_drawn(where, seed) for where, seed in zip(found, seeds, strict=True)]
+    there = [_at(of_image, masks, at) for of_image, at in zip(ways, drawn, strict=True)]
     return [
         AtPlaces(
-            tuple(at_proven.get(a, ())),
-            float(np.concatenate([where.reshape(-1) for where in found[a]]).mean()),
+            tuple(tried),
+            float(np.concatenate([of_shape.reshape(-1) for of_shape in where]).mean()),
             None if at is None else (at[1], at[2], *masks.patch_sizes[at[0]]),
-            any(result.broken for result in judged.get(a, ())),
+            any(result.broken for result in judged),
         )
-        for a, at in enumerate(drawn)
+        for tried, where, at, judged in zip(
+            at_proven, found, drawn, target.attack(there, config), strict=True
+        )
     ]
 
 
-def _attack(
-    model: nn.Module,
-    harness: Harness,
-    labels: Tensor,
-    ways: list[list[Goal]],
-    config: AttackConfig,
-    seeds: list[int],
-    some: list[int],
-) -> list[list[Result]]:
-    """The attack on some of the images alone."""
-    if not some:
-        return []
-    chosen = torch.tensor(some, device=harness.pixels.device)
-    alone = Harness(harness.defense, harness.pixels[chosen])
-    return attack_images(
-        model, alone, labels[chosen], [ways[a] for a in some], config, [seeds[a] for a in some]
-    )
+@dataclass(frozen=True)
+class _Target:
+    """What is attacked, as of :func:`attack_places`, and the seed of each image."""
+
+    model: nn.Module
+    harness: Harness
+    labels: Tensor
+    seeds: list[int]
+
+    def attack(self, ways: list[list[Goal]], config: AttackConfig) -> list[list[Result]]:
+        """Everything that was judged of each image; nothing where no way is given, for none is open there."""
+        results: list[list[Result]] = [[] for _ in ways]
+        some = [a for a, goals in enumerate(ways) if goals]
+        if some:
+            chosen = torch.tensor(some, device=self.harness.pixels.device)
+            alone, labels = Harness(self.harness.defense, self.harness.pixels[chosen]), self.labels[chosen]
+            goals, seeds = [ways[a] for a in some], [self.seeds[a] for a in some]
+            judged = attack_images(self.model, alone, labels, goals, config, seeds)
+            for a, of_image in zip(some, judged, strict=True):
+                results[a] = of_image
+        return results
 
 
 def _outvote_at(masks: MaskSet, proven: Sequence[np.ndarray]) -> list[Goal]:
@@ -116,10 +119,14 @@ def _drawn(proven: Sequence[np.ndarray], seed: int) -> tuple[int, int, int] | No
     return shape, int(top), int(left)
 
 
-def _at(ways: list[Goal], masks: MaskSet, shape: int, top: int, left: int) -> list[Goal]:
+def _at(ways: list[Goal], masks: MaskSet, place: tuple[int, int, int] | None) -> list[Goal]:
     """Those of the ways that are open at this place, there alone."""
+    if place is None:
+        return []
+    shape, *at = place
     found = []
     for way in (way for way in ways if way.patch_size == masks.patch_sizes[shape]):
-        here = (way.places == (top, left)).all(axis=1)
-        found.append(replace(way, places=way.places[here], visibility=way.visibility[here]))
-    return [way for way in found if len(way.places)]
+        here = (way.places == at).all(axis=1)
+        if here.any():
+            found.append(replace(way, places=way.places[here], visibility=way.visibility[here]))
+    return found

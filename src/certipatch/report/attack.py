@@ -103,7 +103,7 @@ def attack_text(found: dict[str, Any]) -> str:
         low, high = places["interval_95"]
         lines.append(
             f"attacked share of places {100 * places['share']:.1f} % ({100 * low:.1f}-{100 * high:.1f}), "
-            "upper bound: proven, or right under every patch that was tried at a place drawn from the others; "
+            "upper bound: proven, or right under every patch tried at a place drawn from the others; "
             f"{found['attempts_at_proven_places']} patches at proven places of images without a certificate "
             "broke none"
         )
