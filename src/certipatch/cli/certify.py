@@ -42,6 +42,7 @@ def certify(
     nodes: ask.Nodes = 1,
     exhaustive: ask.Exhaustive = False,
     inference: ask.Inference = None,
+    places: ask.ByPlace = False,
     compile: ask.Compile = None,
     shared_prefix: ask.SharedPrefix = None,
     defense: ask.Defense = "patchcleanser",
@@ -60,7 +61,7 @@ def certify(
         machine={"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes},
         way={"batch_size": batch_size, "compile": compile, "shared_prefix": shared_prefix},
         defense=defense,
-        options=_options(defense, exhaustive, inference),
+        options=_options(defense, exhaustive, inference, places),
         resume=resume,
     )
     written = run(asked, parse_shard(shard))
@@ -131,13 +132,15 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
     return Written(list(folders), mine, len(source)) if fab.is_global_zero else None
 
 
-def _options(defense: str, exhaustive: bool, inference: str | None) -> dict[str, Any]:
+def _options(defense: str, exhaustive: bool, inference: str | None, places: bool) -> dict[str, Any]:
     """The options of PatchCleanser; other defenses have none yet."""
     if defense != "patchcleanser":
-        if exhaustive or inference:
-            raise ConfigError(f"defense {defense!r}: has no --exhaustive and no --inference; drop them")
+        if exhaustive or inference or places:
+            raise ConfigError(
+                f"defense {defense!r}: has no --exhaustive, no --inference and no --places; drop them"
+            )
         return {}
-    return {"exhaustive": exhaustive, "inference": parse_inference(inference)}
+    return {"exhaustive": exhaustive, "inference": parse_inference(inference), "places": places}
 
 
 def _show(written: Written, out: Path, as_json: bool) -> None:

@@ -103,6 +103,9 @@ SeveralMasksPerAxis = Annotated[
 KsToDetect = Annotated[str, typer.Option(help="k; several: 3,6")]
 Defense = Annotated[str, typer.Option(hidden=True)]  # until there are more to choose from
 Exhaustive = Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")]
+ByPlace = Annotated[
+    bool, typer.Option("--places", help="also prove at which places of the patch each image is safe")
+]
 SharedPrefix = Annotated[
     bool | None,
     typer.Option(

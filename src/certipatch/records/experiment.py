@@ -91,6 +91,7 @@ class Certification(Expected):
     precision: str
     fill: Any = None
     inference: Literal["double-masking", "challenger"] = "double-masking"
+    places: bool = False
     masks: Masks | None = None
     threat: Against | None = None
 

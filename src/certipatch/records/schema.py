@@ -7,6 +7,7 @@ fixed order, so that equal results are equal bytes.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -34,6 +35,7 @@ class Line(Indexed):
     """
 
     ORDER: ClassVar[tuple[str, ...]] = ()  # in which the fields are written; as they are defined if empty
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # those of them that are written only if there is a value
 
     name: str
     label: int = Field(ge=0)
@@ -45,7 +47,11 @@ class Line(Indexed):
     @model_serializer(mode="wrap")
     def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = handler(self)
-        return {name: found[name] for name in self.ORDER} if self.ORDER else found
+        written = {name: found[name] for name in self.ORDER} if self.ORDER else found
+        for name in self.OPTIONAL:
+            if written[name] is None:
+                written.pop(name)
+        return written
 
 
 class Record(Line):
@@ -86,17 +92,22 @@ class PatchCleanserRecord(Record):
 
     ``margin`` is the smallest difference between the best two logits in any view that was looked at. An image
     that is not certified has the ``failing_pair`` of masks that was found first, and its ``failing_label``.
+    By place (``--places``), ``proven`` has a 1 for each mask whose whole row is right, else a 0, and
+    ``proven_margins`` the smallest margin in each such row; otherwise both are absent.
     """
 
     model_config = ConfigDict(extra="forbid")
     ORDER = (
         *("index", "name", "label", "pixels", "vanilla_label", "defended_label", "case", "certified"),
-        *("failing_pair", "failing_label", "margin", "passes", "error"),
+        *("failing_pair", "failing_label", "proven", "proven_margins", "margin", "passes", "error"),
     )
+    OPTIONAL = ("proven", "proven_margins")
 
     case: Literal["agreed", "disagreer", "majority", "champion"] | None
     failing_pair: tuple[int, int] | None
     failing_label: int | None = Field(ge=0)
+    proven: str | None = Field(default=None, pattern="^[01]+$")
+    proven_margins: tuple[float, ...] | None = None
 
     @model_validator(mode="after")
     def _agreed(self) -> Self:
@@ -104,6 +115,21 @@ class PatchCleanserRecord(Record):
         flawless = self.case == "agreed" and self.failing_pair is None and self.failing_label is None
         if self.certified and not (flawless and self.margin is not None):
             raise ValueError("certified, but its other fields say it is not")
+        return self
+
+    @model_validator(mode="after")
+    def _by_place(self) -> Self:
+        """A row that is proven is of an image that is answered rightly; all of them are the certificate."""
+        if self.proven is None:
+            if self.proven_margins is not None:
+                raise ValueError("proven_margins without proven")
+            return self
+        rows, margins = self.proven.count("1"), self.proven_margins
+        if margins is None or len(margins) != rows or any(not 0 <= margin < math.inf for margin in margins):
+            raise ValueError("proven_margins are not a margin for each row that is proven")
+        answered = self._looked_at and self.defended_label == self.label
+        if (rows > 0 and not answered) or self.certified != (rows == len(self.proven)):
+            raise ValueError("proven, but its other fields say it is not")
         return self
 
 
@@ -147,13 +173,32 @@ class DetectionRecord(Line):
         return self.dissent is not None and self.dissent >= self.agreement
 
 
+class PlacesAttacked(Frozen):
+    """The attack on one image at places that are not the attacker's choice.
+
+    ``proven_share`` of the places are proven. The place at (``top``, ``left``) was drawn evenly among the
+    others, if there are others; ``broken``: a patch there makes the answer wrong, or it is wrong anyway, and
+    then no place was drawn. ``proven_attempts``: how many patches were tried at proven places of an image
+    that is not certified.
+    """
+
+    proven_share: float = Field(ge=0, le=1)
+    broken: bool
+    top: int | None = None
+    left: int | None = None
+    height: int | None = None
+    width: int | None = None
+    proven_attempts: int = 0
+
+
 class AttackRecord(Indexed):
     """The attack on one image: the best attempt, and how many were made.
 
     The patch is ``height`` x ``width`` pixels at (``top``, ``left``). ``ways``: how many goals the clean
     table leaves open. ``broken``: the defended model can be made to answer wrongly; without a place (``top``,
     ``left``) it does so on the clean image. ``defended_label`` and ``vanilla_label`` are those under the
-    patch; ``image`` is the patched image as the model saw it, ``pixels`` its sha256.
+    patch; ``image`` is the patched image as the model saw it, ``pixels`` its sha256. ``places`` is absent
+    unless the images were certified by place.
     """
 
     name: str
@@ -172,6 +217,14 @@ class AttackRecord(Indexed):
     attempts: int = Field(default=0, ge=0)
     image: str | None = None
     pixels: str | None = None
+    places: PlacesAttacked | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        if found["places"] is None:
+            found.pop("places")
+        return found
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -26,6 +26,7 @@ from .climb import AttackConfig, attack_images
 from .found import Found, check_certificate, save
 from .goals import Goal, clean_tables, goals
 from .harness import Harness, check_one_patch
+from .places import attack_places
 
 Records = Sequence[PatchCleanserRecord]
 
@@ -155,6 +156,11 @@ def _attack_block(
     results = attack_images(opened.network, Harness(defense, pixels), labels, ways, config, seeds)
     for a, open_ways, judged in zip(right, ways, results, strict=True):
         found[a] = replace(found[a], ways=len(open_ways), results=tuple(judged))
+    by_place = [(records[a].index, records[a].proven or "") for a in right]
+    if by_place[0][1]:
+        at_places = attack_places(opened.network, Harness(defense, pixels), labels, ways, config, by_place)
+        for a, one in zip(right, at_places, strict=True):
+            found[a] = replace(found[a], places=one)
     return found
 
 

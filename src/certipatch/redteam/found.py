@@ -17,8 +17,9 @@ from ..data.source import Item, pixels_sha256
 from ..defenses.patchcleanser.examination import PatchCleanserVerdict
 from ..errors import SoundnessError
 from ..records.files import write_atomically
-from ..records.schema import AttackRecord, Record
+from ..records.schema import AttackRecord, PatchCleanserRecord, PlacesAttacked
 from .climb import Result
+from .places import AtPlaces
 
 PICTURES = "patched"
 
@@ -31,11 +32,19 @@ class Found:
         clean: the answer without a patch; None for an image that cannot be read.
         ways: the number of goals that the clean table leaves open.
         results: everything that was judged; nothing if the answer was wrong anyway.
+        places: what became of it at places that are not the attacker's choice; None if the answer was wrong
+            anyway, or if it was not certified by place.
     """
 
     clean: PatchCleanserVerdict | None
     ways: int = 0
     results: tuple[Result, ...] = ()
+    places: AtPlaces | None = None
+
+    @property
+    def broken_proof(self) -> Result | None:
+        """An attempt that broke the answer at a proven place, which none can."""
+        return next((one for one in self.places.proven if one.broken), None) if self.places else None
 
     @property
     def best(self) -> Result | None:
@@ -52,7 +61,7 @@ class Found:
         return self.clean.defended_label if self.clean else None
 
 
-def save(out: Path, record: Record, found: Found) -> AttackRecord:
+def save(out: Path, record: PatchCleanserRecord, found: Found) -> AttackRecord:
     """The record of an attack; the patched image goes into a file of its own."""
     best = found.best
     common: dict[str, Any] = {
@@ -63,6 +72,8 @@ def save(out: Path, record: Record, found: Found) -> AttackRecord:
         "ways": found.ways,
         "defended_label": found.answer,
     }
+    if record.proven is not None:
+        common["places"] = _at_places(found)
     if best is None:
         vanilla = found.clean.vanilla_label if found.clean else None
         return AttackRecord(**common, broken=True, vanilla_label=vanilla)
@@ -84,24 +95,39 @@ def save(out: Path, record: Record, found: Found) -> AttackRecord:
     )
 
 
-def check_certificate(out: Path, item: Item, record: Record, found: Found, manifests: dict[str, Any]) -> None:
-    """Stop if a certified image was broken, with all that is needed to replay it in a folder of its own.
+def _at_places(found: Found) -> PlacesAttacked:
+    """An image that is wrong without a patch is wrong at every place."""
+    if found.places is None:
+        return PlacesAttacked(proven_share=0.0, broken=True)
+    one = found.places
+    drawn = dict(zip(("top", "left", "height", "width"), one.drawn or (None,) * 4, strict=True))
+    return PlacesAttacked(proven_share=one.share, broken=one.broken, proven_attempts=len(one.proven), **drawn)
+
+
+def check_certificate(
+    out: Path, item: Item, record: PatchCleanserRecord, found: Found, manifests: dict[str, Any]
+) -> None:
+    """Stop if a certified image was broken, or another at a proven place, with all that is needed to replay
+    it in a folder of its own.
 
     Raises SoundnessError, which names that folder.
     """
     withstood = found.best is not None and not found.best.broken
-    if withstood or not record.certified:
+    best, answer, proof = found.best, found.answer, found.broken_proof
+    if proof is not None:
+        best, answer = proof, proof.verdict.defended_label
+    elif withstood or not record.certified:
         return
     folder = out / f"broken-certificate-{record.index}"
-    case = {"record": record.model_dump(mode="json"), "answer": found.answer, **manifests}
+    case = {"record": record.model_dump(mode="json"), "answer": answer, **manifests}
     if item.pixels is not None:
         write_png(folder / "clean.png", item.pixels)
-    case["patch"] = _write_patch(folder, found.best)
+    case["patch"] = _write_patch(folder, best)
     write_atomically(folder / "case.json", json.dumps(case, indent=2).encode())
     margin = "none" if record.margin is None else f"{record.margin:g}"
     raise SoundnessError(
         f"image {record.index} ({record.name!r}): expected the certified answer {record.label}, found "
-        f"{found.answer}; the certificate's margin was {margin}; replay it from {folder}"
+        f"{answer}; the certificate's margin was {margin}; replay it from {folder}"
     )
 
 

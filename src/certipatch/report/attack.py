@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..config import differences
 from ..errors import RecordsError
 from ..records.read import Folder
 from ..records.schema import AttackRecord, PatchCleanserRecord, digest
 from .certification import environments, threat_of_certification
+from .places import ShareOfPlaces
 from .shares import Share
 
 BOUNDS = {
@@ -101,6 +104,25 @@ def summarize_attack(
         "attempts_on_certified": sum(record.attempts for record in certified),
         **({} if certification else {"certificates_as_stated": True}),
         **environments(manifest),
+        **_by_place(records),
+    }
+
+
+def _by_place(records: Sequence[AttackRecord]) -> dict[str, Any]:
+    """The upper bound on the share of places where the answer is right, of images certified by place.
+
+    Of each image the proven places count, and all others if the one that was drawn among them withstood. Of
+    an image that cannot be read, there is nothing at any place.
+    """
+    if not any(record.places for record in records):
+        return {}
+    at = [record.places for record in records]
+    shares = np.array([0.0 if one is None else one.proven_share if one.broken else 1.0 for one in at])
+    return {
+        "attacked_share_of_places": ShareOfPlaces.of(shares).to_json(),
+        "attempts_at_proven_places": sum(
+            record.places.proven_attempts for record in records if record.places
+        ),
     }
 
 
@@ -133,4 +155,13 @@ def attack_text(found: dict[str, Any]) -> str:
         f"other images: {images - certified}, of them {found['attackable']} right without a patch and open "
         f"to an attack; {tight} withstood this one"
     )
+    if "attacked_share_of_places" in found:
+        places = found["attacked_share_of_places"]
+        low, high = places["interval_95"]
+        lines.append(
+            f"attacked share of places {100 * places['share']:.1f} % ({100 * low:.1f}-{100 * high:.1f}), "
+            "upper bound: proven, or right under every patch tried at a place drawn from the others; "
+            f"{found['attempts_at_proven_places']} patches at proven places of images without a certificate "
+            "broke none"
+        )
     return "\n".join(lines)

@@ -17,11 +17,18 @@ from ..records.experiment import Certification
 from ..records.manifest import Manifest
 from ..records.read import Folder, read_written
 from ..records.schema import EPOCHS, Record
+from .places import ByPlace, ShareOfPlaces
 from .shares import Share
 
 CAPTION = (
     "% of images, fraction, 95 % interval. vanilla: the undefended model is right; clean: the defended "
     "model is right; certified robust: it stays right under every patch, proven."
+)
+
+
+BY_PLACE = (
+    "certified share of places: of an image, the places of the patch where it stays right under any content, "
+    "proven; the mean over the images, for a place that is not the attacker's choice."
 )
 
 
@@ -34,6 +41,8 @@ class Summary:
         vanilla_accuracy: the undefended model is right.
         clean_accuracy: the defended model is right on the clean image.
         certified_robust_accuracy: the defended model is right under every patch, proven.
+        certified_share_of_places: the mean share of places where no patch can change the right answer,
+            proven; None unless it was certified by place.
         unreadable: images that count as wrong in all three because they could not be read.
         passes: forward passes of the certification, for all images.
         complete: every image has its record.
@@ -50,6 +59,7 @@ class Summary:
     complete: bool
     min_margin: float = 0.0
     below: int = 0
+    certified_share_of_places: ShareOfPlaces | None = None
 
     @property
     def name(self) -> str:
@@ -73,6 +83,8 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as ``report --json`` prints it."""
+        places = self.certified_share_of_places
+        by_place = {} if places is None else {"certified_share_of_places": places.to_json()}
         return {
             "folder": self.name,
             "complete": self.complete,
@@ -85,6 +97,7 @@ class Summary:
             "vanilla_accuracy": self.vanilla_accuracy.to_json(),
             "clean_accuracy": self.clean_accuracy.to_json(),
             "certified_robust_accuracy": self.certified_robust_accuracy.to_json(),
+            **by_place,
             "unreadable": self.unreadable,
             "passes": self.passes,
             "min_margin": self.min_margin,
@@ -124,12 +137,14 @@ def summarize(folder: Folder[Record], *, min_margin: float | None = None) -> Sum
             f"{folder.path}: expected records of certify, found those of {kind}; run certify on it first"
         )
     least = folder.manifest.rounding if min_margin is None else min_margin
+    by_place = ByPlace.of(folder, min_margin=least) if folder.records else None
     return Summary(
         folder=folder,
         **accuracies(folder.records, min_margin=least),
         **totals(folder, "certified"),
         min_margin=least,
         below=sum(record.certified and not record.counts(least) for record in folder.records),
+        certified_share_of_places=ShareOfPlaces.of(by_place.shares()) if by_place else None,
     )
 
 
@@ -187,10 +202,13 @@ def table(summaries: Sequence[Summary]) -> Table:
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     out.caption = escape(" ".join([CAPTION, *_remarks(summaries)]))
     out.add_column("run, model, training", overflow="fold", min_width=22)
-    for heading in ("patch", "k", "vanilla", "clean", "certified\nrobust", "passes/\nimage"):
+    by_place = any(summary.certified_share_of_places for summary in summaries)
+    headings = ["patch", "k", "vanilla", "clean", "certified\nrobust"]
+    headings += ["certified\nshare of\nplaces"] if by_place else []
+    for heading in [*headings, "passes/\nimage"]:
         out.add_column(heading, justify="right")
     for summary in summaries:
-        out.add_row(*_row(summary))
+        out.add_row(*_row(summary, by_place))
     return out
 
 
@@ -198,7 +216,9 @@ def _remarks(summaries: Sequence[Summary]) -> list[str]:
     """What a reader must know of all rows."""
     fallen = [remark for remark in map(below_the_margin, summaries) if remark]
     manifests = [summary.folder.manifest for summary in summaries]
+    by_place = [BY_PLACE] if any(summary.certified_share_of_places for summary in summaries) else []
     return [
+        *by_place,
         *other_images([summary.experiment for summary in summaries]),
         *dict.fromkeys(fallen),
         *in_other_environments(manifests),
@@ -221,7 +241,7 @@ def other_images(experiments: Sequence[Certification]) -> list[str]:
     return [] if same else ["These runs are not of the same images."]
 
 
-def _row(summary: Summary) -> list[str]:
+def _row(summary: Summary, by_place: bool) -> list[str]:
     experiment = summary.experiment
     asked = experiment.data.images
     state = "" if summary.complete else f" (incomplete: {summary.images} of {asked} images)"
@@ -229,11 +249,13 @@ def _row(summary: Summary) -> list[str]:
     what += ["challenger masking"] if experiment.inference == "challenger" else []
     what += [f"defense: {experiment.defense}"] if experiment.defense != "patchcleanser" else []
     shares = summary.vanilla_accuracy, summary.clean_accuracy, summary.certified_robust_accuracy
+    places = summary.certified_share_of_places
     return [
         "\n".join(escape(one_line(text)) for text in what),
         against(experiment),
         str(experiment.masks_per_axis or ""),
         *(share.stacked() for share in shares),
+        *([places.stacked() if places else ""] if by_place else []),
         f"{summary.passes / summary.images:.0f}",
     ]
 

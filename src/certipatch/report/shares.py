@@ -34,6 +34,11 @@ class Share:
         return self.count / self.images
 
     @property
+    def percent(self) -> float:
+        """The share in %."""
+        return 100 * self.count / self.images
+
+    @property
     def _percents(self) -> str:
         low, high = self.interval
         return f"{100 * low:.1f}-{100 * high:.1f}"

@@ -43,6 +43,7 @@ class Setup(Frozen):
         crop_pct: None: the weights' own.
         equal_compute: a pair (cheap, costly) adds a row, the cheap strategy with as many epochs as cost what
             the costly one does.
+        places: certify by place too.
     """
 
     data: str = Field(pattern=NAME)
@@ -60,6 +61,7 @@ class Setup(Frozen):
     train_masks_per_axis: int = 6
     patches: tuple[str, ...] = Field(min_length=1)
     masks_per_axis: tuple[int, ...] = Field(min_length=1)
+    places: bool = False
     strategies: tuple[str, ...] = Field(min_length=1)
     equal_compute: tuple[tuple[str, str], ...] = ()
     clean_fraction: float = 0.0

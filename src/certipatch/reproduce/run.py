@@ -176,7 +176,16 @@ def _certify(run: Run, test: Source, place: Place) -> None:
             continue
         opened = opened or open_run(place.out / run.name, classes=test.classes)
         folder, masks = place.out / run.certified(patch, k), run.masks(patch, k)
-        certify(opened, test, masks, folder, fabric=place.fabric, data=run.setup.data, resume=True)
+        certify(
+            opened,
+            test,
+            masks,
+            folder,
+            fabric=place.fabric,
+            data=run.setup.data,
+            resume=True,
+            places=run.setup.places,
+        )
 
 
 def _spec(run: Run, source: Source) -> ModelSpec:

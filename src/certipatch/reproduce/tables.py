@@ -28,6 +28,7 @@ HOW_TO_READ = (
     "has not been run, or is not a number that we know of the paper."
 )
 ACCURACIES = ("vanilla_accuracy", "clean_accuracy", "certified_robust_accuracy")
+PLACES = "certified_share_of_places"  # of setups that certify by place
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def to_json(cell: Cell) -> dict[str, Any]:
         "forward_equivalents_per_image": cell.cost,
         "images": summary.images if summary else None,
         **{name: measured.get(name) for name in ACCURACIES},
+        **({PLACES: measured.get(PLACES)} if run.setup.places else {}),
         "passes_per_image": cell.passes,
         "paper_certified_robust_accuracy_percent": cell.published,
         "records": cell.folder if summary else None,
@@ -128,7 +130,8 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     """The rows of the JSON, with a column for each part of a share."""
     flat = [_flat(row) for row in rows]
     out = io.StringIO()
-    writer = csv.DictWriter(out, flat[0], lineterminator="\n")
+    columns = dict.fromkeys(column for row in flat for column in row)
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return out.getvalue()
@@ -137,15 +140,16 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     line: dict[str, Any] = {}
     for key, value in row.items():
-        line |= _share_columns(key, value or {}) if key in ACCURACIES else {key: value}
+        shared = key in (*ACCURACIES, PLACES)
+        line |= _share_columns(key, value or {}) if shared else {key: value}
     return line
 
 
 def _share_columns(name: str, share: dict[str, Any]) -> dict[str, Any]:
-    """Four columns for a share; they are empty if there is none."""
+    """Four columns for a share, three for a mean of shares; they are empty if there is none."""
     low, high = share.get("interval_95", (None, None))
     return {
-        f"{name}_count": share.get("count"),
+        **({} if name == PLACES else {f"{name}_count": share.get("count")}),
         name: share.get("share"),
         f"{name}_low": low,
         f"{name}_high": high,
@@ -189,7 +193,9 @@ def _table(cells: list[Cell]) -> list[str]:
     known = any(cell.published is not None for cell in cells)
     heads = ["fine-tuned with", "seeds", "epochs", "copies", "cost", "vanilla"]
     for k in ks:
-        heads += [f"clean k={k}", f"certified robust k={k}", *([f"paper k={k}"] if known else [])]
+        heads += [f"clean k={k}", f"certified robust k={k}"]
+        heads += [f"certified share of places k={k}"] if cells[0].run.setup.places else []
+        heads += [f"paper k={k}"] if known else []
     rows: dict[str, list[Cell]] = {}
     for cell in cells:
         rows.setdefault(cell.run.row, []).append(cell)
@@ -225,8 +231,14 @@ def _row(cells: list[Cell], ks: list[int], known: bool) -> list[str]:
         summaries = _with_k(cells, k)
         shown.append(_mean([summary.clean_accuracy for summary in summaries]))
         shown.append(_mean([summary.certified_robust_accuracy for summary in summaries]))
+        shown += [_places(summaries)] if run.setup.places else []
         shown += [_paper(cells, k)] if known else []
     return shown
+
+
+def _places(summaries: list[Summary]) -> str:
+    """The certified share of places, and its interval; of several seeds each."""
+    return "; ".join(str(summary.certified_share_of_places or "") for summary in summaries)
 
 
 def _mean_cost(cells: list[Cell]) -> str:

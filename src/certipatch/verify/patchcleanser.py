@@ -14,9 +14,10 @@ import numpy as np
 
 from .algorithms import CHALLENGER, DOUBLE_MASKING, Answer, Inference, Labels, all_views
 from .findings import Experiment
-from .record import check_labels, check_margin
+from .record import check_labels, check_margin, is_margin
 from .restatement import ENTRIES, FIELDS, Line, Restatement, Sighting
 
+BY_PLACE = ("proven", "proven_margins")  # what a line has besides if it was certified by place
 WILD = 8  # so many views within the tolerance are tried both ways
 
 
@@ -30,6 +31,8 @@ def _flaws(experiment: Experiment) -> Iterator[str]:
         yield f"exhaustive is {experiment['exhaustive']!r}"
     if experiment.get("inference", "challenger") != "challenger":
         yield f"inference is {experiment['inference']!r}, expected 'challenger' or none"
+    if experiment.get("places", True) is not True:
+        yield f"places is {experiment['places']!r}, expected true or none"
 
 
 def _check_line(line: Line) -> None:
@@ -43,6 +46,39 @@ def _check_line(line: Line) -> None:
         _check_certificate(line)
     else:
         _check_failure(line)
+    _check_places(line)
+
+
+def _check_places(line: Line) -> None:
+    """By place, a line says which rows are proven, and by what margin; all of them are the certificate."""
+    record, n = line.record, line.masks
+    there = [field for field in BY_PLACE if field in record]
+    if "places" not in line.experiment:
+        line.expect(not there, f"has {', '.join(there)}, but the run was not by place")
+        return
+    proven, margins = (record.get(field) for field in BY_PLACE)
+    if not isinstance(proven, str) or len(proven) != n or set(proven) - {"0", "1"}:
+        line.expect(False, f"proven {proven!r} is not a 0 or 1 for each of the {n} masks")
+        return
+    rows = proven.count("1")
+    listed = margins if isinstance(margins, list) else [None]
+    line.expect(
+        len(listed) == rows and all(map(is_margin, listed)), f"proven_margins are not those of {rows} rows"
+    )
+    line.expect(
+        rows == 0 or record["defended_label"] == record["label"],
+        f"{rows} rows are proven, but defended_label is not the label",
+    )
+    line.expect(
+        (rows == n) is (record["certified"] is True),
+        f"{rows} of {n} rows are proven, but certified says otherwise",
+    )
+    pair = record["failing_pair"]
+    if _is_pair(pair, n):
+        line.expect(
+            all(proven[mask] == "0" for mask in pair),
+            f"masks {pair} answer wrong, but a row of theirs is proven",
+        )
 
 
 def _check_passes(line: Line) -> None:
@@ -51,7 +87,11 @@ def _check_passes(line: Line) -> None:
     low, high = 1 + n, all_views(n)
     if record["certified"] is True or line.experiment["exhaustive"] is True:
         low = high
-    elif _is_pair(record["failing_pair"], n) and record["failing_pair"][0] == record["failing_pair"][1]:
+    elif (
+        "places" not in line.experiment
+        and _is_pair(record["failing_pair"], n)
+        and record["failing_pair"][0] == record["failing_pair"][1]
+    ):
         high = inference_of(line.experiment).most_passes(n)
     expected = str(low) if low == high else f"{low} to {high}"
     passes = record["passes"]
@@ -138,6 +178,31 @@ def _compare(sighting: Sighting) -> None:
     _compare_failing_pair(sighting, table)
     _compare_answer(sighting, table)
     _compare_margin(sighting, table)
+    if "proven" in sighting.record:
+        _compare_places(sighting, table)
+
+
+def _compare_places(sighting: Sighting, table: Table) -> None:
+    """By place: a row is proven if and only if the views under its mask and any other have the true label."""
+    n, tolerance, stated = sighting.masks, sighting.tolerance, sighting.record["proven"]
+    margins = iter(sighting.record["proven_margins"])
+    for i in range(n):
+        row = [table[min(i, j), max(i, j)] for j in range(n)]
+        wrong = [view.margin for view in row if view.best != sighting.record["label"]]
+        smallest = min(view.margin for view in row)
+        if stated[i] == "0":
+            if not wrong:
+                sighting.differs(
+                    f"the row of mask {i} is proven, the record says it is not", surely=smallest > tolerance
+                )
+            continue
+        margin = next(margins)
+        if wrong:
+            sighting.differs(f"the row of mask {i} is not proven", surely=max(wrong) > tolerance)
+        elif abs(margin - smallest) > tolerance:
+            sighting.differs(
+                f"the row of mask {i} has a margin of {smallest:.6g}, the record says {margin!r}", surely=True
+            )
 
 
 def _compare_vanilla(sighting: Sighting, view: View) -> None:
@@ -214,8 +279,9 @@ def _compare_margin(sighting: Sighting, table: Table) -> None:
 PATCHCLEANSER = Restatement(
     defense="patchcleanser",
     entries=ENTRIES | {"masks", "fill", "exhaustive"},
-    optional=frozenset({"defense", "inference"}),
+    optional=frozenset({"defense", "inference", "places"}),
     fields=FIELDS | {"case", "failing_pair", "failing_label"},
+    optional_fields=frozenset(BY_PLACE),
     flaws=_flaws,
     check_line=_check_line,
     compare=_compare,

@@ -31,14 +31,14 @@ def check_line(line: Line, restatement: Restatement) -> bool:
         line.expect(is_sha256(record["pixels"]), "pixels is not a sha256")
         restatement.check_line(line)
     else:
-        _check_unreadable(line, restatement.fields)
+        _check_unreadable(line, restatement.fields | restatement.optional_fields)
     return len(line.found.findings) == before
 
 
 def _check_unreadable(line: Line, fields: frozenset[str]) -> None:
     """An image that cannot be read has a reason for it and nothing else."""
     record, error = line.record, line.record["error"]
-    empty = all(record[field] is None for field in fields - OF_UNREADABLE)
+    empty = all(record.get(field) is None for field in fields - OF_UNREADABLE)
     uncertified = record.get("certified", False) is False
     no_passes = type(record["passes"]) is int and record["passes"] == 0
     line.expect(empty and uncertified and no_passes, "an unreadable image has no labels and no certificate")
@@ -54,8 +54,12 @@ def check_labels(line: Line, *labels: object) -> None:
 def check_margin(line: Line) -> None:
     """Expect that the margin, the smallest between two logits, is a number that one can be."""
     margin = line.record["margin"]
-    possible = type(margin) in (int, float) and 0 <= margin <= LARGEST  # NaN is not
-    line.expect(possible, f"margin {margin!r} is not a finite number from 0 up")
+    line.expect(is_margin(margin), f"margin {margin!r} is not a finite number from 0 up")
+
+
+def is_margin(value: object) -> bool:
+    """Whether a value can be the difference between two logits, the larger one first."""
+    return isinstance(value, int | float) and type(value) is not bool and 0 <= value <= LARGEST  # NaN is not
 
 
 def check_answer(line: Line) -> None:

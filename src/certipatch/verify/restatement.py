@@ -110,6 +110,7 @@ class Restatement:
         entries: what its experiments must have.
         optional: what its experiments may have besides.
         fields: what its lines must have.
+        optional_fields: what its lines may have besides.
         further: whether experiments and lines may have entries and fields that are not named here.
         check_line: expects what follows from what within one line about an image that could be read.
         is_certified: whether a line says that its image is certified.
@@ -124,6 +125,7 @@ class Restatement:
     check_line: Callable[[Line], None]
     compare: Callable[[Sighting], None] | None
     optional: frozenset[str] = frozenset({"defense"})
+    optional_fields: frozenset[str] = frozenset()
     further: bool = False
     is_certified: Callable[[Record], bool] = flag
     counted: str = "certified"
@@ -135,7 +137,7 @@ class Restatement:
 
     def odd_fields(self, record: Record) -> list[str]:
         """The fields that a line lacks, and those that it should not have."""
-        return self._odd(set(record), self.fields)
+        return self._odd(set(record) - self.optional_fields, self.fields)
 
     def _odd(self, found: set[str], expected: frozenset[str]) -> list[str]:
         return sorted(expected - found if self.further else expected ^ found)

@@ -87,3 +87,23 @@ def two_mask_correct(table: np.ndarray, label: int) -> bool:
     every content of the patch at every position; and so does :func:`challenger_masking`.
     """
     return bool((table == label).all())
+
+
+def proven_rows(table: np.ndarray, label: int) -> np.ndarray:
+    """(masks,) bool: under which masks, alone and with any second one, every label is ``label``.
+
+    Theorem (by place): if a mask m of such a *row* hides all of a patch, then both inferences answer
+    ``label`` under every content of that patch at that place, on images that are not certified too.
+
+    Proof. Under m the attacked image is the clean one, so row m of its table is what it was: all ``label``.
+    In :func:`double_masking`, a mask that disagrees with the majority answers only if its pair with m says
+    the same as it does, and that pair says ``label``. So if the majority is not ``label``, m itself disagrees
+    and answers, unless another mask answers ``label`` before it; and if it is, no mask that says otherwise
+    answers. In :func:`challenger_masking`, m wins each game against a mask of another label, as above, and is
+    never out. Nothing else about the table was used, nor how ties are broken, nor that ``label`` is the true
+    one. Algorithm 2 is the case that all rows are such.
+
+    ``geometry/places.py`` has the places that belong to the rows.
+    """
+    proven: np.ndarray = (table == label).all(axis=1)
+    return proven

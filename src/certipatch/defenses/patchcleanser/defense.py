@@ -36,6 +36,9 @@ class PatchCleanser(MaskedClassifier):
         inference: "double-masking" (Algorithm 1), or "challenger": where masks disagree, at most one pass for
             each mask but one, and not one for each pair. Both answer the label of a certified image under
             every patch; on others they may differ.
+        places: with labels, find out for which masks the whole row is right, which proves the answer at the
+            places of the patch that they hide (``proven`` of the verdict). It costs further views of images
+            that are not certified.
         precision: "32-true", or "bf16-mixed" or "16-mixed" for a forward pass under autocast.
         compile: compile the network with torch.compile, its weights frozen as they are now: some times faster
             after some seconds to a minute. Where it cannot be compiled, a line says so and
@@ -60,13 +63,14 @@ class PatchCleanser(MaskedClassifier):
         batch_size: int | None = None,
         exhaustive: bool = False,
         inference: Inference = "double-masking",
+        places: bool = False,
         precision: str = "32-true",
         compile: bool = False,
         shared_prefix: bool | str = False,
     ) -> None:
         if inference not in INFERENCES:
             raise ConfigError(f"inference {inference!r}: expected one of {', '.join(INFERENCES)}")
-        self.exhaustive, self.inference = exhaustive, inference
+        self.exhaustive, self.inference, self.places = exhaustive, inference, places
         super().__init__(
             model,
             masks,
@@ -100,15 +104,20 @@ class PatchCleanser(MaskedClassifier):
         """
         self.check(images, labels)
         truth: list[int | None] = [None] * len(images) if labels is None else [int(label) for label in labels]
-        examination = Examination(
-            self.network, self.masks, images, truth, exhaustive=self.exhaustive, inference=self.inference
-        )
-        verdicts = examination.run()
+        verdicts = Examination(
+            self.network,
+            self.masks,
+            images,
+            truth,
+            exhaustive=self.exhaustive,
+            inference=self.inference,
+            places=self.places,
+        ).run()
         check_labels(labels, images, self.network.classes)
         return verdicts
 
     def describe(self) -> dict[str, Any]:
-        """What can change a result. The usual inference is not named, as in runs from before there was a
-        choice."""
+        """What can change a result. What is usual is not named, as in runs from before there was a choice."""
         challenger = {} if self.inference == "double-masking" else {"inference": self.inference}
-        return {**super().describe(), "exhaustive": self.exhaustive, **challenger}
+        by_place = {"places": True} if self.places else {}
+        return {**super().describe(), "exhaustive": self.exhaustive, **challenger, **by_place}

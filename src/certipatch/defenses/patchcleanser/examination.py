@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from ...geometry.masks import MaskSet
 from ...views.masked import check_logits, window_tensor
 from ...views.network import Network
 from ..contract import Verdict
-from .algorithms import UNKNOWN, Case, Inference, answer, two_mask_correct
+from .algorithms import UNKNOWN, Case, Inference, answer, proven_rows, two_mask_correct
 from .schedule import Schedule, View
 
 
@@ -31,6 +32,9 @@ class PatchCleanserVerdict(Verdict):
         failing_pair: indices (i <= j) of the first wrong pair of masks, one-mask views (i = j) before others;
             None if no view that was computed is wrong.
         failing_label: the label under that pair, else None.
+        proven: by place, for each mask 1 if its row is proven for the true label, else 0, as one text; None
+            if it was not asked for or no label was given.
+        proven_margins: the smallest margin in each row that is proven, in the order of the masks.
     """
 
     defended_label: int
@@ -38,6 +42,8 @@ class PatchCleanserVerdict(Verdict):
     case: Case
     failing_pair: tuple[int, int] | None
     failing_label: int | None
+    proven: str | None = None
+    proven_margins: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -66,8 +72,9 @@ class Answers:
         np.fill_diagonal(gaps, gap)
         return cls(int(labels[0]), table, gaps, gap[:, None] + gap[None, :])
 
-    def verdict(self, label: int | None, inference: Inference) -> PatchCleanserVerdict:
+    def verdict(self, label: int | None, inference: Inference, *, places: bool) -> PatchCleanserVerdict:
         """What follows from the answers, once the schedule has no more to ask."""
+        by_place = {} if label is None or not places else self._by_place(label)
         defended, case = answer(self.labels, inference)
         failing = None if label is None else self._failing_pair(label)
         return PatchCleanserVerdict(
@@ -80,7 +87,17 @@ class Answers:
             failing_label=None if failing is None else int(self.labels[failing]),
             margin=float(self.margins.min()),
             passes=1 + int(np.triu(self.labels != UNKNOWN).sum()),
+            **by_place,
         )
+
+    def _by_place(self, label: int) -> dict[str, Any]:
+        """The rows that are proven, and how near the closest decision in each was."""
+        rows = proven_rows(self.labels, label)
+        smallest = np.minimum(self.margins, self.margins.T).min(axis=1)
+        return {
+            "proven": "".join("1" if row else "0" for row in rows),
+            "proven_margins": tuple(smallest[rows].tolist()),
+        }
 
     def _failing_pair(self, label: int) -> tuple[int, int] | None:
         """The wrong pair that is first in the order: of single masks if one is wrong, else of two."""
@@ -101,7 +118,7 @@ class Examination:
 
     Args:
         images: (N, 3, H, W) float in [0, 1]. truth: the true label of each, or None.
-        exhaustive, inference: as of :class:`certipatch.PatchCleanser`.
+        exhaustive, inference, places: as of :class:`certipatch.PatchCleanser`.
     """
 
     def __init__(
@@ -113,12 +130,13 @@ class Examination:
         *,
         exhaustive: bool,
         inference: Inference,
+        places: bool,
     ) -> None:
         self.network, self.images, self.truth = network, images, truth
-        self.masks, self.inference = len(masks), inference
+        self.masks, self.inference, self.places = len(masks), inference, places
         windows = window_tensor(masks, images.device)
         self.windows = torch.cat([torch.zeros_like(windows[:1]), windows])  # the first hides nothing
-        self.schedule = Schedule(network.apart, exhaustive=exhaustive, inference=inference)
+        self.schedule = Schedule(network.apart, exhaustive=exhaustive, inference=inference, places=places)
         self.room = list(range(min(len(images), network.images_at_once)))
         self.shared = network.room_for(len(self.room) * len(self.windows))
         self.place: dict[int, int] = {}  # where in ``shared`` the activations of an image are
@@ -178,7 +196,8 @@ class Examination:
             self._decided(image)
 
     def _decided(self, image: int) -> None:
-        self.verdicts[image] = self.answers.pop(image).verdict(self.truth[image], self.inference)
+        answers = self.answers.pop(image)
+        self.verdicts[image] = answers.verdict(self.truth[image], self.inference, places=self.places)
         self.room.append(self.place.pop(image))
 
     def _index(self, numbers: np.ndarray) -> Tensor:

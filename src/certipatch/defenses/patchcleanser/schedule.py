@@ -4,6 +4,9 @@ The schedule works on integers only. Its outcome is that of the full table (see 
 certificate falls with its first wrong pair of masks, a row of Algorithm 1 with its first label that
 disagrees, and of challenger masking only the games are asked for. The order decides only how soon such an
 answer is met: pairs come in the order of the two masks' summed one-mask margins, smallest first.
+
+By place, the proven rows are asked for too. A row ends with its first wrong label, so a wrong pair ends two
+rows; a mask that is wrong alone ends its own, and in every other row nothing but the pair with it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ View = tuple[int, int, int]  # an image, and its masks i <= j
 
 
 def missing_pairs(
-    table: np.ndarray, label: int | None, inference: Inference = "double-masking"
+    table: np.ndarray, label: int | None, inference: Inference = "double-masking", *, places: bool = False
 ) -> tuple[np.ndarray, int]:
     """The pairs (i <= j) that must still be known, and the label that each must have for the rest to matter.
 
@@ -29,8 +32,15 @@ def missing_pairs(
     one wrong entry decides; for Algorithm 1 a row decides as soon as one entry disagrees. Rows are asked for
     one at a time, in the order in which Algorithm 1 looks at them; of challenger masking the next game, since
     its outcome decides who plays then. Nothing is missing when everything is decided.
+
+    Args:
+        places: the proven rows of ``label`` must be known as well.
     """
     nothing = np.empty((0, 2), dtype=np.int64)
+    if places and label is not None:
+        of_rows = missing_in_rows(table, label)
+        if len(of_rows):
+            return of_rows, label
     first_round = table.diagonal()
     if label is not None and (first_round == label).all():
         # The defended label is settled (agreed); the certificate needs every pair, or one wrong one.
@@ -47,6 +57,13 @@ def missing_pairs(
         others = np.flatnonzero(~known)
         return np.sort(np.stack([np.full_like(others, i), others], axis=1), axis=1), int(first_round[i])
     return nothing, majority
+
+
+def missing_in_rows(table: np.ndarray, label: int) -> np.ndarray:
+    """The unknown pairs (i <= j) of rows in which everything known is ``label``, as an array (n, 2)."""
+    unknown = table == UNKNOWN
+    open_rows = (unknown | (table == label)).all(axis=1)
+    return np.argwhere(np.triu(unknown & (open_rows[:, None] | open_rows)))
 
 
 def next_game(table: np.ndarray) -> np.ndarray:
@@ -97,12 +114,18 @@ class Schedule:
             their own.
         exhaustive: ask for every pair, also where the answer is settled.
         inference: how the defended label is found.
+        places: ask for what the proven rows need too.
     """
 
     def __init__(
-        self, apart: np.ndarray, *, exhaustive: bool = False, inference: Inference = "double-masking"
+        self,
+        apart: np.ndarray,
+        *,
+        exhaustive: bool = False,
+        inference: Inference = "double-masking",
+        places: bool = False,
     ) -> None:
-        self.apart, self.exhaustive, self.inference = apart, exhaustive, inference
+        self.apart, self.exhaustive, self.inference, self.places = apart, exhaustive, inference, places
         self.images: dict[int, _Image] = {}
 
     def add(self, image: int, table: np.ndarray, label: int | None, order: np.ndarray) -> bool:
@@ -149,7 +172,7 @@ class Schedule:
         if self.exhaustive:
             pairs = np.argwhere(np.triu(one.table == UNKNOWN))
         else:
-            pairs, one.expected = missing_pairs(one.table, one.label, self.inference)
+            pairs, one.expected = missing_pairs(one.table, one.label, self.inference, places=self.places)
         if not len(pairs):
             del self.images[image]
             return False

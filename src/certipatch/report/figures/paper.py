@@ -12,6 +12,7 @@ from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
@@ -26,6 +27,7 @@ ACCURACIES = {  # name, colour, marker, filled
     "clean": ("clean_accuracy", "#0072B2", "s", "white"),
     "certified robust": ("certified_robust_accuracy", "#D55E00", "D", "#D55E00"),
 }
+PLACES = ("certified_share_of_places", "#009E73", "^", "#009E73")  # of runs that were certified by place
 BARS: dict[str, Any] = {
     "capsize": 1.5,
     "elinewidth": 0.7,
@@ -251,7 +253,10 @@ def _top(shares: list[Share]) -> float:
 
 
 def _strategies(summaries: list[Summary], names: dict[Model, str]) -> Figure | None:
-    """Vanilla, clean and certified robust accuracy, a row for each model; None with less than two."""
+    """Vanilla, clean and certified robust accuracy, and the certified share of places where all have one.
+
+    There is a row for each model; None with less than two.
+    """
     rows: dict[Model, Summary] = {}
     for summary in summaries:
         rows.setdefault(_model(summary), summary)
@@ -262,25 +267,33 @@ def _strategies(summaries: list[Summary], names: dict[Model, str]) -> Figure | N
     with mpl.rc_context(STYLE):
         figure = new_figure(COLUMN, 0.8 + row * len(rows))
         axes = figure.subplots()
-        for offset, name in zip((-0.24, 0, 0.24), ACCURACIES, strict=True):
-            _draw_accuracy(axes, name, list(rows.values()), offset)
+        by_place = all(summary.certified_share_of_places for summary in rows.values())
+        shown = {**ACCURACIES, **({"certified share of places": PLACES} if by_place else {})}
+        for offset, name in zip(np.linspace(-0.24, 0.24, len(shown)), shown, strict=True):
+            _draw_measure(axes, name, shown[name], list(rows.values()), float(offset))
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(-2, 102)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("accuracy (% of images)")
+        axes.set_xlabel(
+            "accuracy (% of images), share of places (%)" if by_place else "accuracy (% of images)"
+        )
         figure.suptitle(_about(summaries[0], _patch_of(summaries[0]), _k_as_text(summaries[0])), fontsize=8)
         axes.grid(axis="x", color="0.85", linewidth=0.5)
         for between in range(1, len(rows)):
             axes.axhline(between - 0.5, color="0.85", linewidth=0.5)
         axes.set_axisbelow(True)
-        figure.legend(loc="outside lower center", ncols=3, columnspacing=1, handletextpad=0.3)
+        figure.legend(
+            loc="outside lower center", ncols=2 if by_place else 3, columnspacing=1, handletextpad=0.3
+        )
     return figure
 
 
-def _draw_accuracy(axes: Axes, name: str, summaries: Sequence[Summary], offset: float) -> None:
-    """One of the three accuracies of each row, so far from the middle of the row."""
-    attribute, colour, marker, face = ACCURACIES[name]
+def _draw_measure(
+    axes: Axes, name: str, look_of: tuple[str, str, str, str], summaries: Sequence[Summary], offset: float
+) -> None:
+    """One measure of each row, so far from the middle of the row."""
+    attribute, colour, marker, face = look_of
     places = [row + offset for row in range(len(summaries))]
     lengths, reach = percents([getattr(summary, attribute) for summary in summaries])
     look: dict[str, Any] = {"color": colour, "marker": marker, "markerfacecolor": face, "linestyle": ""}

@@ -6,7 +6,7 @@ The files of a figure have the same bytes each time that it is drawn.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ...records.files import write_atomically
+from ..places import ShareOfPlaces
 from ..shares import Share
 
 # Okabe-Ito: told apart by everybody.
@@ -40,9 +41,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def percents(shares: list[Share]) -> tuple[list[float], list[list[float]]]:
-    """The shares in %, and how far their 95 % Wilson intervals reach below and above."""
-    shown = [100 * share.count / share.images for share in shares]
+def percents(shares: Sequence[Share | ShareOfPlaces]) -> tuple[list[float], list[list[float]]]:
+    """The shares in %, and how far their 95 % intervals reach below and above."""
+    shown = [share.percent for share in shares]
     ends = [share.interval for share in shares]
     low = [p - 100 * low for p, (low, _) in zip(shown, ends, strict=True)]
     high = [100 * high - p for p, (_, high) in zip(shown, ends, strict=True)]

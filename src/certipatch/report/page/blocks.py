@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+import numpy as np
+
 from ...defenses.patchcleanser.algorithms import Case
 from ...records.schema import PatchCleanserRecord, Record
 from ..findings import (
@@ -39,9 +41,39 @@ def block_of(run: Shown, pictures: Mapping[str, str], shown: Sequence[Record]) -
         "images": _columns(run.records, run.summary.min_margin),
         "picture": {n: record.pixels for n, record in enumerate(run.records) if record.pixels in pictures},
         "gallery": _gallery(run, shown),
+        "places": _places(run),
         **_failures(run),
         **_hardest(run),
     }
+
+
+def _places(run: Shown) -> dict[str, Any] | None:
+    """The map of proven places, of a patch of the first shape, measured at the centre of the patch.
+
+    None unless it was certified by place, and for two patches, of whose pairs of places there is no picture.
+    """
+    if run.by_place is None or run.by_place.places.patches != 1:
+        return None
+    kind, (height, width) = run.by_place.places.kinds[0], run.summary.threat.patch_sizes[0]
+    rows, columns = (_stretches(kind, axis) for axis in (0, 1))
+    return {
+        "cells": [
+            [top + (height - 1) / 2, left + (width - 1) / 2, h, w, int(kind[top, left])]
+            for top, h in rows
+            for left, w in columns
+        ],
+        "hidden": [np.flatnonzero(hidden).tolist() for hidden in run.by_place.places.hidden],
+        "mean": [float(f"{share:.4g}") for share in run.by_place.mean()],
+        "proven": ["".join("01"[bit] for bit in row) for row in run.by_place.rows.astype(int).tolist()],
+        "share": [float(f"{share:.4g}") for share in run.by_place.shares()],
+    }
+
+
+def _stretches(kind: np.ndarray, axis: int) -> list[tuple[int, int]]:
+    """(start, length) of the longest runs of equal lines along an axis."""
+    lines = kind if axis == 0 else kind.T
+    starts = [0, *(np.flatnonzero((lines[1:] != lines[:-1]).any(axis=1)) + 1).tolist()]
+    return [(start, end - start) for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
 
 
 def _colour(fill: Any) -> str:

@@ -64,6 +64,7 @@ def write_page(path: Path, compared: Compared, data: DataAsked | None = None) ->
     text = TEMPLATES.get_template("page.html.j2").render(
         runs=[facts_of(run) for run in runs],
         masked=any(run.windows for run in runs),
+        by_place=any(run.by_place is not None for run in runs),
         place=place,
         answer=answer_of(runs, attacks),
         scale=scale_of(runs[0], pictures.found, galleries[0]) if runs else None,

@@ -92,6 +92,51 @@ function show(number) {
   by("masked-what").textContent = `${pairText([i, j])} over “${nameOf(run.images.label[at])}”${source(at) ? "" : " (its picture is not in the page)"}, which is then read as “${nameOf(run.images.fails[at])}”. Named first for ${count(failing.length, "image", "images")}.`;
 }
 
+// --- Where a sticker can do nothing: the places of the centre of a patch, drawn as one path for each kind of place.
+function placesOver(element, shade) {
+  const drawing = svg("svg", { viewBox: `0 0 ${run.size[1]} ${run.size[0]}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+  const paths = new Map();
+  for (const [top, left, h, w, kind] of run.places.cells) {
+    const look = JSON.stringify(shade(kind));
+    paths.set(look, `${paths.get(look) ?? ""}M${left} ${top}h${w}v${h}h${-w}z`);
+  }
+  for (const [look, d] of paths) drawing.append(svg("path", { ...JSON.parse(look), d }));
+  element.append(drawing);
+}
+function mapOver(element, at) {
+  const proven = run.places.hidden.map((masks) => masks.some((mask) => run.places.proven[at][mask] === "1"));
+  placesOver(element, (kind) => ({ class: proven[kind] ? "proven" : "unproven" }));
+}
+const percentOf = (share) => (share > 0.9995 && share < 1 ? ">99.9 %" : share > 0 && share < 0.0005 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`);
+function places() {
+  if (!by("places")) return;
+  const found = run.places;
+  by("places-maps").hidden = !found;
+  if (!found) { by("places-what").textContent = "There is no map of this run: it was not certified by place (certify --places), or it is against two patches, whose pairs of places have no picture."; return; }
+  const everywhere = found.share.filter((share) => share === 1).length, nowhere = found.share.filter((share) => share === 0).length;
+  by("places-what").textContent = `${everywhere} of ${found.share.length} images are proven at every place, ${found.share.length - everywhere - nowhere} at some and ${nowhere} at none.`;
+  plane(by("places-mean"), null, []);
+  by("places-mean").classList.add("heated");
+  const [low, high] = [Math.min(...found.mean), Math.max(...found.mean)];
+  placesOver(by("places-mean"), (kind) => ({ style: `fill: rgba(var(--green), ${(0.06 + 0.9 * (high > low ? (found.mean[kind] - low) / (high - low) : 1)).toFixed(3)})` }));
+  by("places-mean").querySelector("svg").setAttribute("role", "img");
+  by("places-mean").querySelector("svg").removeAttribute("aria-hidden");
+  by("places-mean").querySelector("svg").setAttribute("aria-label", `map of the share of images proven at each place, from ${percentOf(low)} to ${percentOf(high)}`);
+  by("places-ramp").textContent = `${percentOf(low)} to ${percentOf(high)} of ${found.share.length} images`;
+  const some = found.share.map((_, at) => at).filter((at) => found.share[at] < 1 && run.images.error[at] === undefined && source(at));
+  some.sort((a, b) => found.share[b] - found.share[a]);
+  const shown = some.length <= 12 ? some : Array.from({ length: 12 }, (_, n) => some[Math.round((n * (some.length - 1)) / 11)]);
+  by("places-cards").replaceChildren(...shown.map((at) => {
+    const picture = make("span", { class: "plane" });
+    plane(picture, at, []);
+    mapOver(picture, at);
+    const card = make("button", { type: "button", class: "card" }, picture, make("span", { class: "text" }, make("b", {}, nameOf(run.images.label[at])), make("br"), `${percentOf(found.share[at])} of places`));
+    card.addEventListener("click", () => { by("viewer-map").checked = true; view(at, shown); });
+    return card;
+  }));
+  if (!shown.length) by("places-cards").textContent = some.length || everywhere < found.share.length ? "Their pictures are not in the page; the list of all images has their shares." : "Every image has a certificate.";
+}
+
 // --- Classes
 function classes() {
   by("classes").replaceChildren(...run.hardest.map((one) => {
@@ -173,6 +218,7 @@ function view(at, among) {
   const kind = run.images.case[at];
   const facts = [["image", name[at]], ["true class", nameOf(label[at])], ["undefended, no patch", nameOf(vanilla[at])], ["defended, no patch", `${nameOf(defended[at])}${kind === null ? "" : ` (${cases[kind]})`}`],
     ["failing", bare(at) ? "without any mask" : pair ? `${pairText(pair)}: reads ${nameOf(run.images.fails[at])}` : "none found"], ["passes", `${passes[at]}`]];
+  if (run.places) facts.push(["proven places", percentOf(run.places.share[at])]);
   if (margin[at] !== null) facts.push(["smallest margin", `${margin[at]}, over all views`]);
   if (error[at]) facts.push(["unreadable", error[at]]);
   by("viewer-facts").replaceChildren(...facts.flatMap(([what, value]) => [make("dt", {}, what), make("dd", {}, value)]));
@@ -185,6 +231,10 @@ function view(at, among) {
 function step() {
   const { at } = viewed, masks = [by("first"), by("second")].map((slider) => Number(slider.value) - 1).filter((mask) => mask >= 0);
   plane(by("viewer-plane"), at, masks);
+  if (by("viewer-map")) {
+    by("viewer-map-choice").hidden = !run.places;
+    if (run.places && by("viewer-map").checked) mapOver(by("viewer-plane"), at);
+  }
   by("first-of").textContent = by("first").value === "0" ? "none" : `${by("first").value} of ${run.masks.length}`;
   by("second-of").textContent = by("second").value === "0" ? "none" : `${by("second").value} of ${run.masks.length}`;
   const [i, j] = [Math.min(...masks), Math.max(...masks)], { pair, fails, label, vanilla, outcome } = run.images;
@@ -223,6 +273,7 @@ function choose(number) {
   const labels = [...new Set(run.images.label)].sort((a, b) => a - b);
   by("class").replaceChildren(make("option", { value: "" }, "all"), ...labels.map((label) => make("option", { value: `${label}` }, nameOf(label))));
   where();
+  places();
   classes();
   gallery();
   filter();
@@ -236,6 +287,7 @@ if (runs.length) {
   by("back").addEventListener("click", () => { from = Math.max(0, from - PAGE); list(); });
   by("on").addEventListener("click", () => { from += PAGE; list(); });
   for (const id of ["first", "second"]) by(id).addEventListener("input", step);
+  by("viewer-map")?.addEventListener("change", step);
   by("to-failing").addEventListener("click", () => view(viewed.at, viewed.among));
   by("to-none").addEventListener("click", () => { by("first").value = by("second").value = 0; step(); });
   by("step").addEventListener("click", () => walk(1));

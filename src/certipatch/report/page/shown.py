@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ...errors import RecordsError
 from ...records.experiment import Certification
@@ -11,6 +12,7 @@ from ...records.manifest import Manifest
 from ...records.schema import Record
 from ..certification import Summary
 from ..findings import cuts, failing_pair
+from ..places import ByPlace
 
 PAIRS = 10  # of the most frequent failing ones
 MOST_CELLS = 2**17  # into which the sides of all masks may cut the image
@@ -56,6 +58,11 @@ class Shown:
     def records(self) -> Sequence[Record]:
         """The records in the order of their index."""
         return self.summary.folder.records
+
+    @cached_property
+    def by_place(self) -> ByPlace | None:
+        """What is proven of each image by place; None unless it was certified so."""
+        return ByPlace.of(self.summary.folder, min_margin=self.summary.min_margin)
 
     @property
     def windows(self) -> list[list[list[int]]]:
