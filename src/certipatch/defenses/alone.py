@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SoundnessError, brief
-from ..geometry.patch import Size, by
+from ..errors import SoundnessError
+from ..geometry.patch import Size
 from ..views.masked import check_shape
 from ..views.network import Network, eager, fingerprint
 
@@ -109,14 +109,7 @@ def _companies(probes: Tensor, loud: Tensor) -> list[Tensor]:
 
 def _alone(function: Function, probes: Tensor) -> Tensor:
     """The logits (probes, classes) of each probe by itself."""
-    try:
-        logits = [function(probe[None]) for probe in probes]
-    except Exception as error:  # a model raises whatever it likes
-        size, what = by((probes.shape[2], probes.shape[3])), f"{type(error).__name__}: {brief(error, 160)}"
-        raise SoundnessError(
-            f"model: expected an answer to one view of {size} pixels, found {what}"
-        ) from error
-    return torch.cat([check_shape(each, 1) for each in logits]).double()
+    return torch.cat([check_shape(function(probe[None]), 1) for probe in probes]).double()
 
 
 def _movement(function: Function, probes: Tensor, batches: list[Tensor], expected: Tensor) -> float:

@@ -143,8 +143,8 @@ def float_type(model: nn.Module) -> torch.dtype:
 
 
 def check_same_type(images: Tensor, model: nn.Module) -> None:
-    """Refuse images of other numbers than the model computes with. Raises SoundnessError."""
-    expected = float_type(model)
+    """Refuse images of other numbers than the model's parameters, if it has some. Raises SoundnessError."""
+    expected = float_type(model) if any(True for _ in model.parameters()) else images.dtype
     if len(images) and images.dtype != expected:
         raise SoundnessError(
             f"images: expected {expected} as the model's parameters are, found {images.dtype}; convert the "

@@ -40,7 +40,7 @@ class MaskedClassifier:
         self.masks = masks
         self.fill = _mean_as_fill(model) if fill is None else _colour(fill)
         asked = _default_batch_size(model, masks) if batch_size is None else batch_size
-        self.batch_size = whole(asked, "batch size")
+        self.batch_size = whole(asked, f"batch size {asked!r}")
         if self.batch_size < 1:
             raise ConfigError(f"batch size {batch_size!r}: expected a whole number, at least 1 view")
         trains = any(module.training for module in model.modules())

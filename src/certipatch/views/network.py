@@ -144,7 +144,7 @@ class Network:
         if self.compiled:
             inputs = self._as_compiled(part, inputs)
         with autocast(self.precision, inputs[0].device):
-            outputs = _called(part, *inputs)
+            outputs = called(part, *inputs)
         return outputs[:n] if self.compiled else outputs
 
     def _as_compiled(self, part: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -200,7 +200,7 @@ class Network:
             _say("not compiled, which is slower", error)
 
 
-def _called(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def called(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """What a part of the model makes of its inputs.
 
     Raises SoundnessError for what the model, or torch in it, has to say against them.
@@ -235,7 +235,7 @@ def eager(model: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
 
     def function(views: Tensor) -> Tensor:
         with autocast(precision, views.device):
-            return model(views.clone())  # type: ignore[no-any-return]
+            return called(model, views.clone())
 
     return function
 
