@@ -74,7 +74,7 @@ def test_what_a_patch_reaches_is_what_sets_of_pixels_say():
             assert all((one.height, one.width) in shapes for one in patch)
             assert len(patch) == patches
         strange += image[1] % stride > 0
-    assert strange > 200  # strides that do not divide
+    assert strange > 150  # strides that do not divide
 
 
 def test_bands_and_blocks_go_on_at_the_opposite_border():
@@ -123,5 +123,5 @@ def test_windows_that_are_none_are_refused(kind, side, stride):
 
 
 def test_a_patch_larger_than_the_image_is_refused():
-    with pytest.raises(ConfigError, match="patch 9x1"):
+    with pytest.raises(ConfigError, match=r"patch '9x1': .* do not fit"):
         touched(columns((8, 8), 3), (8, 8), Threat((9, 1)))

@@ -70,7 +70,8 @@ def _rows(sights: Sequence[Sight], image_size: Size, patch_size: Size) -> Iterat
     for y in range(height - h + 1):
         at_row = (top < y + h) & (y < bottom)
         for x in range(width - w + 1):
-            yield Window(y, x, h, w), (at_row & (left < x + w) & (x < right)).any(axis=1)
+            meets: np.ndarray = at_row & (left < x + w) & (x < right)
+            yield Window(y, x, h, w), np.asarray(meets.any(axis=1))
 
 
 def _largest(found: list[tuple[np.ndarray, Patches]]) -> list[tuple[np.ndarray, Patches]]:
