@@ -40,6 +40,11 @@ INTEGERS = (  # files of integers only: no torch
     "certipatch.defenses.patchcleanser.algorithms",
     "certipatch.defenses.patchcleanser.schedule",
     "certipatch.defenses.minority_reports.algorithm",
+    "certipatch.defenses.evidence.integers",
+    "certipatch.defenses.evidence.sums",
+    "certipatch.defenses.evidence.robust_masking",
+    "certipatch.defenses.evidence.two_masks",
+    "certipatch.defenses.evidence.votes",
 )
 RECORD_FILES = re.compile(
     r"\b(?:manifest\.json|records\.jsonl|records\.sha256|attacks\.jsonl|epochs\.jsonl)\b"

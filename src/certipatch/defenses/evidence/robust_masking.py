@@ -1,0 +1,56 @@
+"""Robust masking, a rule on integers: of each class counts what is left under the mask that takes most away.
+
+Source: PatchGuard (Xiang et al., USENIX Security 2021) at its threshold T = 0, which its main results have. A
+*mask* hides a set of windows, and whatever a patch can reach lies in one of the masks. Evidence is never
+negative. The score of a class is the smallest sum of its evidence that is left under any mask, and the answer
+is the class of the largest score; ties: the smallest class.
+
+The theorem. Let a patch reach the windows of a set l. For (x, y) and a class c other than y, let
+
+    upper(l, c) = the smallest sum of e[w, c] left under any mask that contains l,
+    lower(l)    = the smallest sum of e[w, y] over the windows outside l and outside a mask, over all masks.
+
+If lower(l) - upper(l, c) - [c < y] is 0 or more for every l and c, no patch changes the answer y. For a mask
+that contains l hides all that the attacker wrote, so the score of c is at most upper(l, c); and since no
+evidence is negative, y keeps at least what it has with zeros in l. Zeros for y and large numbers for c reach
+both bounds at once, so the rule is exact. PatchCURE's code answers the first of equal classes and certifies
+the last of them; here both take the first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import SoundnessError
+from .integers import Weakest, check_evidence, check_masks, covers, product, weakest
+
+
+def masked_label(evidence: np.ndarray, masks: np.ndarray) -> int:
+    """The class of the largest score, of evidence (windows, classes) and masks (masks, windows) bool."""
+    _check(evidence, None)
+    return int(product(~masks, evidence.T).min(axis=0).argmax())
+
+
+def masked_slack(evidence: np.ndarray, label: int, touch: np.ndarray, masks: np.ndarray) -> Weakest:
+    """What the label has to spare at the weakest place: certified if it is 0 or more.
+
+    Args:
+        evidence: (windows, classes) int64, nothing negative.
+        label: the true class y.
+        touch: (sets, windows) bool of :func:`certipatch.geometry.reach.touched`.
+        masks: (masks, windows) bool, True = hidden; the rows of ``touch`` are the smallest choice.
+
+    Raises SoundnessError if evidence is negative or no integers, or a set of windows lies in no mask.
+    """
+    _check(evidence, label)
+    check_masks(touch, masks)
+    left = product(~masks, evidence.T)
+    upper = np.array([left[of_set].min(axis=0) for of_set in covers(touch, masks)])
+    lower = product(~touch * evidence[:, label], ~masks).min(axis=1)
+    return weakest(lower[:, None] - upper - (np.arange(evidence.shape[1]) < label), label)
+
+
+def _check(evidence: np.ndarray, label: int | None) -> None:
+    check_evidence(evidence, label)
+    if evidence.min() < 0:
+        raise SoundnessError(f"evidence: expected nothing negative, found {evidence.min()}; clip it at 0")
