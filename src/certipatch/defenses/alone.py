@@ -42,7 +42,8 @@ def measure_movement(network: Network, image_size: Size) -> float:
     """By how many logits the margin of a probe moved at most with what is not in the probe.
 
     The model is looked at as it is, in float32 and in the network's precision; then the network as it runs:
-    compiled, cut, and in batches of its size.
+    compiled, cut, and in batches of its size. By how much a compiled network may differ from its model is
+    judged where it is compiled; here the difference counts as movement of the margin.
 
     Raises SoundnessError if more than rounding moved it, the model draws random numbers, or its output is not
     of the shape of logits.
@@ -56,13 +57,14 @@ def measure_movement(network: Network, image_size: Size) -> float:
     def as_run(views: Tensor) -> Tensor:
         return network(views, empty.expand(len(views), -1, -1))
 
+    probe = probes[1:]
+    plain = _alone(eager(network.model, network.precision), probe)
+    alone = _alone(as_run, probe) if network.compiled or network.prefix else plain
+    moved.append(abs(_margin(plain[0]) - _margin(alone[0])))
     size = network.batch_size if network.compiled else min(network.batch_size, MOST_COMPANIONS)
-    company = [*_cycled(loud, max(size - len(probes), 0)), *probes][-size:]
-    expected = _alone(eager(network.model, network.precision), probes)
-    batches = [torch.stack(company)]
-    batches += [probes[:1]] if network.compiled or network.prefix else []
-    moved.append(_movement(as_run, probes, batches, expected))
-    _refuse_more_than_rounding(moved[-1], expected, network.precision, "compiled or in full batches")
+    company = torch.stack([*_cycled(loud, size - 1), *probe])
+    when = "with the other views of a full batch"
+    moved.append(_movement(as_run, probe, [company], alone, network.precision, when))
     network.views = 0  # These views were a trial.
     return max(moved)
 
@@ -78,11 +80,14 @@ def _of_model(model: nn.Module, precision: str, probes: Tensor, loud: Tensor) ->
         function = eager(model, precision)
         with _without_chance(probes.device):
             expected = _alone(function, probes)
-            again = _movement(function, probes, [probes[:1]], expected)
-            _refuse_more_than_rounding(again, expected, precision, "when a view is shown a second time")
-            among = _movement(function, probes, _companies(probes, loud), expected)
-            _refuse_more_than_rounding(among, expected, precision, "with the other views of a batch")
-        known[key] = max(again, among)
+            cases = {
+                "when a view is shown a second time": [probes[:1]],
+                "with the other views of a batch": _companies(probes, loud),
+            }
+            known[key] = max(
+                _movement(function, probes, batches, expected, precision, when)
+                for when, batches in cases.items()
+            )
     return known[key]
 
 
@@ -112,15 +117,27 @@ def _alone(function: Function, probes: Tensor) -> Tensor:
     return torch.cat([check_shape(function(probe[None]), 1) for probe in probes]).double()
 
 
-def _movement(function: Function, probes: Tensor, batches: list[Tensor], expected: Tensor) -> float:
-    """How far differences of a probe's logits are at most from those expected, wherever it is in a batch."""
+def _movement(
+    function: Function, probes: Tensor, batches: list[Tensor], expected: Tensor, precision: str, when: str
+) -> float:
+    """How far a probe's margin is at most from that expected, wherever the probe is in a batch.
+
+    Raises SoundnessError if a difference of any two of its logits moved by more than rounding moves it.
+    """
     moved = 0.0
     for batch in batches:
         logits = check_shape(function(batch), len(batch)).double()
         for probe, reference in zip(probes, expected, strict=True):
             for found in logits[(batch == probe).flatten(1).all(dim=1)]:
-                moved = max(moved, _difference(found, reference))
+                _refuse_more_than_rounding(_difference(found, reference), reference, precision, when)
+                moved = max(moved, abs(_margin(found) - _margin(reference)))
     return moved
+
+
+def _margin(logits: Tensor) -> float:
+    """The best logit minus the second best; 0 where they are no numbers, which is refused when it is met."""
+    best, second = logits.nan_to_num(0, 0, 0).topk(2).values.tolist()
+    return float(best - second)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -33,9 +33,12 @@ def look_again(
     model: Given,
     source: Source,
     device: str,
+    tolerance: float = 0.0,
     found: Verification,
 ) -> None:
     """Look at the images of these records again, by their index in the source.
+
+    ``tolerance``: how far margins were seen to move by rounding before, compiled or not.
 
     Raises CertiPatchError if the stated precision is none, or the model cannot be run.
     """
@@ -51,11 +54,11 @@ def look_again(
         return answer
 
     with torch.inference_mode(), progress_bar(len(records), "verify") as progress:
-        moved, limit = _movement(batch, model.spec.image_size, MOST_MOVED[experiment["precision"]])
+        moved, limit, margin = _movement(batch, model.spec.image_size, MOST_MOVED[experiment["precision"]])
         if not moved <= limit:
             what = f"its answer to a view moves by {moved:.2g} logits with what else is in the batch"
             found.add("model", what)
-        tolerance = max(TOLERANCE[experiment["precision"]], moved)
+        tolerance = max(TOLERANCE[experiment["precision"]], margin, tolerance)
         for index, record in records.items():
             progress.advance(1, f"{len(found.findings)} findings")
             found.recomputed += 1
@@ -74,8 +77,9 @@ def look_again(
 
 def _movement(
     batch: Callable[[Tensor], np.ndarray], image_size: tuple[int, int], most: float
-) -> tuple[float, float]:
-    """How far the margins of one view of noise move with its company, and how far rounding may move them.
+) -> tuple[float, float, float]:
+    """How far differences of logits of a view of noise move with its company, how far rounding may move them,
+    and how far its margin moves.
 
     The view is shown alone, a second time, and first and last among black, white and other noise.
     """
@@ -85,7 +89,8 @@ def _movement(
     seen = [batch(view)[0], batch(torch.cat([view, others]))[0], batch(torch.cat([others, view]))[-1]]
     changes = [np.where(other == alone, 0.0, other - alone) for other in seen]
     moved = max(float(np.nan_to_num(np.ptp(change), nan=np.inf)) for change in changes)
-    return moved, most * max(1.0, float(np.abs(alone).max()))
+    margins = [float(np.subtract(*np.sort(logits)[:-3:-1])) for logits in (alone, *seen)]
+    return moved, most * max(1.0, float(np.abs(alone).max())), max(margins) - min(margins)
 
 
 def _other_name(item: Item, record: Record) -> str:
