@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from certipatch.defenses.masked import MaskedClassifier
 from certipatch.defenses.minority_reports.detector import MinorityReports
 from certipatch.defenses.patchcleanser.defense import PatchCleanser
 from certipatch.errors import SoundnessError
+from certipatch.geometry.masks import MaskSet
 from networks import SIZE, mask_set
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,6 +139,29 @@ def test_an_honest_model_is_not_refused(name: str, batch_size: int):
     assert 0 <= defense.moved < 1
     images = torch.rand(2, 3, *SIZE)
     assert len(defense.certify(images, torch.tensor([0, 1]))) == 2
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet"]
+)
+def test_networks_of_timm_are_not_refused(name: str, precision: str):
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=4).eval()
+    masks = MaskSet.covering(image_size=(160, 160), patch_size=(30, 30), masks_per_axis=3)
+    assert PatchCleanser(network, masks, precision=precision, batch_size=4).moved < 0.0625
+
+
+def test_the_rounding_of_a_compiler_is_not_taken_for_mixing():
+    """In bf16 compiled code rounds otherwise than the model does, by more than batches move either."""
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=100).eval()
+    with torch.no_grad():
+        network.get_classifier().weight.mul_(300)
+    masks = MaskSet.covering(image_size=(96, 96), patch_size=(20, 20), masks_per_axis=3)
+    defense = PatchCleanser(network, masks, precision="bf16-mixed", batch_size=4, compile=True)
+    assert defense.network.compiled
+    assert defense.moved > 0
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
