@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class OutOfQueriesError(Exception):
+class OutOfQueriesError(BaseException):
     """The network was asked as often as was agreed."""
 
 

@@ -43,7 +43,7 @@ def measure_movement(network: Network, image_size: Size) -> float:
 
     The model is looked at as it is, in float32 and in the network's precision; then the network as it runs:
     compiled, cut, and in batches of its size. By how much a compiled network may differ from its model is
-    judged where it is compiled; here the difference counts as movement of the margin.
+    judged where it is compiled; here the difference of any two logits counts as movement.
 
     Raises SoundnessError if more than rounding moved it, the model draws random numbers, or its output is not
     of the shape of logits.
@@ -60,7 +60,7 @@ def measure_movement(network: Network, image_size: Size) -> float:
     probe = probes[1:]
     plain = _alone(eager(network.model, network.precision), probe)
     alone = _alone(as_run, probe) if network.compiled or network.prefix else plain
-    moved.append(abs(_margin(plain[0]) - _margin(alone[0])))
+    moved.append(_difference(alone[0], plain[0]))
     size = network.batch_size if network.compiled else min(network.batch_size, MOST_COMPANIONS)
     company = torch.stack([*_cycled(loud, size - 1), *probe])
     when = "with the other views of a full batch"
