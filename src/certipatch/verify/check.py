@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,17 +87,9 @@ def verify(
         return found
     if model is not None and source is not None and restatement.compare is not None and sound:
         source = source.first(experiment["data"]["images"])
-        again = given.drawn(records, consistent, source)
-        look_again(
-            again,
-            experiment,
-            restatement.compare,
-            model=model,
-            source=source,
-            device=device,
-            tolerance=_stated_movement(manifests),
-            found=found,
-        )
+        again, moved = given.drawn(records, consistent, source), _stated_movement(manifests)
+        on: dict[str, Any] = {"model": model, "source": source, "device": device, "tolerance": moved}
+        look_again(again, experiment, restatement.compare, **on, found=found)
     return found
 
 

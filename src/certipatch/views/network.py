@@ -257,7 +257,8 @@ def fingerprint(model: nn.Module) -> tuple[list[Any], list[Any]]:
 
 
 def _hooks(module: nn.Module) -> tuple[int, ...]:
-    return tuple(map(id, (*module._forward_pre_hooks.values(), *module._forward_hooks.values())))
+    """The numbers of a module's hooks, which torch gives out once in a process."""
+    return (*module._forward_pre_hooks, *module._forward_hooks)
 
 
 def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
