@@ -376,6 +376,10 @@ AFTER_CUTTING = {
     "swap of two": lambda model: model[2][-1].bias.data[:2].copy_(model[2][-1].bias.data[:2].flip(0)),
     "buffer": lambda model: model[1][1].running_mean.data.add_(1),
     "setting": lambda model: setattr(model[1][3], "stride", (1, 1)),
+    "tuple of tensors beside a setting": lambda model: (
+        setattr(model[1][3], "seen", (torch.zeros(2), torch.ones(2))),
+        setattr(model[1][3], "padding", (0, 0)),
+    ),
     "method": lambda model: setattr(model[1][2], "forward", torch.abs),
 }
 

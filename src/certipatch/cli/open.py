@@ -63,37 +63,28 @@ def _refuse_doubtful_order(place: str, classes: tuple[str, ...]) -> None:
     """Raises DataError for class folders that others number otherwise than timm, if they decide what the
     outputs of a network mean that was trained elsewhere."""
     from ..data.load import has_name
+    from ..data.names import in_order
 
     by_code_point = tuple(sorted(classes))
-    if has_name(place):
+    ties = [pair for pair in pairwise(classes) if in_order(pair[0])[0] == in_order(pair[1])[0]]
+    if has_name(place) or (by_code_point == classes and not ties):
         return
-    _refuse_ties(place, classes)
-    if by_code_point == classes:
-        return
-    differs = next(i for i, name in enumerate(classes) if name != by_code_point[i])
-    start, end = max(differs - 1, 0), differs + 3
-    orders = [
-        f"{'... ' * (start > 0)}{', '.join(names[start:end])}{' ...' * (len(names) > end)}"
-        for names in (by_code_point, classes)
-    ]
+    if ties:
+        why = f"timm takes {ties[0][0]} and {ties[0][1]} for equal and numbers them by chance"
+    else:
+        first = next(i for i, name in enumerate(classes) if name != by_code_point[i])
+        torchvision, timm = (_around(names, first) for names in (by_code_point, classes))
+        why = f"torchvision sorts by code point ({torchvision}), timm naturally and without case ({timm})"
     raise DataError(
-        f"data {place}: the order of the classes in the weights is not known: torchvision sorts by code "
-        f"point ({orders[0]}), timm naturally and without case ({orders[1]}); give --class-map FILE with "
-        "one class folder a line, in the order of the network's outputs"
+        f"data {place}: the order of the classes in the weights is not known: {why}; give --class-map FILE "
+        "with one class folder a line, in the order of the network's outputs"
     )
 
 
-def _refuse_ties(place: str, classes: tuple[str, ...]) -> None:
-    """Raises DataError for names that timm's sort takes for equal: it numbers them by chance."""
-    from ..data.names import in_order
-
-    for one, other in pairwise(classes):
-        if in_order(one)[0] == in_order(other)[0]:
-            raise DataError(
-                f"data {place}: the order of the classes in the weights is not known: timm takes {one} and "
-                f"{other} for equal and numbers them by chance; give --class-map FILE with one class folder "
-                "a line, in the order of the network's outputs"
-            )
+def _around(names: tuple[str, ...], place: int) -> str:
+    """The names from one before a place to two behind it."""
+    start, end = max(place - 1, 0), place + 3
+    return f"{'... ' * (start > 0)}{', '.join(names[start:end])}{' ...' * (len(names) > end)}"
 
 
 def open_data(data: DataAsked, run: Opened | None = None, name: str = "") -> Source:

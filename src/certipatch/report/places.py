@@ -7,6 +7,7 @@ place. The theorem is that of ``proven_rows`` in ``defenses/patchcleanser/algori
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,8 @@ class ShareOfPlaces:
         """From the share of each image, (images,) from 0 to 1."""
         n, (values, counts) = len(shares), np.unique(shares, return_counts=True)
         if len(values) == 1:
-            interval = (
-                Share(int(n * values[0]), n).interval[0],
-                Share(-int(-n * values[0] // 1), n).interval[1],
-            )
+            whole = n * values[0]
+            interval = Share(floor(whole), n).interval[0], Share(ceil(whole), n).interval[1]
         else:
             drawn = np.random.default_rng(0).multinomial(n, counts / n, size=RESAMPLES) @ values / n
             low, high = np.quantile(drawn, (0.025, 0.975))

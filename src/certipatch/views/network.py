@@ -210,8 +210,9 @@ def called(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     except (torch.OutOfMemoryError, CertiPatchError):  # these say what is wrong
         raise
     except Exception as error:
+        first = inputs[0]
         raise SoundnessError(
-            f"model: it fails on float32 images of shape {tuple(inputs[0].shape)} on {inputs[0].device} "
+            f"model: it fails on images of {first.dtype} and shape {tuple(first.shape)} on {first.device} "
             f"({type(error).__name__}: {brief(error)}); images of another size, or on another device?"
         ) from error
 
@@ -263,9 +264,13 @@ def _hooks(module: nn.Module) -> tuple[int, ...]:
 
 def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     """The attributes of a module that are numbers, texts or tuples of them, and a ``forward`` of its own."""
-    plain = (int, float, str, tuple)
-    settings = [(name, value) for name, value in vars(module).items() if isinstance(value, plain)]
+    settings = [(name, value) for name, value in vars(module).items() if _is_plain(value)]
     return (*settings, ("forward", id(vars(module).get("forward"))))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be compared by ``==`` for good; a tuple may hold tensors, which cannot."""
+    return isinstance(value, int | float | str) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def _weighted_sum(weight: Tensor) -> int:
