@@ -129,5 +129,5 @@ def test_no_home_folder(trained: Path, photos: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     given = typed(model=trained, data="torch/cifar10", patch=5, out=tmp_path / "d")
     done = run("certify", *given, PYTHONPATH=path, **none)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
     assert "set CERTIPATCH_DATA" in done.stderr

@@ -206,19 +206,12 @@ def is_run(model: str) -> bool:
 
 
 def _refuse_address(model: str) -> None:
-    """Raises ConfigError for a model's address on a hub, and says what to type."""
-    address = re.fullmatch(
-        r"(hf[-_]hub:|https?://huggingface\.co/)?(timm/)?([^@]+)(@.*)?", model, re.IGNORECASE
-    )
-    hub, timm, name = address.group(1, 2, 3) if address else (None, None, model)
-    if os.path.exists(model) or not (hub or timm):
-        return
-    if timm or os.sep not in name:
-        raise ConfigError(f"model {model}: expected a timm name without where it is; type --model {name}")
-    raise ConfigError(
-        f"model {model}: only timm's own are opened by name; fetch its model.safetensors, and type --model "
-        "with the name of the architecture in timm and --weights FILE"
-    )
+    """Raises ConfigError for a model's address on a hub that is not one of timm's own."""
+    if re.match(r"(hf[-_]hub:|https?://)", model, re.IGNORECASE) and not os.path.exists(model):
+        raise ConfigError(
+            f"model {model}: only timm's own are opened by name, in the version timm has; fetch its "
+            "model.safetensors, and type --model with the name of the architecture in timm and --weights FILE"
+        )
 
 
 def folders_of_records(folder: Path) -> list[Path]:

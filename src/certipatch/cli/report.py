@@ -12,13 +12,14 @@ import typer
 
 from ..config import DataAsked
 from ..errors import ConfigError, one_line
-from ..runtime.console import stdout
+from ..runtime.console import print_table, stdout
 from . import options as ask
 from .open import folders_of_records
 from .parse import check_out_file
 
 if TYPE_CHECKING:
     from ..report.compared import Compared
+    from ..report.require import Requirement
 
 
 def report(
@@ -45,6 +46,7 @@ def report(
             "reach",
         ),
     ] = None,
+    require: ask.Require = None,
     as_json: ask.AsJson = False,
 ) -> None:
     """Compare certifications, of answers or of detection, and attacks, from their records alone: as a table,
@@ -52,8 +54,9 @@ def report(
     from ..records.read import read_folder
     from ..report.compared import compare
     from ..report.detection import parse_thresholds
+    from ..report.require import parse_requirements
 
-    swept = parse_thresholds(thresholds)
+    swept, requirements = parse_thresholds(thresholds), parse_requirements(require or [])
     named = [inside for folder in folders for inside in folders_of_records(folder)]
     found = [read_folder(folder) for folder in dict.fromkeys(named)]  # one may be named twice
     kinds = {folder.manifest.kind for folder in found}
@@ -65,12 +68,26 @@ def report(
     written, notes = _write(compared, html, figures, model, place)
     for note in notes:
         print(one_line(note), file=sys.stderr)
+    _say(compared, written, as_json)
+    _demand(compared, requirements)
+
+
+def _say(compared: Compared, written: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(compared.to_json()))
         return
     _show(compared)
     for line in written:
         stdout.print(line, markup=False, soft_wrap=True)
+
+
+def _demand(compared: Compared, requirements: list[Requirement]) -> None:
+    """End with exit code 1, and a line for each folder that does not meet what was required of it."""
+    not_met = [line for each in requirements for line in each.broken_by(compared)]
+    for line in not_met:
+        print(one_line(line), file=sys.stderr)
+    if not_met:
+        raise typer.Exit(1)
 
 
 def _refuse_without(kinds: set[str], thresholds: str | None, min_margin: float | None) -> None:
@@ -122,9 +139,9 @@ def _show(compared: Compared) -> None:
     from ..report.detection import detection_table
 
     if compared.summaries:
-        stdout.print(table(compared.summaries))
+        print_table(table(compared.summaries))
     if compared.sweeps:
-        stdout.print(detection_table(compared.sweeps))
+        print_table(detection_table(compared.sweeps))
     for line in in_other_environments(attack.folder.manifest for attack in compared.attacks):
         stdout.print(line, markup=False, soft_wrap=True)
     for attack in compared.attacks:

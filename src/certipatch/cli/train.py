@@ -15,6 +15,7 @@ from ..geometry.patch import parse_patch
 from ..runtime.console import stdout
 from ..training.strategies import STRATEGIES
 from . import options as ask
+from .like import Like
 from .open import is_run, open_to_train, remark, resumable
 from .parse import check_out, parse_devices
 
@@ -56,6 +57,7 @@ def train(
     workers: ask.Workers = 0,
     tensorboard: ask.Tensorboard = False,
     resume: ask.Resume = False,
+    like: Like = None,
     as_json: ask.AsJson = False,
 ) -> None:
     """Fine-tune a model on worst-case masked images."""

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 from torchvision.datasets import SVHN  # type: ignore[import-untyped]
 
-from ..errors import ConfigError, DataError, brief
+from ..errors import ConfigError, DataError, MachineError, brief
 from .decode import open_bytes
 from .source import Source
 
@@ -81,7 +81,7 @@ def _created(data: str, split: str) -> Any:
     # wds/PATH: the shards (and their _info.json) are in the folder PATH; other libraries know where data is.
     root = data.removeprefix("wds/") if data.startswith("wds/") else str(DOWNLOADS)
     if root.startswith("~"):
-        raise ConfigError(
+        raise MachineError(
             f"data {data}: expected a folder for downloads, found no home folder; set CERTIPATCH_DATA"
         )
     create = _svhn if data.lower() == "torch/svhn" else timm.data.create_dataset

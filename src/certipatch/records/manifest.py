@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -177,7 +178,7 @@ def begin_manifest(kind: str, experiment: dict[str, Any], **environment: Any) ->
             "versions": {name: metadata.version(name) for name in ("certipatch", "torch", "timm", "numpy")},
             "python": platform.python_version(),
             "commit": _commit(),
-            "command": " ".join(["certipatch", *sys.argv[1:]]),
+            "command": shlex.join(["certipatch", *sys.argv[1:]]),
             **environment,
         },
         "started": now(),

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-from ..errors import ConfigError
+from ..errors import MachineError
 
 
 class Curves:
@@ -62,6 +62,6 @@ def _logger(folder: Path, **options: Any) -> TensorBoardLogger:
     try:
         return TensorBoardLogger(folder, name="", version="", **options)
     except ModuleNotFoundError:
-        raise ConfigError(
+        raise MachineError(
             "tensorboard: expected the package, found none; pip install 'certipatch[tensorboard]'"
         ) from None
