@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..config import DataAsked, ModelAsked, ModelSpec
+from ..config import DataAsked, ModelAsked, ModelSpec, is_path
 from ..errors import ConfigError, DataError, one_line
 from ..geometry.patch import Size
 from ..runtime.console import stderr
@@ -199,10 +199,10 @@ def is_run(model: str) -> bool:
     from ..records.manifest import holds_manifest
 
     _refuse_address(model)
-    is_path = os.sep in model or model.startswith(".")
-    if is_path and not os.path.isdir(model):
+    names_path = is_path(model) or model.startswith(".")
+    if names_path and not os.path.isdir(model):
         raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
-    return is_path or (os.path.isdir(model) and holds_manifest(Path(model)))
+    return names_path or (os.path.isdir(model) and holds_manifest(Path(model)))
 
 
 def _refuse_address(model: str) -> None:

@@ -359,7 +359,8 @@ def _commit() -> str | None:
         tracked = subprocess.run(
             [*git, "ls-files", "--error-unmatch", "manifest.py"], capture_output=True, check=False
         )
-        answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        asked = [*git, "rev-parse", "HEAD"]
+        answer = subprocess.run(asked, capture_output=True, encoding="utf-8", check=False)
     except OSError:  # there is no git on this machine
         return None
     return answer.stdout.strip() if tracked.returncode == 0 else None
