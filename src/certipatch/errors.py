@@ -82,6 +82,8 @@ def exit_code(error: Exception) -> int | None:
     """
     if isinstance(error, CertiPatchError):
         return error.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        return None if str(error.name).startswith("certipatch") else 3
     if isinstance(error, OSError):
         return 3 if error.errno in MACHINE else 2
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's

@@ -41,7 +41,7 @@ for command in COMMANDS:
     app.command(cls=Command, epilog=epilog(command.__name__))(configurable(command))
 
 
-def _version(asked: bool) -> None:
+def _show_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
@@ -52,7 +52,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
     """The options of ``certipatch`` itself; this text is not shown."""
@@ -83,12 +83,15 @@ def main() -> None:
         code = 130
     except typer.TyperException as error:
         code = _usage(error)
-    except (CertiPatchError, OSError, MemoryError, RuntimeError) as error:
+    except (CertiPatchError, OSError, MemoryError, RuntimeError, ModuleNotFoundError) as error:
         found = exit_code(error)
         if found is None:
             raise
         code = found
-        print(f"certipatch: {one_line(str(error)) or 'out of memory'}", file=sys.stderr, flush=True)
+        said = one_line(str(error)) or "out of memory"
+        if isinstance(error, ModuleNotFoundError):
+            said += "; pip install certipatch installs it (records, report and masks do without torch)"
+        print(f"certipatch: {said}", file=sys.stderr, flush=True)
         if isinstance(error, ProcessError):
             os._exit(code)  # threads that still talk to the process that is gone may abort an orderly exit
     sys.exit(code)

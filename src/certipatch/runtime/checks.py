@@ -25,9 +25,9 @@ def checks(downloads: Path) -> dict[str, str]:
         downloads: the folder that data sets are downloaded into.
     """
     found = {
-        "certipatch": _version("certipatch"),
+        "certipatch": _version_of("certipatch"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **{name: _version(name) for name in PACKAGES},
+        **{name: _version_of(name) for name in PACKAGES},
         "cpu": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
         f"{torch.get_num_threads()} threads",
         "cuda": _cuda(),
@@ -40,7 +40,7 @@ def checks(downloads: Path) -> dict[str, str]:
     return found | {"here": _place(Path()), "downloads": _place(downloads)}
 
 
-def _version(package: str) -> str:
+def _version_of(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
