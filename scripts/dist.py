@@ -1,4 +1,4 @@
-"""``make dist``: build wheel and sdist, check them, install the wheel into an empty environment, run the demo.
+"""``make dist``: wheel and sdist, checked; the wheel in an empty environment; the demo.
 
 Each step is timed; the environments are in a temporary folder. ``--no-demo`` stops after the checks.
 """

@@ -32,6 +32,10 @@ Split = Annotated[
 ClassMap = Annotated[
     str | None, typer.Option(help="text file, one class folder a line; the line number is the label")
 ]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(help="text file: a class folder, a tab and the words to show; WordNet ids have theirs"),
+]
 ImageSize = Annotated[
     str | None, typer.Option(help="pixels the model sees: 224 or 224x192; default: the model's own")
 ]

@@ -37,6 +37,7 @@ def report(
     data: ask.DataToDraw = None,
     split: ask.Split = None,
     class_map: ask.ClassMap = None,
+    class_names: ask.ClassNames = None,
     thresholds: ask.Thresholds = None,
     min_margin: Annotated[
         float | None,
@@ -51,6 +52,7 @@ def report(
 ) -> None:
     """Compare certifications, of answers or of detection, and attacks, from their records alone: as a table,
     or as a page."""
+    from ..data.words import read_class_names
     from ..records.read import read_folder
     from ..report.compared import compare
     from ..report.detection import parse_thresholds
@@ -65,7 +67,8 @@ def report(
     if figures is None and model:
         raise ConfigError("--model: expected --figures with it")
     compared = compare(found, swept, min_margin)
-    written, notes = _write(compared, html, figures, model, place)
+    words = read_class_names(class_names) if class_names else {}
+    written, notes = _write(compared, html, words, figures, model, place)
     for note in notes:
         print(one_line(note), file=sys.stderr)
     _say(compared, written, as_json)
@@ -112,7 +115,12 @@ def _place(data: str | None, split: str | None, class_map: str | None, pictures:
 
 
 def _write(
-    compared: Compared, html: Path | None, figures: Path | None, model: str | None, place: DataAsked | None
+    compared: Compared,
+    html: Path | None,
+    words: dict[str, str],
+    figures: Path | None,
+    model: str | None,
+    place: DataAsked | None,
 ) -> tuple[list[str], list[str]]:
     """A line for each file that was written, and one for each thing that could not be shown."""
     written: list[str] = []
@@ -121,7 +129,7 @@ def _write(
         from ..report.page.html import write_page
 
         check_out_file(html)
-        notes += write_page(html, compared, place)
+        notes += write_page(html, compared, place, words)
         written.append(f"page: {html}")
     if figures is not None:
         from ..report.figures.write import write_figures
