@@ -253,7 +253,8 @@ def test_tensorboard_without_its_package(cli, tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard._{package}_AVAILABLE", False)
     done = cli(*TRAIN, "--tensorboard", "--out", tmp_path / "run")
     assert (done.code, done.err) == (
-        2,
-        "certipatch: tensorboard: expected the package, found none; pip install 'certipatch[tensorboard]'\n",
+        3,
+        "certipatch: log tensorboard: expected its package, found none; "
+        "pip install 'certipatch[tensorboard]'\n",
     )
     assert not (tmp_path / "run").exists()

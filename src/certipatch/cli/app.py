@@ -84,17 +84,22 @@ def main() -> None:
     except typer.TyperException as error:
         code = _usage(error)
     except (CertiPatchError, OSError, MemoryError, RuntimeError, ModuleNotFoundError) as error:
-        found = exit_code(error)
-        if found is None:
-            raise
-        code = found
-        said = one_line(str(error)) or "out of memory"
-        if isinstance(error, ModuleNotFoundError):
-            said += "; pip install certipatch installs it (records, report and masks do without torch)"
-        print(f"certipatch: {said}", file=sys.stderr, flush=True)
-        if isinstance(error, ProcessError):
-            os._exit(code)  # threads that still talk to the process that is gone may abort an orderly exit
+        code = _failed(error)
     sys.exit(code)
+
+
+def _failed(error: Exception) -> int:
+    """Say in one line what is wrong; a mistake of ours is raised again."""
+    code = exit_code(error)
+    if code is None:
+        raise error
+    said = one_line(str(error)) or "out of memory"
+    if isinstance(error, ModuleNotFoundError):
+        said += "; pip install certipatch installs it (records, report and masks do without torch)"
+    print(f"certipatch: {said}", file=sys.stderr, flush=True)
+    if isinstance(error, ProcessError):
+        os._exit(code)  # threads that still talk to the process that is gone may abort an orderly exit
+    return code
 
 
 def _usage(error: typer.TyperException) -> int:

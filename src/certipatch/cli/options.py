@@ -91,7 +91,8 @@ CleanFraction = Annotated[float, typer.Option(min=0, max=1, help="share of each 
 GradcamLayer = Annotated[
     str | None, typer.Option(help="module that gutout looks at; default: the last feature map")
 ]
-Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="write curves into OUT/tensorboard too")]
+Log = Annotated[str | None, typer.Option(help="write curves too, for tensorboard, wandb or mlflow")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="as --log tensorboard")]
 
 # Of certify and detect.
 PatchesToCertify = Annotated[

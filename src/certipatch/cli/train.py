@@ -55,6 +55,7 @@ def train(
     devices: ask.Devices = "1",
     nodes: ask.Nodes = 1,
     workers: ask.Workers = 0,
+    log: ask.Log = None,
     tensorboard: ask.Tensorboard = False,
     resume: ask.Resume = False,
     like: Like = None,
@@ -79,7 +80,8 @@ def train(
         out=out,
     )
     machine = {"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes}
-    how = {"workers": workers, "compile": compile, "tensorboard": tensorboard, "resume": resume}
+    how = {"workers": workers, "compile": compile, "resume": resume}
+    how["log"] = log or ("tensorboard" if tensorboard else None)
     _train(asked, machine, how, as_json)
 
 
@@ -147,7 +149,7 @@ def _train(asked: TrainingAsked, machine: dict[str, Any], how: dict[str, Any], a
     if as_json:
         print(json.dumps({"run": str(asked.out), **last}))
     else:
-        _show(asked, opened.spec.arch, last, how["tensorboard"])
+        _show(asked, opened.spec.arch, last, how["log"])
 
 
 def _open(asked: TrainingAsked) -> tuple[Source, Source, Opened]:
@@ -173,7 +175,7 @@ def _config(asked: TrainingAsked, opened: Opened) -> TrainConfig:
     return train_config(**{**recipe, "lr": lr, "batch_size": recipe["batch_size"] or 64}, patch_size=size)
 
 
-def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], tensorboard: bool) -> None:
+def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], log: str | None) -> None:
     from ..runtime.progress import percent
 
     say = partial(stdout.print, soft_wrap=True, markup=False)
@@ -184,7 +186,7 @@ def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], tensorboard: bo
         f"trained {arch}{start} with {recipe['strategy']} for {recipe['epochs']} epochs; validation vanilla "
         f"accuracy {percent(right['correct'], right['images'])}"
     )
-    if tensorboard:
+    if log == "tensorboard":
         say(f"curves: {shlex.join(['tensorboard', '--logdir', str(asked.out / 'tensorboard')])}")
     say(f"next: {shlex.join(_following(asked))}")
 
