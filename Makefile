@@ -33,7 +33,7 @@ dist:
 # The documentation site; any warning is an error. (The variable hushes Material's note that its support ends in 2027.)
 docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "open site/index.html; with the search: python3 -m http.server --directory site"
+	@echo "open site/index.html"
 
 # The commands of README.md and docs/ that want real weights and ../shared: an hour or two on two cores, each once, resumable. The tests run the rest.
 docs-commands: .venv/installed-dev

@@ -312,7 +312,7 @@ def test_no_terminal_is_too_narrow_for_a_digit(width: int, monkeypatch, capsys):
     cells = ["91.25-93.75", "1234567", "100.0 %", "0.0-56.1", "45/50"]
     for i, _ in enumerate(cells):
         table.add_column(f"share\n{i}", justify="right")
-    table.add_row("runs/mine", *cells)
+    table.add_row("runs/mine/" * 5, *cells)
     monkeypatch.setattr(stdout, "_width", width)
     print_table(table)
     shown = capsys.readouterr().out

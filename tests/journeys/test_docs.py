@@ -135,23 +135,33 @@ def test_the_reference_names_every_option(site: dict[Path, Links]):
                 )
 
 
-@pytest.mark.slow
-def test_the_notebook_runs():
+def printed_by(name: str) -> str:
+    """What a notebook of the examples prints; an error in a cell is raised."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient", reason="not installed: pip install '.[dev]'")
-    path = ROOT / "examples" / "quickstart.ipynb"
+    path = ROOT / "examples" / f"{name}.ipynb"
     assert path.stat().st_size < 100_000
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
-    client.execute()  # an error in a cell is raised
-    printed = [
-        output["text"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if output.get("name") == "stdout"
-    ]
-    vanilla, tuned = (int(count) for count in re.findall(r"certified robust (\d+) of 200", "".join(printed)))
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+
+
+@pytest.mark.slow
+def test_the_quick_start_runs():
+    found = re.findall(r"certified robust (\d+) of 200", printed_by("quickstart"))
+    vanilla, tuned = map(int, found)
     assert 0 < vanilla < tuned
+
+
+@pytest.mark.parametrize("name", [pytest.param("own_photographs", marks=pytest.mark.slow), "timm_model"])
+def test_a_notebook_runs(name: str):
+    printed = printed_by(name)
+    (certified,) = re.findall(r"certified robust (\d+) of 48", printed)
+    assert int(certified) > 0
+    if name == "own_photographs":
+        assert "exit code 0" in printed
+        assert '"class": "flower"' in printed
 
 
 @pytest.mark.parametrize(

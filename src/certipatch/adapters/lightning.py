@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ class MaskedTraining(Callback):
         if not isinstance(batch, list) or len(batch) != 2:
             raise ConfigError(f"batch: expected a list of images and labels, found {type(batch).__name__}")
         images, labels = batch
-        given = {"fill": self.fill, "generator": self.generator}
-        copies = self.strategy(self.network, images, labels, self.masks, **given)
+        ask = partial(self.strategy, fill=self.fill, generator=self.generator)
+        copies = ask(self.network, images, labels, self.masks)
         keeps = [visible(windows, self.masks.image_size) for windows in copies]
         batch[0] = torch.cat([mask_images(images, keep, torch.as_tensor(self.fill)) for keep in keeps])
         batch[1] = labels.repeat(len(keeps))

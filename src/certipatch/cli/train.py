@@ -80,8 +80,8 @@ def train(
         out=out,
     )
     machine = {"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes}
-    how = {"workers": workers, "compile": compile, "resume": resume}
-    how["log"] = log or ("tensorboard" if tensorboard else None)
+    how: dict[str, Any] = {"workers": workers, "compile": compile, "resume": resume}
+    how |= {"log": log or ("tensorboard" if tensorboard else None)}
     _train(asked, machine, how, as_json)
 
 

@@ -63,7 +63,7 @@ class Curves:
 
 
 def _tensorboard(folder: Path, steps: int | None) -> Logger:
-    purge = {} if steps is None else {"purge_step": steps + 1}
+    purge: dict[str, Any] = {} if steps is None else {"purge_step": steps + 1}
     return TensorBoardLogger(folder, name="", version="", **purge)
 
 

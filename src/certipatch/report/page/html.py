@@ -58,7 +58,7 @@ def write_page(
         RecordsError: damaged records. CertiPatchError: ``data`` is given and holds other images.
     """
     place, names = _names([summary.name for summary in compared.summaries])
-    runs = [Shown(summary, names[summary.name], words or {}) for summary in compared.summaries]
+    runs = [Shown(summary, names[summary.name], words) for summary in compared.summaries]
     pictures = Pictures(data)
     attacked = {record.index for one in compared.attacks for record in worth_a_look(one.folder.records)}
     galleries = choose(runs, attacked, pictures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from ...data.words import in_words
@@ -29,7 +29,7 @@ class Shown:
 
     summary: Summary
     name: str
-    words: Mapping[str, str] = field(default_factory=dict)  # of classes, by the folder's name
+    words: Mapping[str, str] | None = None  # of classes, by the folder's name
 
     def __post_init__(self) -> None:
         rows, columns = cuts(self.windows, self.experiment.against.image_size)
