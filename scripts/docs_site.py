@@ -95,7 +95,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Nothing is fetched: the script that Material's plugin "offline" takes from elsewhere is our search.js."""
+    """Fetch nothing: what Material's plugin "offline" takes from elsewhere is our search.js."""
     ours = re.search(r'<script src="[^"]*search\.js"></script>', output)
     if ours is None:
         return output

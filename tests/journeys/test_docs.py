@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from certipatch.cli.app import app
 from certipatch.records.schema import AttackRecord, DetectionRecord, Indexed, PatchCleanserRecord
 from documentation import PAGES, ROOT
 
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 EXTERNAL = {"http", "https", "mailto"}
 
 
@@ -133,6 +135,25 @@ def test_the_reference_names_every_option(site: dict[Path, Links]):
                     name,
                     option.name,
                 )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium, or CHROMIUM=path")
+def test_the_search_works_from_a_folder(site: dict[Path, Links]):
+    """Opened as a file, without a server, and without asking anyone."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="not installed: pip install '.[dev]'")
+    (index,) = (page for page in site if page.name == "index.html" and (page.parent / "search").is_dir())
+    asked: list[str] = []
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(index.as_uri())
+        page.fill("input.md-search__input", "challenger masking")
+        page.wait_for_selector(".md-search-result__item")
+        found = page.inner_text(".md-search-result__list")
+        browser.close()
+    assert "Challenger masking" in found
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
 
 
 def printed_by(name: str) -> str:
