@@ -95,7 +95,15 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Fetch nothing: what Material's plugin "offline" takes from elsewhere is our search.js."""
+    return _fetching_nothing(output)
+
+
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    return _fetching_nothing(output_content)
+
+
+def _fetching_nothing(output: str) -> str:
+    """A page that asks nobody: what Material's plugin "offline" takes from elsewhere is our search.js."""
     ours = re.search(r'<script src="[^"]*search\.js"></script>', output)
     if ours is None:
         return output
