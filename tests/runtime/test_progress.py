@@ -151,6 +151,7 @@ def test_curves_are_those_of_the_records_and_change_nothing(
 ):
     """A run dies in its second epoch, after a checkpoint and one more step, and is resumed: no step is
     missing, none is there twice."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     plain, drawn = tmp_path / "plain", tmp_path / "drawn"
     assert cli(*TRAIN, "--out", plain).code == 0
     assert not (plain / "tensorboard").exists()
