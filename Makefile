@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-gpu docs docs-commands fuzz faults lint bench clean
+.PHONY: demo test test-slow test-gpu test-lowest dist docs docs-commands fuzz faults lint bench clean
 
 demo: .venv/installed
 	$(BIN)/certipatch demo --out demo-out
@@ -20,10 +20,20 @@ test-slow: .venv/installed-dev
 test-gpu: .venv/installed-dev
 	$(BIN)/pytest -m gpu
 
+# The lower bounds of pyproject.toml, in an environment of their own: the fast suite without what needs the extras.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt -e . hypothesis pytest pytest-xdist ruff
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2 --dist worksteal
+
+# What a stranger gets: wheel and sdist, checked, installed into an empty environment, and the demo, timed.
+dist:
+	$(PYTHON) scripts/dist.py
+
 # The documentation site; any warning is an error. (The variable hushes Material's note that its support ends in 2027.)
 docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "open site/index.html; with the search: python3 -m http.server --directory site"
+	@echo "open site/index.html"
 
 # The commands of README.md and docs/ that want real weights and ../shared: an hour or two on two cores, each once, resumable. The tests run the rest.
 docs-commands: .venv/installed-dev
@@ -58,4 +68,4 @@ bench: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv demo-out site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest dist demo-out site .pytest_cache .mypy_cache .ruff_cache

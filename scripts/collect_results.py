@@ -13,9 +13,9 @@ kept.mkdir(parents=True, exist_ok=True)
 for path in sorted(out.glob("*.*")):
     if path.suffix in (".md", ".csv", ".json", ".png", ".svg"):
         shutil.copy(path, kept)
-with open(kept / "manifests.jsonl", "w") as file:
+with open(kept / "manifests.jsonl", "w", encoding="utf-8") as file:
     for path in sorted(out.rglob("manifest*.json")):
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["finished"] is None:
             continue
         manifest["environment"].pop("command")  # it names folders of one machine

@@ -94,6 +94,23 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     )
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    return _fetching_nothing(output)
+
+
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    return _fetching_nothing(output_content)
+
+
+def _fetching_nothing(output: str) -> str:
+    """A page that asks nobody: what Material's plugin "offline" takes from elsewhere is our search.js."""
+    ours = re.search(r'<script src="[^"]*search\.js"></script>', output)
+    if ours is None:
+        return output
+    elsewhere = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
+    return output.replace(ours[0], "").replace(elsewhere, ours[0])
+
+
 def _commands() -> str:
     """Every command with its options, by typer itself."""
     command = [sys.executable, "-m", "typer", "certipatch.cli.app", "utils", "docs", "--name", "certipatch"]

@@ -109,7 +109,7 @@ def full_disk(name: str, work: Work, sizes: list[int], place: Path) -> Row:
             return row
         try:
             out = place / "out"
-            problem = end(work.start(out)).complaint("No space left on device")
+            problem = end(work.start(out)).complaint("No space left on device", code=3)
             written = complete_lines(out / work.lines)
             subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
             problem = problem or work.resumed(out)
@@ -167,7 +167,7 @@ def damage(
             if outcome.code == 0:
                 problem = reader.right(outcome)
             else:
-                findings = outcome.code == 2 and reader.name == "verify" and Path(name).stem in outcome.out
+                findings = outcome.code == 1 and reader.name == "verify" and Path(name).stem in outcome.out
                 problem = None if findings else outcome.complaint(Path(name).stem)
                 detected = True
             if problem is not None:
@@ -337,7 +337,7 @@ def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row
                 problem = "is not named as unreadable"
         restore()
         checked = end(start("verify", out, "--model", run, "--data", photos, "--all"))
-        if problem is None and (checked.code != 2 or late not in checked.out):
+        if problem is None and (checked.code != 1 or late not in checked.out):
             problem = "verify does not find that the image is another one now"
         row.count(problem and f"{how}: {problem}")
 
@@ -352,7 +352,7 @@ def images_under_way(place: Path, run: Path, rng: random.Random) -> Iterator[Row
         else:
             problem = certifying.difference(out)  # of the image as it was when it was looked at
             checked = end(start("verify", out, "--model", run, "--data", photos, "--all"))
-            if problem is None and (checked.code != 2 or early not in checked.out):
+            if problem is None and (checked.code != 1 or early not in checked.out):
                 problem = "verify does not find that the image is another one now"
         restore()
         if problem is None and how == "removed":

@@ -53,11 +53,11 @@ class Outcome:
     out: str
     err: str
 
-    def complaint(self, *words: str) -> str | None:
-        """None if this is one line, exit code 2 and one of the words; else what it is."""
+    def complaint(self, *words: str, code: int = 2) -> str | None:
+        """None if this is one line, this exit code and one of the words; else what it is."""
         lines = [line for line in self.err.splitlines() if line.startswith("certipatch:")]
         if (
-            self.code != 2
+            self.code != code
             or len(lines) != 1
             or "Traceback" in self.err
             or not any(word in lines[0] for word in words)

@@ -73,6 +73,11 @@ class ModelAsked:
         return not (self.has_weights or self.image_size or self.crop_pct)
 
 
+def is_path(text: str) -> bool:
+    """Whether a text names a path and no name of a model or data set: it has a separator of any system."""
+    return "/" in text or "\\" in text
+
+
 def parse_json(data: bytes) -> Any:
     """What a file of JSON says, where every reader must take it in the same sense.
 

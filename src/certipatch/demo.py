@@ -12,7 +12,6 @@ from typing import Any
 
 from lightning_fabric import Fabric
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -34,7 +33,7 @@ from .report.certification import Summary, summarize, training_cost
 from .report.compared import compare
 from .report.figures.failing import failing_masks
 from .report.page.html import write_page
-from .runtime.console import stderr
+from .runtime.console import print_table, stderr, stdout
 from .runtime.devices import make_fabric
 from .training.config import TrainConfig
 from .training.strategies import forward_equivalents
@@ -138,7 +137,8 @@ def run(out: Path, *, seed: int = 0, as_json: bool = False) -> None:
         print(json.dumps([_to_json(result) for result in results]))
     else:
         written = f"picture: {escape(str(picture))}\npage to open and to send: {escape(str(page))}"
-        Console(highlight=False).print(_table(results), written)
+        print_table(_table(results))
+        stdout.print(written)
 
 
 def _fine_tune(digits: Digits, row: Row, out: Path, *, start: Path | None, lr: float) -> None:

@@ -167,7 +167,7 @@ def test_a_killed_shard_loses_nothing(certify, one, trained, many, tmp_path):
 
 @pytest.mark.slow
 def test_two_devices_and_one_of_them_killed(certify, trained, many, tmp_path):
-    """Process 1 is killed in its second block: there is one line and exit code 2, what both wrote is kept,
+    """Process 1 is killed in its second block: there is one line and exit code 3, what both wrote is kept,
     and --resume does the rest."""
     options = ["--exhaustive", "--device", "cpu"]
     assert certify(tmp_path / "one", *options, k="4").code == 0
@@ -176,7 +176,7 @@ def test_two_devices_and_one_of_them_killed(certify, trained, many, tmp_path):
         "certify", *options, model=trained, data=many, patch=5, masks_per_axis=4, out=out, devices=2
     )
     killed = kill_process_1(command, out / "records-2-of-2.jsonl")
-    assert (killed.code, killed.out) == (2, "")
+    assert (killed.code, killed.out) == (3, "")
     assert [line for line in killed.err.splitlines() if not line.startswith("certify ")] == [
         "certipatch: a process of this run has ended (killed, or out of memory?); what was written is kept: "
         "run the same command with --resume"

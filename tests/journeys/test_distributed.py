@@ -144,7 +144,7 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamesp
 
 
 def test_a_killed_process_ends_the_run_with_one_line(runs: SimpleNamespace):
-    assert (runs.killed.code, runs.killed.out) == (2, "")
+    assert (runs.killed.code, runs.killed.out) == (3, "")
     (line,) = ours(runs.killed.err)
     assert line.startswith("certipatch: a process of this run has ended")
     assert 1 <= len(runs.kept) < 12

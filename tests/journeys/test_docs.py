@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from certipatch.cli.app import app
 from certipatch.records.schema import AttackRecord, DetectionRecord, Indexed, PatchCleanserRecord
 from documentation import PAGES, ROOT
 
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 EXTERNAL = {"http", "https", "mailto"}
 
 
@@ -135,23 +137,54 @@ def test_the_reference_names_every_option(site: dict[Path, Links]):
                 )
 
 
-@pytest.mark.slow
-def test_the_notebook_runs():
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium, or CHROMIUM=path")
+def test_the_search_works_from_a_folder(site: dict[Path, Links]):
+    """Opened as a file, without a server, and without asking anyone."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="not installed: pip install '.[dev]'")
+    (index,) = (page for page in site if page.name == "index.html" and (page.parent / "search").is_dir())
+    asked: list[str] = []
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(index.as_uri())
+        page.wait_for_load_state("load")
+        page.click("input.md-search__input")
+        page.keyboard.type("challenger masking")
+        page.wait_for_selector(".md-search-result__item")
+        found = page.inner_text(".md-search-result__list")
+        browser.close()
+    assert "Challenger masking" in found
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked), asked
+
+
+def printed_by(name: str) -> str:
+    """What a notebook of the examples prints; an error in a cell is raised."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient", reason="not installed: pip install '.[dev]'")
-    path = ROOT / "examples" / "quickstart.ipynb"
+    path = ROOT / "examples" / f"{name}.ipynb"
     assert path.stat().st_size < 100_000
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
-    client.execute()  # an error in a cell is raised
-    printed = [
-        output["text"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if output.get("name") == "stdout"
-    ]
-    vanilla, tuned = (int(count) for count in re.findall(r"certified robust (\d+) of 200", "".join(printed)))
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+
+
+@pytest.mark.slow
+def test_the_quick_start_runs():
+    found = re.findall(r"certified robust (\d+) of 200", printed_by("quickstart"))
+    vanilla, tuned = map(int, found)
     assert 0 < vanilla < tuned
+
+
+@pytest.mark.parametrize("name", [pytest.param("own_photographs", marks=pytest.mark.slow), "timm_model"])
+def test_a_notebook_runs(name: str):
+    printed = printed_by(name)
+    (certified,) = re.findall(r"certified robust (\d+) of 48", printed)
+    assert int(certified) > 0
+    if name == "own_photographs":
+        assert "exit code 0" in printed
+        assert '"class": "flower"' in printed
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ FLOORS = (
     {"__init__", "__main__"},
     {"cli"},
     {"reproduce", "demo"},
-    {"report", "deploy"},
+    {"report", "deploy", "adapters"},
     {"certification", "redteam", "bench"},
     {"defenses", "training", "verify"},
     {"views", "models"},

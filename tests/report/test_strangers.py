@@ -166,7 +166,7 @@ def test_no_number_keeps_a_reader_busy(cli, written: Path, how: Callable[[dict[s
         began = time.monotonic()
         done = cli(*words)
         assert time.monotonic() - began < SECONDS, words
-        assert done.code in (0, 2)
+        assert done.code in (0, 1, 2)  # verify finds something: 1
         assert "Traceback" not in done.err
 
 

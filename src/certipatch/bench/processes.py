@@ -130,7 +130,8 @@ def in_a_process(command: Sequence[str], threads: int | None = None) -> tuple[fl
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHER, *command],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=environment,
         check=False,
     )

@@ -55,7 +55,7 @@ def run(case: Case, themes: Sequence[str]) -> dict[str, Any]:
 def _processor() -> str | None:
     """The name of the CPU, where Linux says it."""
     information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 

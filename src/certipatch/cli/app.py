@@ -13,12 +13,15 @@ from typing import Annotated
 
 import typer
 
-from ..errors import CertiPatchError, ConfigError, ProcessError, one_line
+from ..errors import CertiPatchError, ConfigError, ProcessError, exit_code, one_line
 from .attack import attack
 from .bench import bench
 from .certify import certify
+from .checks import checks
+from .command import Command, configurable
 from .demo import demo
 from .detect import detect
+from .help import epilog
 from .masks import masks
 from .predict import predict
 from .report import report
@@ -26,7 +29,7 @@ from .reproduce import reproduce
 from .train import train
 from .verify import verify
 
-COMMANDS = (masks, train, certify, detect, predict, attack, verify, report, reproduce, bench, demo)
+COMMANDS = (masks, train, certify, detect, predict, attack, verify, report, reproduce, bench, demo, checks)
 
 app = typer.Typer(
     help="Train, certify and run image classifiers that no patch of a stated size can fool.",
@@ -35,10 +38,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=Command, epilog=epilog(command.__name__))(configurable(command))
 
 
-def _version(asked: bool) -> None:
+def _show_version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
@@ -49,7 +52,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
     """The options of ``certipatch`` itself; this text is not shown."""
@@ -68,15 +71,44 @@ def _check_words(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the command line. Every error of ours is one line on standard error and exit code 2."""
+    """Run the command line. Every error of ours is one line on standard error; docs/cli.md lists the exit
+    codes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a notebook has others
             stream.reconfigure(errors="backslashreplace")
     try:
         _check_words(sys.argv[1:])
-        app()
-    except (CertiPatchError, OSError) as error:
-        print(f"certipatch: {one_line(str(error))}", file=sys.stderr, flush=True)
-        if isinstance(error, ProcessError):
-            os._exit(2)  # threads that still talk to the process that is gone may abort an orderly exit
-        sys.exit(2)
+        code = app(prog_name="certipatch", standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except typer.TyperException as error:
+        code = _usage(error)
+    except (CertiPatchError, OSError, MemoryError, RuntimeError, ModuleNotFoundError) as error:
+        code = _failed(error)
+    sys.exit(code)
+
+
+def _failed(error: Exception) -> int:
+    """Say in one line what is wrong; a mistake of ours is raised again."""
+    code = exit_code(error)
+    if code is None:
+        raise error
+    said = one_line(str(error)) or "out of memory"
+    if isinstance(error, ModuleNotFoundError):
+        said += "; pip install certipatch installs it (records, report and masks do without torch)"
+    print(f"certipatch: {said}", file=sys.stderr, flush=True)
+    if isinstance(error, ProcessError):
+        os._exit(code)  # threads that still talk to the process that is gone may abort an orderly exit
+    return code
+
+
+def _usage(error: typer.TyperException) -> int:
+    """Say in one line what was mistyped; without any word, the commands."""
+    context = getattr(error, "ctx", None)
+    if context is not None and len(sys.argv) == 1:
+        print(context.get_help())
+        return 2
+    said = " ".join(error.format_message().split()).rstrip(".")
+    path = context.command_path if context is not None else "certipatch"
+    print(f"{path}: {one_line(said[:1].lower() + said[1:])}; see {path} --help", file=sys.stderr)
+    return 2

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..geometry.masks import MaskSet
-from ..runtime.console import stdout
+from ..runtime.console import print_table
 from ..training.strategies import STRATEGIES
 from . import options as ask
 from .open import open_both
@@ -172,4 +172,4 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
     else:
-        stdout.print(table(found))
+        print_table(table(found))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
-from ..runtime.console import stdout
+from ..runtime.console import print_table, stdout
 from . import options as ask
 from .open import open_both, resumable
 from .parse import check_out, geometries, parse_devices, parse_inference, parse_shard
@@ -155,7 +155,7 @@ def _show(written: Written, out: Path, as_json: bool) -> None:
         print(json.dumps(found[0] if len(written.folders) == len(found) == 1 else found))
         return
     if summaries:
-        stdout.print(table(summaries))
+        print_table(table(summaries))
     _note_what_is_missing(written, summaries)
     say = partial(stdout.print, markup=False, soft_wrap=True)
     lines = RECORDS.replace(".", "*.") if written.shard[1] > 1 else RECORDS

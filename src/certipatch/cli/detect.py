@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DataAsked, ModelAsked
-from ..runtime.console import stdout
+from ..runtime.console import print_table, stdout
 from . import options as ask
 from .certify import CertificationAsked, run
 from .parse import check_out
@@ -69,7 +69,7 @@ def _show(folders: list[Path], thresholds: tuple[float, ...], as_json: bool) -> 
         found = [summary.to_json() for summary in summaries]
         print(json.dumps(found[0] if len(found) == 1 else found))
         return
-    stdout.print(detection_table(summaries))
+    print_table(detection_table(summaries))
     if summaries[0].unreadable:
         stdout.print(
             f"{summaries[0].unreadable} unreadable images count as wrong; they are named in the records",

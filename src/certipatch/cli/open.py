@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..config import DataAsked, ModelAsked, ModelSpec
+from ..config import DataAsked, ModelAsked, ModelSpec, is_path
 from ..errors import ConfigError, DataError, one_line
 from ..geometry.patch import Size
 from ..runtime.console import stderr
@@ -190,26 +190,19 @@ def is_run(model: str) -> bool:
     from ..records.manifest import holds_manifest
 
     _refuse_address(model)
-    is_path = os.sep in model or model.startswith(".")
-    if is_path and not os.path.isdir(model):
+    names_path = is_path(model) or model.startswith(".")
+    if names_path and not os.path.isdir(model):
         raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
-    return is_path or (os.path.isdir(model) and holds_manifest(Path(model)))
+    return names_path or (os.path.isdir(model) and holds_manifest(Path(model)))
 
 
 def _refuse_address(model: str) -> None:
-    """Raises ConfigError for a model's address on a hub, and says what to type."""
-    address = re.fullmatch(
-        r"(hf[-_]hub:|https?://huggingface\.co/)?(timm/)?([^@]+)(@.*)?", model, re.IGNORECASE
-    )
-    hub, timm, name = address.group(1, 2, 3) if address else (None, None, model)
-    if os.path.exists(model) or not (hub or timm):
-        return
-    if timm or os.sep not in name:
-        raise ConfigError(f"model {model}: expected a timm name without where it is; type --model {name}")
-    raise ConfigError(
-        f"model {model}: only timm's own are opened by name; fetch its model.safetensors, and type --model "
-        "with the name of the architecture in timm and --weights FILE"
-    )
+    """Raises ConfigError for a model's address on a hub that is not one of timm's own."""
+    if re.match(r"(hf[-_]hub:|https?://)", model, re.IGNORECASE) and not os.path.exists(model):
+        raise ConfigError(
+            f"model {model}: only timm's own are opened by name, in the version timm has; fetch its "
+            "model.safetensors, and type --model with the name of the architecture in timm and --weights FILE"
+        )
 
 
 def folders_of_records(folder: Path) -> list[Path]:

@@ -9,8 +9,11 @@ import typer
 
 from ..defenses.patchcleanser.algorithms import INFERENCES
 from ..training.strategies import STRATEGIES
+from .parse import model_name
 
-Model = Annotated[str, typer.Option(help="a training run (folder), a timm name, or small-cnn")]
+Model = Annotated[
+    str, typer.Option(callback=model_name, help="a training run (folder), a timm name, or small-cnn")
+]
 Data = Annotated[
     str, typer.Option(help="folder or .tar of class folders, a timm data set (torch/cifar10), or digits")
 ]
@@ -28,6 +31,10 @@ Split = Annotated[
 ]
 ClassMap = Annotated[
     str | None, typer.Option(help="text file, one class folder a line; the line number is the label")
+]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(help="text file: a class folder, a tab and the words to show; WordNet ids have theirs"),
 ]
 ImageSize = Annotated[
     str | None, typer.Option(help="pixels the model sees: 224 or 224x192; default: the model's own")
@@ -84,7 +91,8 @@ CleanFraction = Annotated[float, typer.Option(min=0, max=1, help="share of each 
 GradcamLayer = Annotated[
     str | None, typer.Option(help="module that gutout looks at; default: the last feature map")
 ]
-Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="write curves into OUT/tensorboard too")]
+Log = Annotated[str | None, typer.Option(help="write curves too, for tensorboard, wandb or mlflow")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="as --log tensorboard")]
 
 # Of certify and detect.
 PatchesToCertify = Annotated[
@@ -160,7 +168,9 @@ JsonFile = Annotated[Path | None, typer.Option(help="JSON file to write")]
 LimitToTime = Annotated[int, typer.Option(min=1, help="use this many images, spread over the data set")]
 
 # Of verify.
-ModelToCompare = Annotated[str | None, typer.Option(help="compare its weights; as in certify")]
+ModelToCompare = Annotated[
+    str | None, typer.Option(callback=model_name, help="compare its weights; as in certify")
+]
 DataToCompare = Annotated[
     str | None,
     typer.Option(help="compare its images; as in certify. With --model: look at some again"),
@@ -174,6 +184,10 @@ ModelToDraw = Annotated[
 DataToDraw = Annotated[
     str | None,
     typer.Option(help="of a page and of figures: where the images are; default: as the records say"),
+]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(help="exit code 1 unless it holds of each folder: 'certified>=0.6' (repeat for more)"),
 ]
 
 # Of bench.

@@ -6,6 +6,7 @@ Bad input is refused here, in one line.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ from ..defenses.patchcleanser.algorithms import INFERENCES, Inference
 from ..errors import ConfigError
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size, parse_patches
+
+
+def model_name(text: str | None) -> str | None:
+    """``timm/resnet18.a1_in1k`` and ``hf-hub:timm/resnet18.a1_in1k`` -> ``resnet18.a1_in1k``; what lies on
+    the disk, and the rest, as it is."""
+    found = re.fullmatch(
+        r"(?P<hub>hf[-_]hub:|https?://huggingface\.co/)?(?P<timm>timm/)?(?P<name>[^@/\\:]+)(@main)?/?",
+        text or "",
+        re.IGNORECASE,
+    )
+    if text is None or os.path.exists(text) or not (found and (found["hub"] or found["timm"])):
+        return text
+    return found["name"]
 
 
 def parse_size(text: str) -> Size:

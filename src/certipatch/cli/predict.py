@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,9 +33,11 @@ def predict(
     device: ask.Device = "auto",
     precision: ask.PrecisionWithout = None,
     inference: ask.Inference = None,
+    class_names: ask.ClassNames = None,
 ) -> None:
     """Classify images with the defended model: one JSON line an image."""
     from ..data.source import evaluation_transform
+    from ..data.words import in_words, read_class_names
     from ..models.runs import open_run
 
     opened = open_run(Path(model))
@@ -51,7 +53,8 @@ def predict(
             "certify"
         )
     transform = evaluation_transform(opened.spec)
-    failed = sum(not _answer(path, opened.spec, defense, transform) for path in images)
+    shown = in_words(opened.spec.classes, read_class_names(class_names) if class_names else None)
+    failed = sum(not _answer(path, opened.spec, shown, defense, transform) for path in images)
     if failed:
         raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
 
@@ -91,9 +94,14 @@ def _as_asked(
 
 
 def _answer(
-    path: Path, spec: ModelSpec, defense: PatchCleanser, transform: Callable[[Image.Image], Tensor]
+    path: Path,
+    spec: ModelSpec,
+    shown: Sequence[str],
+    defense: PatchCleanser,
+    transform: Callable[[Image.Image], Tensor],
 ) -> bool:
-    """Print the answer for one image as a line of JSON; False if it cannot be read."""
+    """Print the answer for one image as a line of JSON, with the class in words where it has some; False if
+    it cannot be read."""
     from ..data.decode import UNREADABLE, decode, open_image, why_unreadable
     from ..data.source import as_float
 
@@ -112,5 +120,7 @@ def _answer(
         **{"masks_per_axis": defense.masks.masks_per_axis, "precision": defense.network.precision},
         "inference": defense.inference,
     }
+    if shown[label] != spec.classes[label]:
+        found["class_in_words"] = shown[label]
     print(json.dumps(found))
     return True

@@ -12,13 +12,14 @@ import typer
 
 from ..config import DataAsked
 from ..errors import ConfigError, one_line
-from ..runtime.console import stdout
+from ..runtime.console import print_table, stdout
 from . import options as ask
 from .open import folders_of_records
 from .parse import check_out_file
 
 if TYPE_CHECKING:
     from ..report.compared import Compared
+    from ..report.require import Requirement
 
 
 def report(
@@ -36,6 +37,7 @@ def report(
     data: ask.DataToDraw = None,
     split: ask.Split = None,
     class_map: ask.ClassMap = None,
+    class_names: ask.ClassNames = None,
     thresholds: ask.Thresholds = None,
     min_margin: Annotated[
         float | None,
@@ -45,15 +47,18 @@ def report(
             "reach",
         ),
     ] = None,
+    require: ask.Require = None,
     as_json: ask.AsJson = False,
 ) -> None:
     """Compare certifications, of answers or of detection, and attacks, from their records alone: as a table,
     or as a page."""
+    from ..data.words import read_class_names
     from ..records.read import read_folder
     from ..report.compared import compare
     from ..report.detection import parse_thresholds
+    from ..report.require import parse_requirements
 
-    swept = parse_thresholds(thresholds)
+    swept, requirements = parse_thresholds(thresholds), parse_requirements(require or [])
     named = [inside for folder in folders for inside in folders_of_records(folder)]
     found = [read_folder(folder) for folder in dict.fromkeys(named)]  # one may be named twice
     kinds = {folder.manifest.kind for folder in found}
@@ -62,15 +67,30 @@ def report(
     if figures is None and model:
         raise ConfigError("--model: expected --figures with it")
     compared = compare(found, swept, min_margin)
-    written, notes = _write(compared, html, figures, model, place)
+    words = read_class_names(class_names) if class_names else {}
+    written, notes = _write(compared, html, words, figures, model, place)
     for note in notes:
         print(one_line(note), file=sys.stderr)
+    _say(compared, written, as_json)
+    _demand(compared, requirements)
+
+
+def _say(compared: Compared, written: list[str], as_json: bool) -> None:
     if as_json:
         print(json.dumps(compared.to_json()))
         return
     _show(compared)
     for line in written:
         stdout.print(line, markup=False, soft_wrap=True)
+
+
+def _demand(compared: Compared, requirements: list[Requirement]) -> None:
+    """End with exit code 1, and a line for each folder that does not meet what was required of it."""
+    not_met = [line for each in requirements for line in each.broken_by(compared)]
+    for line in not_met:
+        print(one_line(line), file=sys.stderr)
+    if not_met:
+        raise typer.Exit(1)
 
 
 def _refuse_without(kinds: set[str], thresholds: str | None, min_margin: float | None) -> None:
@@ -95,7 +115,12 @@ def _place(data: str | None, split: str | None, class_map: str | None, pictures:
 
 
 def _write(
-    compared: Compared, html: Path | None, figures: Path | None, model: str | None, place: DataAsked | None
+    compared: Compared,
+    html: Path | None,
+    words: dict[str, str],
+    figures: Path | None,
+    model: str | None,
+    place: DataAsked | None,
 ) -> tuple[list[str], list[str]]:
     """A line for each file that was written, and one for each thing that could not be shown."""
     written: list[str] = []
@@ -104,7 +129,7 @@ def _write(
         from ..report.page.html import write_page
 
         check_out_file(html)
-        notes += write_page(html, compared, place)
+        notes += write_page(html, compared, place, words)
         written.append(f"page: {html}")
     if figures is not None:
         from ..report.figures.write import write_figures
@@ -122,9 +147,9 @@ def _show(compared: Compared) -> None:
     from ..report.detection import detection_table
 
     if compared.summaries:
-        stdout.print(table(compared.summaries))
+        print_table(table(compared.summaries))
     if compared.sweeps:
-        stdout.print(detection_table(compared.sweeps))
+        print_table(detection_table(compared.sweeps))
     for line in in_other_environments(attack.folder.manifest for attack in compared.attacks):
         stdout.print(line, markup=False, soft_wrap=True)
     for attack in compared.attacks:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CertiPatchError
-from ..runtime.console import stderr, stdout
+from ..runtime.console import print_table, stderr
 from . import options as ask
 from .open import resumable
 from .parse import parse_locations
@@ -71,7 +71,7 @@ def _show_plan(
     if as_json:
         print(json.dumps(plan_json(found)))
     else:
-        stdout.print(plan_table(found))
+        print_table(plan_table(found))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Tables:
 
         if any(cell.summary is None for cell in collect(self.recipe, runs, self.out)):
             left = [task for task in tasks(runs, self.out, fabric=fab, tflops=tflops) if not task.finished]
-            stderr.print(plan_table(left))
+            print_table(plan_table(left), stderr)
 
     def render(self) -> list[Cell]:
         """Write the files from what there is."""

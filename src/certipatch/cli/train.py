@@ -15,6 +15,7 @@ from ..geometry.patch import parse_patch
 from ..runtime.console import stdout
 from ..training.strategies import STRATEGIES
 from . import options as ask
+from .like import Like
 from .open import is_run, open_to_train, remark, resumable
 from .parse import check_out, parse_devices
 
@@ -54,8 +55,10 @@ def train(
     devices: ask.Devices = "1",
     nodes: ask.Nodes = 1,
     workers: ask.Workers = 0,
+    log: ask.Log = None,
     tensorboard: ask.Tensorboard = False,
     resume: ask.Resume = False,
+    like: Like = None,
     as_json: ask.AsJson = False,
 ) -> None:
     """Fine-tune a model on worst-case masked images."""
@@ -77,7 +80,8 @@ def train(
         out=out,
     )
     machine = {"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes}
-    how = {"workers": workers, "compile": compile, "tensorboard": tensorboard, "resume": resume}
+    how: dict[str, Any] = {"workers": workers, "compile": compile, "resume": resume}
+    how |= {"log": log or ("tensorboard" if tensorboard else None)}
     _train(asked, machine, how, as_json)
 
 
@@ -145,7 +149,7 @@ def _train(asked: TrainingAsked, machine: dict[str, Any], how: dict[str, Any], a
     if as_json:
         print(json.dumps({"run": str(asked.out), **last}))
     else:
-        _show(asked, opened.spec.arch, last, how["tensorboard"])
+        _show(asked, opened.spec.arch, last, how["log"])
 
 
 def _open(asked: TrainingAsked) -> tuple[Source, Source, Opened]:
@@ -171,7 +175,7 @@ def _config(asked: TrainingAsked, opened: Opened) -> TrainConfig:
     return train_config(**{**recipe, "lr": lr, "batch_size": recipe["batch_size"] or 64}, patch_size=size)
 
 
-def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], tensorboard: bool) -> None:
+def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], log: str | None) -> None:
     from ..runtime.progress import percent
 
     say = partial(stdout.print, soft_wrap=True, markup=False)
@@ -182,7 +186,7 @@ def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], tensorboard: bo
         f"trained {arch}{start} with {recipe['strategy']} for {recipe['epochs']} epochs; validation vanilla "
         f"accuracy {percent(right['correct'], right['images'])}"
     )
-    if tensorboard:
+    if log == "tensorboard":
         say(f"curves: {shlex.join(['tensorboard', '--logdir', str(asked.out / 'tensorboard')])}")
     say(f"next: {shlex.join(_following(asked))}")
 

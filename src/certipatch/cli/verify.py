@@ -39,7 +39,7 @@ def verify(
     device: ask.Device = "auto",
     as_json: ask.AsJson = False,
 ) -> None:
-    """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 2 if
+    """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 1 if
     anything is wrong or could not be confirmed."""
     from ..verify.check import verify as check
 
@@ -62,7 +62,7 @@ def verify(
     ]
     _show(found, as_json, again=given is not None and source is not None)
     if not all(one.confirmed for one in found):
-        raise typer.Exit(2)
+        raise typer.Exit(1)
 
 
 def _model(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from PIL import Image
@@ -153,7 +153,7 @@ class _Walk:
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
                 base = readable_name(os.fsencode(entry.name), self.root)
-                name = os.path.join(below, base)
+                name = f"{below}/{base}" if below else base  # on every system
                 if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                     if is_system_folder(base) and base not in self.known:
                         self.left_out.append(f"{name}/")
@@ -195,7 +195,7 @@ def _list_folder(root: str, known: frozenset[str]) -> Listing:
     paths = [found.images[name][0] for name in names]
     remarks = what_was_left_out(root, found.left_out) + what_is_twice(root, found.twice())
     folders = frozenset(found.walked.values())
-    return Listing(root, names, lambda i: open_image(paths[i]), folders, remarks)
+    return Listing(root, names, partial(_open_path, paths), folders, remarks)
 
 
 def _list_tar(root: str, known: frozenset[str]) -> Listing:
@@ -203,14 +203,19 @@ def _list_tar(root: str, known: frozenset[str]) -> Listing:
     names = sorted(found.images, key=in_order)
     places = [(found.images[name].offset_data, found.images[name].size) for name in names]
 
-    def read(i: int) -> Image.Image:
-        # Each read opens the tar anew: worker processes that shared a file offset would disturb each other.
-        with open(root, "rb") as file:
-            file.seek(places[i][0])
-            return open_bytes(file.read(places[i][1]))
-
     remarks = what_was_left_out(root, dict.fromkeys(found.left_out))
-    return Listing(root, names, read, frozenset(found.folders), remarks)
+    return Listing(root, names, partial(_read_in_tar, root, places), frozenset(found.folders), remarks)
+
+
+def _open_path(paths: list[str], i: int) -> Image.Image:
+    return open_image(paths[i])
+
+
+def _read_in_tar(root: str, places: list[tuple[int, int]], i: int) -> Image.Image:
+    """Each read opens the tar anew: worker processes that shared a file offset would disturb each other."""
+    with open(root, "rb") as file:
+        file.seek(places[i][0])
+        return open_bytes(file.read(places[i][1]))
 
 
 def _labels_by_name(listing: Listing, classes: tuple[str, ...] | None) -> list[int]:

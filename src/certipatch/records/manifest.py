@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -177,7 +178,7 @@ def begin_manifest(kind: str, experiment: dict[str, Any], **environment: Any) ->
             "versions": {name: metadata.version(name) for name in ("certipatch", "torch", "timm", "numpy")},
             "python": platform.python_version(),
             "commit": _commit(),
-            "command": " ".join(["certipatch", *sys.argv[1:]]),
+            "command": shlex.join(["certipatch", *sys.argv[1:]]),
             **environment,
         },
         "started": now(),
@@ -358,7 +359,8 @@ def _commit() -> str | None:
         tracked = subprocess.run(
             [*git, "ls-files", "--error-unmatch", "manifest.py"], capture_output=True, check=False
         )
-        answer = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        asked = [*git, "rev-parse", "HEAD"]
+        answer = subprocess.run(asked, capture_output=True, encoding="utf-8", check=False)
     except OSError:  # there is no git on this machine
         return None
     return answer.stdout.strip() if tracked.returncode == 0 else None

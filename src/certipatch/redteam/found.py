@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.source import Item, pixels_sha256
 from ..defenses.patchcleanser.examination import PatchCleanserVerdict
-from ..errors import SoundnessError
+from ..errors import BrokenCertificateError
 from ..records.files import write_atomically
 from ..records.schema import AttackRecord, PatchCleanserRecord, PlacesAttacked
 from .climb import Result
@@ -110,7 +110,7 @@ def check_certificate(
     """Stop if a certified image was broken, or another at a proven place, with all that is needed to replay
     it in a folder of its own.
 
-    Raises SoundnessError, which names that folder.
+    Raises BrokenCertificateError, which names that folder.
     """
     withstood = found.best is not None and not found.best.broken
     best, answer, proof = found.best, found.answer, found.broken_proof
@@ -125,7 +125,7 @@ def check_certificate(
     case["patch"] = _write_patch(folder, best)
     write_atomically(folder / "case.json", json.dumps(case, indent=2).encode())
     margin = "none" if record.margin is None else f"{record.margin:g}"
-    raise SoundnessError(
+    raise BrokenCertificateError(
         f"image {record.index} ({record.name!r}): expected the certified answer {record.label}, found "
         f"{answer}; the certificate's margin was {margin}; replay it from {folder}"
     )

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ..config import DataAsked, ModelSpec, differences
-from ..errors import CertiPatchError, DataError, RecordsError
+from ..errors import CertiPatchError, DataError, MachineError, RecordsError
 from ..geometry.patch import by
 from ..records.manifest import Manifest, first_problem
 from ..records.schema import AttackRecord, Record
@@ -44,9 +44,13 @@ def images_of(manifest: Manifest, data: DataAsked | None = None) -> Images:
     Raises:
         ConfigError, DataError: they cannot be found, or are others than those that were certified.
         RecordsError: the manifest does not describe them, or describes pictures that are too large.
+        MachineError: torch, whose transforms make the pictures, is not installed.
     """
-    from ..data.load import judged_split
-    from ..data.source import Images
+    try:
+        from ..data.load import judged_split
+        from ..data.source import Images
+    except ModuleNotFoundError as error:
+        raise MachineError(f"pictures: expected the package {error.name}, found none") from None
 
     asked = data or DataAsked("")
     place = asked.place or place_beside(manifest)

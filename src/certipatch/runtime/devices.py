@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from ..errors import ConfigError, brief
+from ..errors import ConfigError, MachineError, brief
 
 # By Fabric's name of a precision: what torch.autocast casts to, None for no cast.
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -36,7 +36,7 @@ def make_fabric(
     each has a process of its own (DDP); ``world_size`` and ``global_rank`` say how many and which.
     ``patience`` is how long one process waits for the others (default: torch's).
 
-    Raises ConfigError for what this machine does not have.
+    Raises MachineError for what this machine does not have, ConfigError for what none has.
     """
     # Fabric would say which precision it uses; the manifest says that.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -52,7 +52,8 @@ def make_fabric(
         asked = f"device {device!r}, precision {precision!r}"
         if (devices, nodes) != (1, 1):
             asked += f", devices {devices}, nodes {nodes}"
-        raise ConfigError(f"{asked}: {brief(error, 160)}") from error
+        lacking = isinstance(error, RuntimeError | ImportError)
+        raise (MachineError if lacking else ConfigError)(f"{asked}: {brief(error, 160)}") from error
 
 
 def _keep_memory() -> None:

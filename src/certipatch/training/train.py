@@ -28,7 +28,7 @@ from ..runtime.progress import progress_bar
 from ..views.masked import find_mean
 from .batches import check_batch, epoch_batches, images_used
 from .config import TrainConfig
-from .curves import Curves
+from .curves import Curves, check_log
 from .gradcam import saliency
 from .loop import fit
 from .strategies import STRATEGIES
@@ -46,7 +46,7 @@ def train(
     data: str = "",
     workers: int = 0,
     compile: bool | None = None,
-    tensorboard: bool = False,
+    log: str | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune ``model`` into the folder ``out``: its weights, ``manifest.json`` and ``epochs.jsonl``.
@@ -59,7 +59,7 @@ def train(
             normalises the whole batch on CUDA, but each process's part on the CPU, where torch cannot.
         data: how the data set is called in tables.
         compile: search with the model compiled, which only changes rounding; None: if the run is large.
-        tensorboard: write curves of each step and epoch into ``out``/tensorboard as well.
+        log: write curves of each step and epoch too, into ``out``/LOG: tensorboard, wandb or mlflow.
 
     Returns:
         The last line of ``epochs.jsonl``.
@@ -75,7 +75,7 @@ def train(
     _check_strategy(model, spec, config)
     experiment = {**_describe(model, spec, config, masks), **described, **_describe_processes(fabric)}
     about = {**begin_manifest("train", experiment, **environment(fabric)), "data": data}
-    with _opened(out, about, fabric, tensorboard=tensorboard, resume=resume) as (store, curves):
+    with _opened(out, about, fabric, log=log, resume=resume) as (store, curves):
         if fabric.broadcast(store and store.finished) is None:
             batches = epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)
             with progress_bar(config.epochs * images_used(batches, fabric), "train") as progress:
@@ -98,13 +98,14 @@ def train(
 
 @contextmanager
 def _opened(
-    out: Path, about: dict[str, Any], fabric: Fabric, *, tensorboard: bool, resume: bool
+    out: Path, about: dict[str, Any], fabric: Fabric, *, log: str | None, resume: bool
 ) -> Iterator[tuple[Store | None, Curves]]:
     """The folder of the run and its curves; only process 0 has the folder, and writes curves."""
+    check_log(log)
     with ExitStack() as stack:
         with together(fabric):
-            drawn = tensorboard and fabric.is_global_zero
-            curves = stack.enter_context(Curves(out / "tensorboard" if drawn else None))
+            drawn = log if fabric.is_global_zero else None
+            curves = stack.enter_context(Curves(out / drawn, drawn) if drawn else Curves(None))
             store = None
             if fabric.is_global_zero:
                 store = stack.enter_context(Store(out, about, EPOCHS, resume=resume))

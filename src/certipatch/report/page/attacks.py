@@ -50,7 +50,7 @@ def attack_of(attack: AttackSummary, runs: Sequence[Shown], pictures: Mapping[st
 def _image(
     attack: AttackSummary, record: AttackRecord, run: Shown | None, pictures: Mapping[str, str]
 ) -> dict[str, Any]:
-    names = run.experiment.model.class_names if run else []
+    names = run.class_names if run else []
     before = _record_of(run, record.index) if run else None
 
     def name(label: int | None) -> str:

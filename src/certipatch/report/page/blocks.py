@@ -37,7 +37,7 @@ def block_of(run: Shown, pictures: Mapping[str, str], shown: Sequence[Record]) -
         "size": run.experiment.against.image_size,
         "fill": _colour(run.experiment.fill),
         "masks": run.windows,
-        "classes": run.experiment.model.class_names,
+        "classes": run.class_names,
         "images": _columns(run.records, run.summary.min_margin),
         "picture": {n: record.pixels for n, record in enumerate(run.records) if record.pixels in pictures},
         "gallery": _gallery(run, shown),

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,15 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def write_page(path: Path, compared: Compared, data: DataAsked | None = None) -> list[str]:
+def write_page(
+    path: Path, compared: Compared, data: DataAsked | None = None, words: Mapping[str, str] | None = None
+) -> list[str]:
     """Write the page. The first certification is what it is about, the others are compared with it.
 
     Args:
         data: where the images are, as ``certify`` had it; None: as the manifests say. A page without images
             is complete but for its pictures.
+        words: what people call a class, by the folder's name; WordNet's ids have theirs.
 
     Returns:
         A line for each thing that is not shown, and why.
@@ -55,7 +58,7 @@ def write_page(path: Path, compared: Compared, data: DataAsked | None = None) ->
         RecordsError: damaged records. CertiPatchError: ``data`` is given and holds other images.
     """
     place, names = _names([summary.name for summary in compared.summaries])
-    runs = [Shown(summary, names[summary.name]) for summary in compared.summaries]
+    runs = [Shown(summary, names[summary.name], words) for summary in compared.summaries]
     pictures = Pictures(data)
     attacked = {record.index for one in compared.attacks for record in worth_a_look(one.folder.records)}
     galleries = choose(runs, attacked, pictures)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ...data.words import in_words
 from ...errors import RecordsError
 from ...records.experiment import Certification
 from ...records.manifest import Manifest
@@ -28,6 +29,7 @@ class Shown:
 
     summary: Summary
     name: str
+    words: Mapping[str, str] | None = None  # of classes, by the folder's name
 
     def __post_init__(self) -> None:
         rows, columns = cuts(self.windows, self.experiment.against.image_size)
@@ -58,6 +60,11 @@ class Shown:
     def records(self) -> Sequence[Record]:
         """The records in the order of their index."""
         return self.summary.folder.records
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The classes as people read them."""
+        return in_words(self.experiment.model.class_names, self.words)
 
     @cached_property
     def by_place(self) -> ByPlace | None:
