@@ -16,6 +16,7 @@ from .geometry.masks import MaskSet
 from .geometry.patch import Window
 
 if TYPE_CHECKING:
+    from .certification.one_call import certify
     from .certification.restore import load_defense
     from .defenses.contract import Verdict
     from .defenses.minority_reports.detector import Detection, MinorityReports
@@ -33,6 +34,7 @@ __all__ = [
     "SoundnessError",
     "Verdict",
     "Window",
+    "certify",
     "load_defense",
     "load_run",
 ]
@@ -44,6 +46,7 @@ LAZY = {
     "PatchCleanser": "defenses.patchcleanser.defense",
     "STRATEGIES": "training.strategies",
     "Verdict": "defenses.contract",
+    "certify": "certification.one_call",
     "load_defense": "certification.restore",
     "load_run": "models.runs",
 }

@@ -18,6 +18,11 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+# The least logit margin of a certificate or proof that is counted by default, by precision: more than
+# rounding in other batches, with other threads or after a resume was found to move one (docs/trust.md: 1e-5
+# and 0.031).
+ROUNDING = {"32-true": 1e-3, "16-mixed": 2**-7, "bf16-mixed": 2**-4}
+
 Side = Annotated[int, Field(ge=1, le=10_000)]  # pixels; a manifest is not believed more
 
 

@@ -61,15 +61,16 @@ def test_a_record_is_what_the_verdict_says(name, verdict, schema):
     assert isinstance(readable, schema)
     said = {**vars(verdict), "index": 8, "name": "b", "error": None}
     said["pixels"] = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-    by_place = {"proven", "proven_margins"}  # which stand in no record of a run that did not ask for them
-    fields = [field for field in schema.model_fields if field not in by_place]
+    # These stand in no record of a run that did not ask for them.
+    extra = {"proven", "proven_margins", "unchangeable", "forgeable"}
+    fields = [field for field in schema.model_fields if field not in extra]
     assert readable.model_dump() == {field: said[field] for field in fields}
-    assert list(readable.model_dump()) == [field for field in schema.ORDER if field not in by_place]
+    assert list(readable.model_dump()) == [field for field in schema.ORDER if field not in extra]
 
     ((images, labels),) = defense.shown  # only what can be read is examined
     assert torch.equal(images, pixels[None] / 255)
     assert labels.tolist() == [1]
     known = {"index": 7, "name": "a", "label": 0, "error": "no image", "passes": 0}
     known |= {"certified": False} if schema is PatchCleanserRecord else {}
-    empty = dict.fromkeys(field for field in schema.ORDER if field not in by_place)
+    empty = dict.fromkeys(field for field in schema.ORDER if field not in extra)
     assert unreadable.model_dump() == empty | known

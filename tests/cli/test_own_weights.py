@@ -90,7 +90,8 @@ def test_averaged_weights_are_said_to_be_taken(cli, trained: Path, photos: Path,
     [
         ("hf-hub:timm/resnet18.a1_in1k@v2", "in the version timm has"),
         ("hf-hub:somebody/resnet18-of-mine", "--weights FILE"),
-        ("HF-HUB:somebody/resnet18-of-mine", "--weights FILE"),
+        ("https://huggingface.co/somebody/mine", "type --model hf-hub:somebody/mine"),
+        ("HF-HUB:somebody/resnet18-of-mine", "type --model hf-hub:somebody/resnet18-of-mine"),
     ],
 )
 @pytest.mark.parametrize("command", ["certify", "train"])

@@ -36,6 +36,7 @@ SLOW = {"benchmarks.md", "cluster.md", "own-images.md", "timm-model.md"}  # the 
 TINY = [
     (r"^srun ", ""),
     (r"\$SLURM_ARRAY_TASK_ID/64", "1/1"),
+    (r"--model mymodels:\w+", "--model runs/mine"),
     (r"--model vit_\S+ --pretrained", "--model test_vit --image-size 32"),
     (r"--model (?!runs/|small-cnn)(?!test_vit)\S+", "--model test_resnet --image-size 32"),
     (r" --pretrained", " --weights tiny.safetensors"),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ..config import ROUNDING
 from ..defenses.contract import CertifiedDefense
-from ..records.experiment import ROUNDING
 
 
 class CertifiedRobustAccuracy(Metric):
@@ -25,8 +25,8 @@ class CertifiedRobustAccuracy(Metric):
 
     def __init__(self, defense: CertifiedDefense, min_margin: float | None = None, **options: Any) -> None:
         super().__init__(**options)
-        precision = getattr(getattr(defense, "network", None), "precision", "bf16-mixed")  # the most careful
-        self.defense, self.min_margin = defense, ROUNDING[precision] if min_margin is None else min_margin
+        least = getattr(defense, "least_margin", max(ROUNDING.values()))
+        self.defense, self.min_margin = defense, least if min_margin is None else min_margin
         for name in ("certified", "images"):
             self.add_state(name, default=torch.tensor(0), dist_reduce_fx="sum")
 

@@ -74,7 +74,7 @@ METHODS: dict[str, Method] = {
         kind="certify",
         build=_patchcleanser,
         views=lambda masks: masks * (masks + 1) // 2,
-        options=("exhaustive", "inference", "places"),
+        options=("exhaustive", "inference", "places", "prove"),
     ),
     "minority-reports": Method(
         kind="detect",

@@ -11,25 +11,41 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
+from pydantic import ValidationError
+from torch import nn
 
-from ..config import differences
+from ..config import ModelAsked, ModelSpec, differences
 from ..data.source import Source
 from ..defenses.contract import CertifiedDefense, check_precision
 from ..defenses.patchcleanser.defense import PatchCleanser
-from ..errors import ConfigError, DataError, SoundnessError
+from ..errors import ConfigError, DataError, RecordsError, SoundnessError, brief
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Threat
-from ..models.runs import Opened, open_run
+from ..models.build import build
+from ..models.hub import describe_folder, folder_of, is_address
+from ..models.named import is_function, whole
+from ..models.runs import Opened, open_run, run_folder
 from ..records.manifest import Manifest, read_manifest
 from ..runtime.devices import make_fabric
 from .methods import Way, method_of
 
 
-def load_defense(run: str | Path, certified: str | Path, *, device: str = "auto") -> PatchCleanser:
-    """The defended model of a training run, exactly as a folder of ``certify`` certified it.
+def load_defense(
+    model: str | Path | nn.Module,
+    certified: str | Path,
+    *,
+    weights: str | None = None,
+    pretrained: bool = False,
+    device: str = "auto",
+) -> PatchCleanser:
+    """The defended model, exactly as a folder of ``certify`` certified it.
 
     Args:
-        run: the folder that ``train`` wrote. certified: a folder that ``certify`` wrote of this run.
+        model: as ``--model`` names it (a training run, a timm name, ``package.module:function``,
+            ``hf-hub:user/name``, ``local-dir:path``), or the module itself, as :func:`certipatch.certify`
+            took it.
+        certified: a folder that ``certify`` wrote of this model.
+        weights, pretrained: with a timm name, as for ``certify``.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
@@ -39,7 +55,53 @@ def load_defense(run: str | Path, certified: str | Path, *, device: str = "auto"
     """
     manifest = read_certification(Path(certified))
     fabric = make_fabric(device=device, precision=manifest.certification.precision)
-    return restore(manifest, open_run(Path(run)), fabric)
+    if isinstance(model, nn.Module):
+        opened = Opened.of(certified_spec(manifest), whole(model))
+    else:
+        opened = open_certified(ModelAsked(str(model), weights, pretrained), manifest)
+    return restore(manifest, opened, fabric)
+
+
+def open_certified(model: ModelAsked, manifest: Manifest) -> Opened:
+    """The model that ``--model`` names, with classes and preprocessing as they were certified.
+
+    Raises ConfigError for options that the certification decides. Errors of a model that cannot be had are
+    those of opening it.
+    """
+    if model.image_size or model.crop_pct:
+        raise ConfigError(
+            f"certified {manifest.folder}: has its own preprocessing; drop --image-size and --crop-pct"
+        )
+    if folder := run_folder(model.name):
+        if not model.bare:
+            raise ConfigError(f"model {folder}: a training run has its own weights; drop --weights")
+        return open_run(folder)
+    spec, weights = certified_spec(manifest), model.weights
+    arch = model.name
+    if is_address(model.name):
+        size = spec.image_size
+        stated, weights = describe_folder(
+            folder_of(model.name), classes=spec.classes, image_size=size, crop_pct=spec.crop_pct
+        )
+        arch = stated.arch
+    elif not (is_function(arch) or model.has_weights):
+        raise ConfigError(f"model {arch}: expected --weights or --pretrained with a timm name, found neither")
+    if arch != spec.arch:
+        raise SoundnessError(
+            f"certified {manifest.folder}: is of another model (model.arch: {spec.arch} there, {arch} here); "
+            "certify this one"
+        )
+    return Opened.of(spec, build(spec, pretrained=model.pretrained, weights=weights))
+
+
+def certified_spec(manifest: Manifest) -> ModelSpec:
+    """The model that a certification is of, without its weights."""
+    try:
+        return ModelSpec.model_validate_json(json.dumps(manifest.stated["model"]), strict=True)
+    except ValidationError as error:
+        raise RecordsError(
+            f"certified {manifest.folder}: its manifest does not describe a model ({brief(error)})"
+        ) from error
 
 
 def restore(manifest: Manifest, opened: Opened, fabric: Fabric) -> PatchCleanser:

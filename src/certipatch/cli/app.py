@@ -26,10 +26,25 @@ from .masks import masks
 from .predict import predict
 from .report import report
 from .reproduce import reproduce
+from .serve import serve
 from .train import train
 from .verify import verify
 
-COMMANDS = (masks, train, certify, detect, predict, attack, verify, report, reproduce, bench, demo, checks)
+COMMANDS = (
+    masks,
+    train,
+    certify,
+    detect,
+    predict,
+    serve,
+    attack,
+    verify,
+    report,
+    reproduce,
+    bench,
+    demo,
+    checks,
+)
 
 app = typer.Typer(
     help="Train, certify and run image classifiers that no patch of a stated size can fool.",

@@ -43,6 +43,7 @@ def certify(
     exhaustive: ask.Exhaustive = False,
     inference: ask.Inference = None,
     places: ask.ByPlace = False,
+    prove: ask.ProveToo = False,
     compile: ask.Compile = None,
     shared_prefix: ask.SharedPrefix = None,
     defense: ask.Defense = "patchcleanser",
@@ -61,7 +62,7 @@ def certify(
         machine={"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes},
         way={"batch_size": batch_size, "compile": compile, "shared_prefix": shared_prefix},
         defense=defense,
-        options=_options(defense, exhaustive, inference, places),
+        options=_options(defense, inference, exhaustive=exhaustive, places=places, prove=prove),
         resume=resume,
     )
     written = run(asked, parse_shard(shard))
@@ -132,15 +133,16 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
     return Written(list(folders), mine, len(source)) if fab.is_global_zero else None
 
 
-def _options(defense: str, exhaustive: bool, inference: str | None, places: bool) -> dict[str, Any]:
+def _options(defense: str, inference: str | None, **flags: bool) -> dict[str, Any]:
     """The options of PatchCleanser; other defenses have none yet."""
     if defense != "patchcleanser":
-        if exhaustive or inference or places:
+        if inference or any(flags.values()):
             raise ConfigError(
-                f"defense {defense!r}: has no --exhaustive, no --inference and no --places; drop them"
+                f"defense {defense!r}: has no --exhaustive, no --inference, no --places and no --prove; drop "
+                "them"
             )
         return {}
-    return {"exhaustive": exhaustive, "inference": parse_inference(inference), "places": places}
+    return {"inference": parse_inference(inference), **flags}
 
 
 def _show(written: Written, out: Path, as_json: bool) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 GROUPS = {
     "Data": "data split class_map class_names limit val_data val_split",
     "Model": "model weights pretrained image_size crop_pct",
-    "Threat": "patch patches masks_per_axis defense inference thresholds certified records places exhaustive",
+    "Threat": "patch patches masks_per_axis defense inference thresholds certified records",
+    "Proof": "places prove exhaustive",
     "Training": "strategy epochs lr clean_fraction gradcam_layer search_every search_precision",
     "Attack": "steps restarts certified_restarts",
     "Check": "sample every min_margin require",
     "Recipe": "only scale dry_run tflops",
     "Measure": "what repeats full only_certified strategies train_batch_size",
     "Speed": "batch_size device devices nodes precision compile shared_prefix workers shard",
+    "Service": "host port max_bytes queue",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
@@ -37,6 +39,10 @@ EXAMPLES = {
     "predict": (
         "--model runs/mine --certified runs/mine-certified photo.jpg",
         "--model runs/mine --patch 3% --masks-per-axis 3 photo.jpg",
+    ),
+    "serve": (
+        "--model runs/mine --certified runs/mine-certified",
+        "--model runs/mine --certified runs/mine-certified --port 0 --no-prove",
     ),
     "attack": (
         "--model runs/mine --records runs/mine-certified --data photos/val --out runs/mine-attacked",

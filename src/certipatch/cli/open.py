@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..config import DataAsked, ModelAsked, ModelSpec, is_path
+from ..config import DataAsked, ModelAsked, ModelSpec
 from ..errors import ConfigError, DataError, one_line
 from ..geometry.patch import Size
 from ..runtime.console import stderr
@@ -118,14 +118,14 @@ def open_run_asked(model: ModelAsked, *, classes: tuple[str, ...] | None = None)
 
     Raises DataError if it tells other classes apart than ``classes``, where those are given.
     """
-    from ..models.runs import open_run
+    from ..models.runs import open_run, run_folder
 
     if not model.bare:
         raise ConfigError(
             f"model {model.name}: a training run has its own weights and size; drop --weights, --pretrained, "
             "--image-size and --crop-pct"
         )
-    return open_run(Path(model.name), classes=classes)
+    return open_run(run_folder(model.name) or Path(model.name), classes=classes)
 
 
 def open_to_train(model: ModelAsked, source: Source, *, seed: int) -> Opened:
@@ -137,25 +137,39 @@ def open_to_train(model: ModelAsked, source: Source, *, seed: int) -> Opened:
 
 
 def build_asked(model: ModelAsked, source: Source, *, training: bool = False, seed: int = 0) -> Opened:
-    """The architecture that ``--model`` names, for the classes of the images, with the weights asked for."""
-    from ..models.build import build, describe
+    """The architecture, function or folder that ``--model`` names, for the classes of the images."""
+    from ..models.build import build
     from ..models.runs import Opened
 
+    spec, weights = _described(model, source.classes, training=training)
+    if _smaller(source, spec.image_size):
+        spec = _enlarging(spec, model.crop_pct)
+    network = build(spec, pretrained=model.pretrained, weights=weights, replace_head=training, seed=seed)
+    return Opened.of(spec, network)
+
+
+def _described(
+    model: ModelAsked, classes: tuple[str, ...], *, training: bool
+) -> tuple[ModelSpec, str | None]:
+    """What ``--model`` names as the model states it, and the file of weights that was asked for or found."""
+    from ..models.build import describe
+    from ..models.hub import describe_folder, folder_of, is_address
+    from ..models.named import describe_module, is_function, module_of
+
+    size = parse_size(model.image_size) if model.image_size else None
+    asked: dict[str, Any] = {"classes": classes, "image_size": size, "crop_pct": model.crop_pct}
+    if is_function(model.name):
+        return describe_module(module_of(model.name), model.name, **asked), model.weights
+    if is_address(model.name):
+        if model.has_weights:
+            raise ConfigError(f"model {model.name}: has its own weights; drop --weights and --pretrained")
+        return describe_folder(folder_of(model.name), **asked)
     if not training and not model.has_weights:
         raise ConfigError(
             f"model {model.name}: expected a training run, or --weights or --pretrained with a timm name; "
             "random weights certify nothing"
         )
-    classes, size = source.classes, parse_size(model.image_size) if model.image_size else None
-    spec = describe(
-        model.name, classes=classes, num_classes=len(classes), image_size=size, crop_pct=model.crop_pct
-    )
-    if _smaller(source, spec.image_size):
-        spec = _enlarging(spec, model.crop_pct)
-    network = build(
-        spec, pretrained=model.pretrained, weights=model.weights, replace_head=training, seed=seed
-    )
-    return Opened.of(spec, network)
+    return describe(model.name, num_classes=len(classes), **asked), model.weights
 
 
 def _enlarging(spec: ModelSpec, crop_pct: float | None) -> ModelSpec:
@@ -187,21 +201,18 @@ def _smaller(source: Source, size: Size) -> bool:
 
 def is_run(model: str) -> bool:
     """Whether ``--model`` names a training run. Raises ConfigError for a path where there is no folder."""
-    from ..records.manifest import holds_manifest
+    from ..models.runs import run_folder
 
     _refuse_address(model)
-    names_path = is_path(model) or model.startswith(".")
-    if names_path and not os.path.isdir(model):
-        raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
-    return names_path or (os.path.isdir(model) and holds_manifest(Path(model)))
+    return run_folder(model) is not None
 
 
 def _refuse_address(model: str) -> None:
-    """Raises ConfigError for a model's address on a hub that is not one of timm's own."""
-    if re.match(r"(hf[-_]hub:|https?://)", model, re.IGNORECASE) and not os.path.exists(model):
+    """Raises ConfigError for a hub's address in other words than ours, and says what to type."""
+    address = re.fullmatch(r"(hf[-_]hub:|https?://huggingface\.co/)([^@]+)(@.*)?", model, re.IGNORECASE)
+    if address is not None and address[1] != "hf-hub:" and not os.path.exists(model):
         raise ConfigError(
-            f"model {model}: only timm's own are opened by name, in the version timm has; fetch its "
-            "model.safetensors, and type --model with the name of the architecture in timm and --weights FILE"
+            f"model {model}: expected an address such as hf-hub:user/name; type --model hf-hub:{address[2]}"
         )
 
 

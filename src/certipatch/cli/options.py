@@ -12,7 +12,12 @@ from ..training.strategies import STRATEGIES
 from .parse import model_name
 
 Model = Annotated[
-    str, typer.Option(callback=model_name, help="a training run (folder), a timm name, or small-cnn")
+    str,
+    typer.Option(
+        callback=model_name,
+        help="a training run (folder), a timm name, small-cnn, package.module:function, hf-hub:user/name or "
+        "local-dir:path",
+    ),
 ]
 Data = Annotated[
     str, typer.Option(help="folder or .tar of class folders, a timm data set (torch/cifar10), or digits")
@@ -114,6 +119,10 @@ Exhaustive = Annotated[bool, typer.Option("--exhaustive", help="compute every pa
 ByPlace = Annotated[
     bool, typer.Option("--places", help="also prove at which places of the patch each image is safe")
 ]
+ProveToo = Annotated[
+    bool,
+    typer.Option("--prove", help="also record which answers, right or wrong, are proven without their label"),
+]
 SharedPrefix = Annotated[
     bool | None,
     typer.Option(
@@ -128,6 +137,12 @@ Shard = Annotated[
 CertifiedFolder = Annotated[
     Path | None,
     typer.Option(help="folder that certify wrote: its patch, k and precision, for its weights only"),
+]
+Prove = Annotated[
+    bool, typer.Option("--prove", help="also say whether any single patch changed the answer or can, proven")
+]
+ProvenPlaces = Annotated[
+    bool, typer.Option("--places", help="with --prove: also at which places of the patch it is proven")
 ]
 PatchWithout = Annotated[str | None, typer.Option(help="without --certified: as in certify")]
 MasksPerAxisWithout = Annotated[

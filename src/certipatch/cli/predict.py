@@ -5,58 +5,92 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ..config import ModelAsked
 from ..errors import ConfigError, DataError
 from . import options as ask
+from .open import is_run, open_run_asked
 from .parse import mask_set, parse_inference
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
-    from ..config import ModelSpec
     from ..defenses.patchcleanser.defense import PatchCleanser
     from ..models.runs import Opened
+
+T = TypeVar("T")
+Answer = Callable[[Sequence[T]], list[dict[str, Any]]]
 
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="image files")],
-    model: Annotated[str, typer.Option(help="a training run (folder)")],
+    model: ask.Model,
     certified: ask.CertifiedFolder = None,
+    weights: ask.Weights = None,
+    pretrained: ask.Pretrained = False,
     patch: ask.PatchWithout = None,
     masks_per_axis: ask.MasksPerAxisWithout = None,
     patches: ask.PatchesWithout = None,
     device: ask.Device = "auto",
     precision: ask.PrecisionWithout = None,
     inference: ask.Inference = None,
+    prove: ask.Prove = False,
+    places: ask.ProvenPlaces = False,
     class_names: ask.ClassNames = None,
 ) -> None:
     """Classify images with the defended model: one JSON line an image."""
     from ..data.source import evaluation_transform
-    from ..data.words import in_words, read_class_names
-    from ..models.runs import open_run
+    from ..data.words import read_class_names
+    from ..deploy.predictor import Predictor
+    from ..records.store import BLOCK
 
-    opened = open_run(Path(model))
+    if places and not prove:
+        raise ConfigError("--places: expected --prove with it")
+    opened, defense, least = _opened(
+        ModelAsked(model, weights, pretrained),
+        certified,
+        (patch, masks_per_axis, patches),
+        device,
+        {"precision": precision, "inference": inference},
+    )
+    named = read_class_names(class_names) if class_names else None
+    predictor = Predictor.of(opened.spec, defense, least, named)
+    answer = partial(predictor.prove, places=places) if prove else predictor.answer
+    failed = print_answers(images, evaluation_transform(opened.spec), answer, at_once=BLOCK if prove else 1)
+    if failed:
+        raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
+
+
+def _opened(
+    asked: ModelAsked,
+    certified: Path | None,
+    geometry: tuple[str | None, int | None, int | None],
+    device: str,
+    way: dict[str, str | None],
+) -> tuple[Opened, PatchCleanser, float]:
+    """The model, its defense as it was certified or as it is asked for, and the least margin of a proof."""
+    patch, masks_per_axis, patches = geometry
     if certified is not None:
-        _refuse_besides(certified, bool(patch or masks_per_axis or patches or precision), inference)
-        defense = _as_certified(certified, opened, device)
-    elif patch is not None:
-        way = {"precision": precision or "32-true", "inference": parse_inference(inference)}
-        defense = _as_asked(opened, (patch, masks_per_axis or 6, patches or 1), device, way)
-    else:
+        _refuse_besides(certified, any((*geometry, way["precision"])), way["inference"])
+        return as_certified(certified, asked, device)
+    if patch is None:
         raise ConfigError(
             "patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of "
             "certify"
         )
-    transform = evaluation_transform(opened.spec)
-    shown = in_words(opened.spec.classes, read_class_names(class_names) if class_names else None)
-    failed = sum(not _answer(path, opened.spec, shown, defense, transform) for path in images)
-    if failed:
-        raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
+    if not is_run(asked.name):
+        raise ConfigError(f"model {asked.name}: expected --certified FOLDER with it, or a training run")
+    opened = open_run_asked(asked)
+    options = {
+        "precision": way["precision"] or "32-true",
+        "inference": parse_inference(way["inference"]),
+    }
+    return opened, _as_asked(opened, (patch, masks_per_axis or 6, patches or 1), device, options), 0.0
 
 
 def _refuse_besides(certified: Path, geometry: bool, inference: str | None) -> None:
@@ -69,15 +103,18 @@ def _refuse_besides(certified: Path, geometry: bool, inference: str | None) -> N
         raise ConfigError(f"certified {certified}: has its own inference; drop --inference")
 
 
-def _as_certified(certified: Path, opened: Opened, device: str) -> PatchCleanser:
-    from ..certification.restore import read_certification, restore
+def as_certified(certified: Path, asked: ModelAsked, device: str) -> tuple[Opened, PatchCleanser, float]:
+    """The model, the defense that was certified, and the least margin of what is proven with it."""
+    from ..certification.restore import open_certified, read_certification, restore
     from ..report.certification import in_other_environments
     from ..runtime.devices import make_fabric
 
     manifest = read_certification(certified)
     for line in in_other_environments([manifest]):
         print(f"{line} This runs as the first part did.", file=sys.stderr)
-    return restore(manifest, opened, make_fabric(device=device, precision=manifest.certification.precision))
+    opened = open_certified(asked, manifest)
+    fabric = make_fabric(device=device, precision=manifest.certification.precision)
+    return opened, restore(manifest, opened, fabric), manifest.rounding
 
 
 def _as_asked(
@@ -93,34 +130,24 @@ def _as_asked(
     return PatchCleanser(opened.network.to(fab.device).eval(), fine, **way)
 
 
-def _answer(
-    path: Path,
-    spec: ModelSpec,
-    shown: Sequence[str],
-    defense: PatchCleanser,
-    transform: Callable[[Image.Image], Tensor],
-) -> bool:
-    """Print the answer for one image as a line of JSON, with the class in words where it has some; False if
-    it cannot be read."""
+def print_answers(
+    images: Sequence[Path], transform: Callable[[Image.Image], T], answer: Answer[T], *, at_once: int
+) -> int:
+    """Print a line of JSON for each image, so many examined together; how many cannot be read."""
     from ..data.decode import UNREADABLE, decode, open_image, why_unreadable
-    from ..data.source import as_float
 
-    try:
-        pixels = transform(decode(open_image(path)))
-    except UNREADABLE as error:
-        print(json.dumps({"image": str(path), "error": why_unreadable(error)}))
-        return False
-    device = next(defense.model.parameters()).device
-    (verdict,) = defense.examine(as_float(pixels[None].to(device)))
-    label, vanilla = verdict.defended_label, verdict.vanilla_label
-    found = {
-        **{"image": str(path), "label": label, "class": spec.classes[label], "case": verdict.case},
-        **{"vanilla_label": vanilla, "vanilla_class": spec.classes[vanilla], "margin": verdict.margin},
-        **defense.threat,
-        **{"masks_per_axis": defense.masks.masks_per_axis, "precision": defense.network.precision},
-        "inference": defense.inference,
-    }
-    if shown[label] != spec.classes[label]:
-        found["class_in_words"] = shown[label]
-    print(json.dumps(found))
-    return True
+    failed = 0
+    for start in range(0, len(images), at_once):
+        pixels: dict[int, T] = {}
+        errors: dict[int, str] = {}
+        block = range(start, min(start + at_once, len(images)))
+        for i in block:
+            try:
+                pixels[i] = transform(decode(open_image(images[i])))
+            except UNREADABLE as error:
+                errors[i] = why_unreadable(error)
+        answers = dict(zip(pixels, answer([*pixels.values()]) if pixels else [], strict=True))
+        for i in block:
+            print(json.dumps({"image": str(images[i]), **answers.get(i, {"error": errors.get(i)})}))
+        failed += len(errors)
+    return failed

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import ROUNDING
 from ..errors import ConfigError, SoundnessError
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Threat, whole
@@ -63,6 +64,11 @@ class MaskedClassifier:
         if self._moved is None:
             self._moved = measure_movement(self.network, self.masks.image_size)
         return self._moved
+
+    @property
+    def least_margin(self) -> float:
+        """The least margin, in logits, of what counts as proven: more than rounding was seen to move one."""
+        return max(ROUNDING[self.network.precision], self.moved)
 
     @property
     def model(self) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import ModelSpec
 from ..errors import ConfigError, ModelError, brief
+from .named import check_outputs, is_function, module_of, whole
 from .small import SMALL_CNN, Normalize, SmallCNN
 from .weights import LITE0_PACKAGE, bare_names, first_names, lite0_state, load_state, read_weights
 
@@ -140,6 +141,8 @@ def build(
         ConfigError: unknown name, an image size that the network does not take. ModelError: weights that
             cannot be had, do not fit, or are not finite.
     """
+    if is_function(spec.arch):
+        return _from_function(spec, pretrained=pretrained, weights=weights, seed=seed)
     state = None if weights in (None, LITE0_PACKAGE) else read_weights(str(weights))
     there = _classes_there(spec, weights, state, pretrained)
     if there == 0 and not replace_head:
@@ -162,6 +165,20 @@ def build(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = nn.Sequential(Normalize(spec.mean, spec.std), network).eval()
     _try(model, spec)
+    return model
+
+
+def _from_function(spec: ModelSpec, *, pretrained: bool, weights: str | None, seed: int) -> nn.Sequential:
+    """The model that a function of the user's returns; its weights are those that it brings, or of a file."""
+    if pretrained:
+        raise ConfigError(f"model {spec.arch}: its function brings its weights; drop --pretrained")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = module_of(spec.arch)
+    if weights is not None:
+        load_state(module, read_weights(weights), source=weights, arch=spec.arch)
+    model = whole(module)
+    check_outputs(model, spec)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from ..config import ModelSpec
-from ..errors import DataError, RecordsError, SoundnessError, brief
-from ..records.manifest import Manifest, read_manifest
+from ..config import ModelSpec, is_path
+from ..errors import ConfigError, DataError, RecordsError, SoundnessError, brief
+from ..records.manifest import Manifest, holds_manifest, read_manifest
 from .build import build
+from .hub import folder_of, is_address
 from .weights import weights_sha256
 
 
@@ -37,6 +39,21 @@ class Opened:
     def of(cls, spec: ModelSpec, network: nn.Sequential, trained: dict[str, Any] | None = None) -> Opened:
         """A model that is in memory already; its weights are hashed now."""
         return cls(spec, network, trained, weights_sha256(network))
+
+
+def run_folder(model: str) -> Path | None:
+    """The folder of the training run that a model's name stands for; None for another kind of model.
+
+    Raises ConfigError for a path where there is no folder, and ModelError for an address that cannot be
+    reached.
+    """
+    if is_address(model):
+        folder = folder_of(model)
+        return folder if holds_manifest(folder) else None
+    names_path = is_path(model) or model.startswith(".")
+    if names_path and not os.path.isdir(model):
+        raise ConfigError(f"no training run at {model}: expected a folder that train wrote, or a timm name")
+    return Path(model) if names_path or (os.path.isdir(model) and holds_manifest(Path(model))) else None
 
 
 def load_run(

@@ -19,11 +19,6 @@ Rectangle = Annotated[
 ]  # top, left, height, width
 
 
-# The least logit margin of a certificate that is counted by default, by precision: more than rounding in
-# other batches, with other threads or after a resume was found to move one (docs/trust.md: 1e-5 and 0.031).
-ROUNDING = {"32-true": 1e-3, "16-mixed": 2**-7, "bf16-mixed": 2**-4}
-
-
 class Expected(BaseModel):
     """An entry as it must be; its type is not coerced."""
 
@@ -92,6 +87,7 @@ class Certification(Expected):
     fill: Any = None
     inference: Literal["double-masking", "challenger"] = "double-masking"
     places: bool = False
+    prove: bool = False
     masks: Masks | None = None
     threat: Against | None = None
 

@@ -25,10 +25,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ..config import differences, parse_json
+from ..config import ROUNDING, differences, parse_json
 from ..errors import RecordsError, brief
 from .experiment import (
-    ROUNDING,
     Attack,
     Certification,
     Expected,

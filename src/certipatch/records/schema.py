@@ -93,21 +93,26 @@ class PatchCleanserRecord(Record):
     ``margin`` is the smallest difference between the best two logits in any view that was looked at. An image
     that is not certified has the ``failing_pair`` of masks that was found first, and its ``failing_label``.
     By place (``--places``), ``proven`` has a 1 for each mask whose whole row is right, else a 0, and
-    ``proven_margins`` the smallest margin in each such row; otherwise both are absent.
+    ``proven_margins`` the smallest margin in each such row; otherwise both are absent. With proofs
+    (``--prove``), ``unchangeable`` says whether the answer, right or wrong, is proven without its label, and
+    ``forgeable`` whether a patch on this image may lead to a wrong answer that is.
     """
 
     model_config = ConfigDict(extra="forbid")
     ORDER = (
         *("index", "name", "label", "pixels", "vanilla_label", "defended_label", "case", "certified"),
-        *("failing_pair", "failing_label", "proven", "proven_margins", "margin", "passes", "error"),
+        *("failing_pair", "failing_label", "proven", "proven_margins", "unchangeable", "forgeable"),
+        *("margin", "passes", "error"),
     )
-    OPTIONAL = ("proven", "proven_margins")
+    OPTIONAL = ("proven", "proven_margins", "unchangeable", "forgeable")
 
     case: Literal["agreed", "disagreer", "majority", "champion"] | None
     failing_pair: tuple[int, int] | None
     failing_label: int | None = Field(ge=0)
     proven: str | None = Field(default=None, pattern="^[01]+$")
     proven_margins: tuple[float, ...] | None = None
+    unchangeable: bool | None = None
+    forgeable: bool | None = None
 
     @model_validator(mode="after")
     def _agreed(self) -> Self:
@@ -130,6 +135,26 @@ class PatchCleanserRecord(Record):
         answered = self._looked_at and self.defended_label == self.label
         if (rows > 0 and not answered) or self.certified != (rows == len(self.proven)):
             raise ValueError("proven, but its other fields say it is not")
+        return self
+
+    @model_validator(mode="after")
+    def _proof(self) -> Self:
+        """A proof is of an answer on which all masks agree. If it is right it is the certificate; if it is
+        wrong it is forged already, and only wrong answers are."""
+        if self.unchangeable is None:
+            if self.forgeable is not None:
+                raise ValueError("forgeable without unchangeable")
+            return self
+        right, wrong = self.defended_label == self.label, self.defended_label != self.label
+        agreed = self._looked_at and self.case == "agreed" and self.margin is not None
+        flaws = (
+            self.unchangeable and not agreed,
+            self.certified != (self.unchangeable and right),
+            self.forgeable and right,
+            self.unchangeable and wrong and not self.forgeable,
+        )
+        if any(flaws):
+            raise ValueError("unchangeable or forgeable, but its other fields say it is not")
         return self
 
 

@@ -18,6 +18,7 @@ from ..records.manifest import Manifest
 from ..records.read import Folder, read_written
 from ..records.schema import EPOCHS, Record
 from .places import ByPlace, ShareOfPlaces
+from .proofs import Proofs
 from .shares import Share
 
 CAPTION = (
@@ -48,6 +49,7 @@ class Summary:
         complete: every image has its record.
         min_margin: only certificates with at least this margin are counted.
         below: certificates that are not, since their margin is smaller.
+        proofs: answers that are proven without their label; None unless they were asked for.
     """
 
     folder: Folder[Record]
@@ -60,6 +62,7 @@ class Summary:
     min_margin: float = 0.0
     below: int = 0
     certified_share_of_places: ShareOfPlaces | None = None
+    proofs: Proofs | None = None
 
     @property
     def name(self) -> str:
@@ -98,6 +101,7 @@ class Summary:
             "clean_accuracy": self.clean_accuracy.to_json(),
             "certified_robust_accuracy": self.certified_robust_accuracy.to_json(),
             **by_place,
+            **({"proven_answers": self.proofs.to_json()} if self.proofs else {}),
             "unreadable": self.unreadable,
             "passes": self.passes,
             "min_margin": self.min_margin,
@@ -145,6 +149,7 @@ def summarize(folder: Folder[Record], *, min_margin: float | None = None) -> Sum
         min_margin=least,
         below=sum(record.certified and not record.counts(least) for record in folder.records),
         certified_share_of_places=ShareOfPlaces.of(by_place.shares()) if by_place else None,
+        proofs=Proofs.of(folder, min_margin=least),
     )
 
 
@@ -217,8 +222,10 @@ def _remarks(summaries: Sequence[Summary]) -> list[str]:
     fallen = [remark for remark in map(below_the_margin, summaries) if remark]
     manifests = [summary.folder.manifest for summary in summaries]
     by_place = [BY_PLACE] if any(summary.certified_share_of_places for summary in summaries) else []
+    proofs = [f"{summary.name}: {summary.proofs}." for summary in summaries if summary.proofs]
     return [
         *by_place,
+        *map(one_line, proofs),
         *other_images([summary.experiment for summary in summaries]),
         *dict.fromkeys(fallen),
         *in_other_environments(manifests),

@@ -18,6 +18,7 @@ from .record import check_labels, check_margin, is_margin
 from .restatement import ENTRIES, FIELDS, Line, Restatement, Sighting
 
 BY_PLACE = ("proven", "proven_margins")  # what a line has besides if it was certified by place
+PROOFS = ("unchangeable", "forgeable")  # ... and if proofs without a label were asked for
 WILD = 8  # so many views within the tolerance are tried both ways
 
 
@@ -31,8 +32,9 @@ def _flaws(experiment: Experiment) -> Iterator[str]:
         yield f"exhaustive is {experiment['exhaustive']!r}"
     if experiment.get("inference", "challenger") != "challenger":
         yield f"inference is {experiment['inference']!r}, expected 'challenger' or none"
-    if experiment.get("places", True) is not True:
-        yield f"places is {experiment['places']!r}, expected true or none"
+    for entry in ("places", "prove"):
+        if experiment.get(entry, True) is not True:
+            yield f"{entry} is {experiment[entry]!r}, expected true or none"
 
 
 def _check_line(line: Line) -> None:
@@ -47,6 +49,29 @@ def _check_line(line: Line) -> None:
     else:
         _check_failure(line)
     _check_places(line)
+    _check_proof(line)
+
+
+def _check_proof(line: Line) -> None:
+    """A proof is of an answer that all masks agree on; if it is right it is the certificate, and if it is
+    wrong it is forged."""
+    record = line.record
+    there = [field for field in PROOFS if field in record]
+    if "prove" not in line.experiment:
+        line.expect(not there, f"has {', '.join(there)}, but proofs were not asked for")
+        return
+    proven, forged = (record.get(field) for field in PROOFS)
+    if type(proven) is not bool or type(forged) is not bool:
+        line.expect(False, f"unchangeable {proven!r} and forgeable {forged!r} are not both true or false")
+        return
+    right = record["defended_label"] == record["label"]
+    line.expect(not proven or record["case"] == "agreed", "is unchangeable, but masks disagree")
+    line.expect(
+        (proven and right) is (record["certified"] is True),
+        f"unchangeable is {proven}, but certified says otherwise",
+    )
+    line.expect(not (forged and right), "is forgeable, but its answer is right")
+    line.expect(forged or right or not proven, "is wrong and unchangeable, but not forgeable")
 
 
 def _check_places(line: Line) -> None:
@@ -85,10 +110,11 @@ def _check_passes(line: Line) -> None:
     """There were as many forward passes as the masks and the inference can take."""
     record, n = line.record, line.masks
     low, high = 1 + n, all_views(n)
-    if record["certified"] is True or line.experiment["exhaustive"] is True:
+    whole = line.experiment["exhaustive"] is True or record.get("unchangeable") is True
+    if record["certified"] is True or whole:
         low = high
     elif (
-        "places" not in line.experiment
+        not {"places", "prove"} & set(line.experiment)
         and _is_pair(record["failing_pair"], n)
         and record["failing_pair"][0] == record["failing_pair"][1]
     ):
@@ -180,6 +206,31 @@ def _compare(sighting: Sighting) -> None:
     _compare_margin(sighting, table)
     if "proven" in sighting.record:
         _compare_places(sighting, table)
+    if "unchangeable" in sighting.record:
+        _compare_proof(sighting, table)
+
+
+def _compare_proof(sighting: Sighting, table: Table) -> None:
+    """Unchangeable if and only if all views say the same; forgeable if and only if the answer is wrong and
+    the views under some mask and any other all say it."""
+    n, answer = sighting.masks, sighting.record["defended_label"]
+    held, broken = [], []  # by how much each row is all of the answer, or some view of it is not
+    for i in range(n):
+        row = [table[min(i, j), max(i, j)] for j in range(n)]
+        against = [view.margin for view in row if view.best != answer]
+        if against:
+            broken.append(max(against))
+        else:
+            held.append(min(view.margin for view in row))
+    wrong = answer != sighting.record["label"]
+    _compare_flag(sighting, "unchangeable", not broken, max(broken) if broken else min(held))
+    _compare_flag(sighting, "forgeable", wrong and bool(held), max(held) if held else min(broken))
+
+
+def _compare_flag(sighting: Sighting, name: str, found: bool, margin: float) -> None:
+    stated = sighting.record[name]
+    if stated is not found:
+        sighting.differs(f"{name} is {found}, the record says {stated}", surely=margin > sighting.tolerance)
 
 
 def _compare_places(sighting: Sighting, table: Table) -> None:
@@ -279,9 +330,9 @@ def _compare_margin(sighting: Sighting, table: Table) -> None:
 PATCHCLEANSER = Restatement(
     defense="patchcleanser",
     entries=ENTRIES | {"masks", "fill", "exhaustive"},
-    optional=frozenset({"defense", "inference", "places"}),
+    optional=frozenset({"defense", "inference", "places", "prove"}),
     fields=FIELDS | {"case", "failing_pair", "failing_label"},
-    optional_fields=frozenset(BY_PLACE),
+    optional_fields=frozenset({*BY_PLACE, *PROOFS}),
     flaws=_flaws,
     check_line=_check_line,
     compare=_compare,

@@ -107,3 +107,29 @@ def proven_rows(table: np.ndarray, label: int) -> np.ndarray:
     """
     proven: np.ndarray = (table == label).all(axis=1)
     return proven
+
+
+def unchangeable(table: np.ndarray) -> bool:
+    """Theorem 1 read backwards: is the whole table of a received image one label?
+
+    Then both inferences answer that label on every image that differs from this one within one patch that the
+    masks cover: the proof of Theorem 1 uses neither that the label is the true one nor that the image is
+    clean. "Differs within one patch" is symmetric, so the image as it was before somebody put a patch on it
+    is among them: no single patch changed this answer, and none can. One-mask labels that agree (case
+    *agreed*) do not say that.
+    """
+    return two_mask_correct(table, int(table[0, 0])) and table[0, 0] != UNKNOWN
+
+
+def forgeable(table: np.ndarray, label: int, defended: int) -> bool:
+    """May some patch on this image lead to an answer other than ``label`` that is proven unchangeable?
+
+    Args:
+        table: of the clean image. label: its true label. defended: its answer, by either inference.
+
+    If an image within one patch of this one has a table of nothing but z, then this one is answered z
+    (:func:`unchangeable`), so z is ``defended``. And under a mask that hides the patch the two images are
+    one, so the row of that mask is all z here too. Without a wrong answer and such a row, no proof can be
+    forged.
+    """
+    return defended != label and bool(proven_rows(table, defended).any())

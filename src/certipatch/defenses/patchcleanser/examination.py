@@ -15,7 +15,16 @@ from ...geometry.masks import MaskSet
 from ...views.masked import check_logits, window_tensor
 from ...views.network import Network
 from ..contract import Verdict
-from .algorithms import UNKNOWN, Case, Inference, answer, proven_rows, two_mask_correct
+from .algorithms import (
+    UNKNOWN,
+    Case,
+    Inference,
+    answer,
+    forgeable,
+    proven_rows,
+    two_mask_correct,
+    unchangeable,
+)
 from .schedule import Schedule, View
 
 
@@ -29,21 +38,31 @@ class PatchCleanserVerdict(Verdict):
         margin: the smallest best-minus-second-best logit over the masked views that were computed.
         case: which case decided: agreed, disagreer or majority of Algorithm 1; agreed or champion of
             challenger masking.
+        one_mask: the label under each mask alone.
         failing_pair: indices (i <= j) of the first wrong pair of masks, one-mask views (i = j) before others;
-            None if no view that was computed is wrong.
+            None if no view that was computed is wrong. Of a proof without a label, the first that says
+            something else than the answer.
         failing_label: the label under that pair, else None.
-        proven: by place, for each mask 1 if its row is proven for the true label, else 0, as one text; None
-            if it was not asked for or no label was given.
+        proven: by place, for each mask 1 if its row is proven for the true label (without a label, for the
+            answer), else 0, as one text; None if it was not asked for.
         proven_margins: the smallest margin in each row that is proven, in the order of the masks.
+        unchangeable: the whole table is one label, so no single patch changed this answer or can; known
+            without the true label, and no word about whether the answer is right. None if it was not asked
+            for. All views were looked at, so ``margin`` is the smallest of them.
+        forgeable: a patch on this image may lead to a wrong answer that is proven unchangeable; None if it
+            was not asked for or no label was given.
     """
 
     defended_label: int
     margin: float
     case: Case
+    one_mask: tuple[int, ...] = ()
     failing_pair: tuple[int, int] | None
     failing_label: int | None
     proven: str | None = None
     proven_margins: tuple[float, ...] | None = None
+    unchangeable: bool | None = None
+    forgeable: bool | None = None
 
 
 @dataclass
@@ -72,23 +91,35 @@ class Answers:
         np.fill_diagonal(gaps, gap)
         return cls(int(labels[0]), table, gaps, gap[:, None] + gap[None, :])
 
-    def verdict(self, label: int | None, inference: Inference, *, places: bool) -> PatchCleanserVerdict:
+    def verdict(
+        self, label: int | None, inference: Inference, *, places: bool, prove: bool
+    ) -> PatchCleanserVerdict:
         """What follows from the answers, once the schedule has no more to ask."""
-        by_place = {} if label is None or not places else self._by_place(label)
         defended, case = answer(self.labels, inference)
-        failing = None if label is None else self._failing_pair(label)
+        by_place = self._by_place(defended if label is None else label) if places else {}
+        proof = self._proof(label, defended) if prove else {}
+        expected = defended if label is None and prove else label
+        failing = None if expected is None else self._failing_pair(expected)
         return PatchCleanserVerdict(
             label=label,
             vanilla_label=self.vanilla,
             defended_label=defended,
             case=case,
+            one_mask=tuple(self.labels.diagonal().tolist()),
             certified=None if label is None else two_mask_correct(self.labels, label),
             failing_pair=failing,
             failing_label=None if failing is None else int(self.labels[failing]),
             margin=float(self.margins.min()),
             passes=1 + int(np.triu(self.labels != UNKNOWN).sum()),
             **by_place,
+            **proof,
         )
+
+    def _proof(self, label: int | None, defended: int) -> dict[str, Any]:
+        """Whether the answer is proven without its label; and of a labelled image, whether a wrong one can
+        be."""
+        forged = None if label is None else forgeable(self.labels, label, defended)
+        return {"unchangeable": unchangeable(self.labels), "forgeable": forged}
 
     def _by_place(self, label: int) -> dict[str, Any]:
         """The rows that are proven, and how near the closest decision in each was."""
@@ -118,7 +149,8 @@ class Examination:
 
     Args:
         images: (N, 3, H, W) float in [0, 1]. truth: the true label of each, or None.
-        exhaustive, inference, places: as of :class:`certipatch.PatchCleanser`.
+        exhaustive, inference, places, prove: as of :class:`certipatch.PatchCleanser`, here for images
+            without a label too.
     """
 
     def __init__(
@@ -131,12 +163,13 @@ class Examination:
         exhaustive: bool,
         inference: Inference,
         places: bool,
+        prove: bool,
     ) -> None:
         self.network, self.images, self.truth = network, images, truth
-        self.masks, self.inference, self.places = len(masks), inference, places
+        self.masks, self.inference, self.extra = len(masks), inference, {"places": places, "prove": prove}
         windows = window_tensor(masks, images.device)
         self.windows = torch.cat([torch.zeros_like(windows[:1]), windows])  # the first hides nothing
-        self.schedule = Schedule(network.apart, exhaustive=exhaustive, inference=inference, places=places)
+        self.schedule = Schedule(network.apart, exhaustive=exhaustive, inference=inference, **self.extra)
         self.room = list(range(min(len(images), network.images_at_once)))
         self.shared = network.room_for(len(self.room) * len(self.windows))
         self.place: dict[int, int] = {}  # where in ``shared`` the activations of an image are
@@ -197,7 +230,7 @@ class Examination:
 
     def _decided(self, image: int) -> None:
         answers = self.answers.pop(image)
-        self.verdicts[image] = answers.verdict(self.truth[image], self.inference, places=self.places)
+        self.verdicts[image] = answers.verdict(self.truth[image], self.inference, **self.extra)
         self.room.append(self.place.pop(image))
 
     def _index(self, numbers: np.ndarray) -> Tensor:

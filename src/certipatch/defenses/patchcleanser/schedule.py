@@ -7,6 +7,9 @@ answer is met: pairs come in the order of the two masks' summed one-mask margins
 
 By place, the proven rows are asked for too. A row ends with its first wrong label, so a wrong pair ends two
 rows; a mask that is wrong alone ends its own, and in every other row nothing but the pair with it.
+
+For a proof without a label every pair is asked for where the one-mask labels agree, whatever they say, until
+one says otherwise; and of an image that is answered wrongly, rows until one is all of that answer.
 """
 
 from __future__ import annotations
@@ -18,13 +21,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...geometry.masks import MaskPair
-from .algorithms import UNKNOWN, Inference, challenger_masking, majority_label
+from .algorithms import UNKNOWN, Inference, answer, challenger_masking, majority_label
 
 View = tuple[int, int, int]  # an image, and its masks i <= j
 
 
+NOTHING: np.ndarray = np.empty((0, 2), dtype=np.int64)
+
+
 def missing_pairs(
-    table: np.ndarray, label: int | None, inference: Inference = "double-masking", *, places: bool = False
+    table: np.ndarray,
+    label: int | None,
+    inference: Inference = "double-masking",
+    *,
+    places: bool = False,
+    prove: bool = False,
 ) -> tuple[np.ndarray, int]:
     """The pairs (i <= j) that must still be known, and the label that each must have for the rest to matter.
 
@@ -34,19 +45,33 @@ def missing_pairs(
     its outcome decides who plays then. Nothing is missing when everything is decided.
 
     Args:
-        places: the proven rows of ``label`` must be known as well.
+        places: the proven rows of ``label`` must be known as well; without a label, of the answer.
+        prove: it must be known whether the answer is unchangeable; and, with a label, forgeable.
     """
-    nothing = np.empty((0, 2), dtype=np.int64)
     if places and label is not None:
         of_rows = missing_in_rows(table, label)
         if len(of_rows):
             return of_rows, label
+    pairs, expected = _missing_for_the_answer(table, label, inference, prove=prove)
+    if len(pairs) or not (prove or places):
+        return pairs, expected
+    defended, _ = answer(table, inference)
+    if label is None:
+        return missing_in_rows(table, defended) if places else NOTHING, defended
+    return missing_for_forgery(table, label, defended) if prove else NOTHING, defended
+
+
+def _missing_for_the_answer(
+    table: np.ndarray, label: int | None, inference: Inference, *, prove: bool
+) -> tuple[np.ndarray, int]:
+    """What :func:`missing_pairs` asks for until answer and certificate, or proof, are known."""
     first_round = table.diagonal()
-    if label is not None and (first_round == label).all():
-        # The defended label is settled (agreed); the certificate needs every pair, or one wrong one.
-        if ((table != label) & (table != UNKNOWN)).any():
-            return nothing, label
-        return np.argwhere(np.triu(table == UNKNOWN)), label
+    agreed = int(first_round[0]) if (first_round == first_round[0]).all() else None
+    if agreed is not None and (prove or agreed == label):
+        # The defended label is settled (agreed); certificate and proof need every pair, or one wrong one.
+        if ((table != agreed) & (table != UNKNOWN)).any():
+            return NOTHING, agreed
+        return np.argwhere(np.triu(table == UNKNOWN)), agreed
     if inference == "challenger":
         return next_game(table), UNKNOWN
     majority = majority_label(first_round)
@@ -56,7 +81,20 @@ def missing_pairs(
             continue  # this disagreer has been outvoted
         others = np.flatnonzero(~known)
         return np.sort(np.stack([np.full_like(others, i), others], axis=1), axis=1), int(first_round[i])
-    return nothing, majority
+    return NOTHING, majority
+
+
+def missing_for_forgery(table: np.ndarray, label: int, defended: int) -> np.ndarray:
+    """The unknown pairs (i <= j) of a row that may be all of a wrong answer, as an array (n, 2); (0, 2) if
+    there is such a row already, or there can be none."""
+    same = table == defended
+    if defended == label or same.all(axis=1).any():
+        return NOTHING
+    open_rows = np.flatnonzero((same | (table == UNKNOWN)).all(axis=1))
+    for i in open_rows[:1]:
+        others = np.flatnonzero(table[i] == UNKNOWN)
+        return np.sort(np.stack([np.full_like(others, i), others], axis=1), axis=1)
+    return NOTHING
 
 
 def missing_in_rows(table: np.ndarray, label: int) -> np.ndarray:
@@ -115,6 +153,7 @@ class Schedule:
         exhaustive: ask for every pair, also where the answer is settled.
         inference: how the defended label is found.
         places: ask for what the proven rows need too.
+        prove: ask for what proofs without a label need too.
     """
 
     def __init__(
@@ -124,8 +163,10 @@ class Schedule:
         exhaustive: bool = False,
         inference: Inference = "double-masking",
         places: bool = False,
+        prove: bool = False,
     ) -> None:
-        self.apart, self.exhaustive, self.inference, self.places = apart, exhaustive, inference, places
+        self.apart, self.exhaustive, self.inference = apart, exhaustive, inference
+        self.places, self.prove = places, prove
         self.images: dict[int, _Image] = {}
 
     def add(self, image: int, table: np.ndarray, label: int | None, order: np.ndarray) -> bool:
@@ -172,7 +213,9 @@ class Schedule:
         if self.exhaustive:
             pairs = np.argwhere(np.triu(one.table == UNKNOWN))
         else:
-            pairs, one.expected = missing_pairs(one.table, one.label, self.inference, places=self.places)
+            pairs, one.expected = missing_pairs(
+                one.table, one.label, self.inference, places=self.places, prove=self.prove
+            )
         if not len(pairs):
             del self.images[image]
             return False
