@@ -571,6 +571,25 @@ def test_compiled_answers(precision):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
+def test_compiled_code_rounds_where_the_model_does(frozen):
+    """In bf16 a BatchNorm with large means, folded into a convolution's weights and bias of 8 bits, would
+    move logits by whole units; the code answers within a few steps of bf16."""
+    model = cnn().float()
+    with torch.no_grad():
+        model[1][0].bias += 3.7
+        model[1][1].running_mean += 3.7
+        model[1][1].running_var.fill_(0.01)
+    images, windows = pictures(4).float(), window_tensor(MASKS, torch.device("cpu"))[:4]
+    make = partial(Network, model, MASKS, fill=torch.full((3,), 0.5), batch_size=4, precision="bf16-mixed")
+    code, plain = make(compile=True, frozen=frozen), make(compile=False)
+    assert code.compiled
+    answers, expected = code(images, windows).float(), plain(images, windows).float()
+    step = float(expected.abs().max()) / 256
+    assert float((answers - expected).abs().max()) <= 2 * step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
 def test_compiled_weights_are_todays(frozen):
     """Of a model that was compiled before: with other weights, if by so little that a comparison with the
     model would let it pass."""

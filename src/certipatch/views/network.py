@@ -185,12 +185,18 @@ class Network:
             self.compiled = True
             # These must be on while torch traces (as options of torch.compile they come too late), which is
             # in the first call: either the weights go into the code, or BatchNorm is folded into the weights
-            # of each moment in every call. The limit is one for the whole process, which may make many
-            # networks.
-            how = {"freezing": frozen, "efficient_conv_bn_eval_fx_passes": not frozen}
+            # of each moment in every call. In reduced precision a BatchNorm that is folded into weights and
+            # biases of 8 bits moves logits by whole units, so there the code rounds wherever the model does.
+            # The limit is one for the whole process, which may make many networks.
+            exact = self.precision == "32-true"
+            how = {
+                "freezing": frozen and exact,
+                "efficient_conv_bn_eval_fx_passes": not frozen and exact,
+                "emulate_precision_casts": not exact,
+            }
             with torch._inductor.config.patch(how), torch._dynamo.config.patch(recompile_limit=10**6):
                 difference = float((self(pixels, windows).float() - expected).abs().max())
-            tolerance = (1e-3 if self.precision == "32-true" else 0.1) * max(1.0, float(expected.abs().max()))
+            tolerance = (1e-3 if exact else 0.02) * max(1.0, float(expected.abs().max()))
             if not difference <= tolerance:
                 raise ValueError(f"it answers otherwise than the model, by {difference:.2g}")
         # A compiler raises whatever it likes: it is not installed, it does not know an operation ...
