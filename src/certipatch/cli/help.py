@@ -10,7 +10,8 @@ GROUPS = {
     "Model": "model weights pretrained image_size crop_pct",
     "Threat": "patch patches masks_per_axis defense inference thresholds certified records",
     "Proof": "places prove exhaustive",
-    "Training": "strategy epochs lr clean_fraction gradcam_layer search_every search_precision",
+    "Training": "strategy epochs lr optimizer schedule weight_decay momentum augment ema keep clean_fraction "
+    "gradcam_layer search_every search_precision",
     "Attack": "steps restarts certified_restarts",
     "Check": "sample every min_margin require",
     "Recipe": "only scale dry_run tflops",

@@ -92,6 +92,21 @@ ValSplit = Annotated[str | None, typer.Option(help="like --split, of the validat
 Strategy = Annotated[str, typer.Option(help=f"which pixels to hide in training: {', '.join(STRATEGIES)}")]
 Epochs = Annotated[int, typer.Option(min=1)]
 Lr = Annotated[float | None, typer.Option(help="default: 0.01, or 0.001 for ViT and ConvNeXt")]
+Optimizer = Annotated[
+    str, typer.Option(help="timm's name of one: momentum (SGD with it), sgd (with Nesterov's), adamw ...")
+]
+Schedule = Annotated[
+    str, typer.Option(help="of the learning rate: step (a tenth after half of it), constant, cosine, linear")
+]
+WeightDecay = Annotated[float, typer.Option(min=0, help="of all weights but biases and normalisations")]
+Momentum = Annotated[float, typer.Option(min=0, help="of an optimizer that has one")]
+Augment = Annotated[str, typer.Option(help="images before they are masked: none, flip, crop or flip,crop")]
+Ema = Annotated[
+    float | None, typer.Option(help="average the weights of the steps, those before counting so much: 0.999")
+]
+Keep = Annotated[
+    str, typer.Option(help="weights of the last epoch, or the best: by certified training images, held out")
+]
 CleanFraction = Annotated[float, typer.Option(min=0, max=1, help="share of each batch left unmasked")]
 GradcamLayer = Annotated[
     str | None, typer.Option(help="module that gutout looks at; default: the last feature map")

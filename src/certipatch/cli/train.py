@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from ..models.runs import Opened
     from ..training.config import TrainConfig
 
+# The options that are part of a training configuration as they were typed.
+RECIPE = (
+    *("strategy", "masks_per_axis", "epochs", "batch_size", "lr", "optimizer", "schedule", "weight_decay"),
+    *("momentum", "augment", "ema", "keep", "clean_fraction", "gradcam_layer", "search_every"),
+    *("search_precision", "seed"),
+)
+
 
 def train(
     model: ask.Model,
@@ -36,6 +43,13 @@ def train(
     epochs: ask.Epochs = 10,
     batch_size: ask.BatchSize = None,
     lr: ask.Lr = None,
+    optimizer: ask.Optimizer = "momentum",
+    schedule: ask.Schedule = "step",
+    weight_decay: ask.WeightDecay = 0.0,
+    momentum: ask.Momentum = 0.9,
+    augment: ask.Augment = "none",
+    ema: ask.Ema = None,
+    keep: ask.Keep = "last",
     weights: ask.Weights = None,
     pretrained: ask.Pretrained = False,
     split: ask.Split = None,
@@ -62,27 +76,21 @@ def train(
     as_json: ask.AsJson = False,
 ) -> None:
     """Fine-tune a model on worst-case masked images."""
+    given = dict(locals())
     check_out(out, data, val_data)
     _check_asked(patch, strategy)
-    place = DataAsked(data, split, class_map)
     asked = TrainingAsked(
         model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
-        data=place,
-        validation=_validation(place, val_data, val_split),
+        data=DataAsked(data, split, class_map),
+        validation=_validation(DataAsked(data, split, class_map), val_data, val_split),
         limit=limit,
         patch=patch,
-        recipe={
-            **{"strategy": strategy, "masks_per_axis": masks_per_axis, "epochs": epochs},
-            **{"batch_size": batch_size, "lr": lr, "clean_fraction": clean_fraction, "seed": seed},
-            **{"gradcam_layer": gradcam_layer, "search_every": search_every},
-            **{"search_precision": search_precision},
-        },
+        recipe={name: given[name] for name in RECIPE},
         out=out,
     )
     machine = {"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes}
-    how: dict[str, Any] = {"workers": workers, "compile": compile, "resume": resume}
-    how |= {"log": log or ("tensorboard" if tensorboard else None)}
-    _train(asked, machine, how, as_json)
+    log = log or ("tensorboard" if tensorboard else None)
+    _train(asked, machine, {"workers": workers, "compile": compile, "resume": resume, "log": log}, as_json)
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,9 @@ def _config(asked: TrainingAsked, opened: Opened) -> TrainConfig:
     from ..training.config import default_lr, train_config
 
     recipe = asked.recipe
-    lr = default_lr(opened.spec.arch) if recipe["lr"] is None else recipe["lr"]
+    lr = recipe["lr"]
+    if lr is None:
+        lr = default_lr(opened.spec.arch, recipe["optimizer"])
     size = parse_patch(asked.patch, opened.spec.image_size)
     return train_config(**{**recipe, "lr": lr, "batch_size": recipe["batch_size"] or 64}, patch_size=size)
 
@@ -182,9 +192,10 @@ def _show(asked: TrainingAsked, arch: str, last: dict[str, Any], log: str | None
     right, recipe = last["validation_vanilla"], asked.recipe
     from_something = is_run(asked.model.name) or asked.model.has_weights
     start = "" if from_something else " from random weights (--pretrained takes trained ones)"
+    best = f", of which {last['epoch']} was the best" if recipe["keep"] == "best" else ""
     say(
-        f"trained {arch}{start} with {recipe['strategy']} for {recipe['epochs']} epochs; validation vanilla "
-        f"accuracy {percent(right['correct'], right['images'])}"
+        f"trained {arch}{start} with {recipe['strategy']} for {recipe['epochs']} epochs{best}; validation "
+        f"vanilla accuracy {percent(right['correct'], right['images'])}"
     )
     if log == "tensorboard":
         say(f"curves: {shlex.join(['tensorboard', '--logdir', str(asked.out / 'tensorboard')])}")

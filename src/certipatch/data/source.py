@@ -158,9 +158,13 @@ class Images(Dataset[Item]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Item:
+        return self.read(index, self.transform)
+
+    def read(self, index: int, transform: Callable[[Image.Image], Tensor]) -> Item:
+        """The image as ``transform`` makes (3, H, W) uint8 pixels of it."""
         name, label = self.source.names[index], self.source.labels[index]
         try:
-            pixels, error = self.transform(decode(self.source.open(index))), None
+            pixels, error = transform(decode(self.source.open(index))), None
         except UNREADABLE as problem:
             pixels, error = None, why_unreadable(problem)
         return Item(index, name, label, pixels, error)

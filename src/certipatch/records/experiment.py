@@ -59,7 +59,20 @@ class Training(Expected):
     strategy: str
     epochs: Count
     search_every: Any = None
+    optimizer: Any = None
+    schedule: Any = None
+    augment: Any = None
+    ema: Any = None
+    keep: Any = None
     seed: Any = None
+
+    @property
+    def choices(self) -> list[str]:
+        """What was chosen otherwise than in the paper, in a word or two each."""
+        every = [f"searched in every {self.search_every}."] if self.search_every else []
+        words = [str(word) for word in (self.optimizer, self.schedule, self.augment) if word]
+        words += [f"ema {self.ema}"] if self.ema else []
+        return every + words + ([f"{self.keep} epoch"] if self.keep else [])
 
 
 class Data(Expected):

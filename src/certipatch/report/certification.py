@@ -192,8 +192,8 @@ def strategy(experiment: Certification) -> str:
     trained = experiment.trained
     if trained is None:
         return "not fine-tuned"
-    every = f" (searched in every {trained.search_every}.)" if trained.search_every else ""
-    return f"{trained.strategy}, {trained.epochs} epochs{every}"
+    choices = f" ({', '.join(trained.choices)})" if trained.choices else ""
+    return f"{trained.strategy}, {trained.epochs} epochs{choices}"
 
 
 def training_cost(folder: Path) -> float:

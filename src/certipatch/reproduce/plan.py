@@ -20,6 +20,9 @@ from ..training.config import TrainConfig, default_lr, train_config
 from ..training.strategies import BACKWARD, FORWARD, STRATEGIES, forward_equivalents
 from .recipe import Recipe, Setup
 
+# Options of a training that a setup may set, besides those that decide on the rows of its table.
+TRAINED = ("optimizer", "schedule", "weight_decay", "momentum", "augment", "ema", "keep")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -105,7 +108,8 @@ class Run:
             masks_per_axis=setup.train_masks_per_axis,
             epochs=self.epochs,
             batch_size=setup.batch_size,
-            lr=default_lr(self.arch) if setup.lr is None else setup.lr,
+            lr=default_lr(self.arch, setup.optimizer) if setup.lr is None else setup.lr,
+            **{name: getattr(setup, name) for name in TRAINED},
             clean_fraction=0.0 if self.strategy == "vanilla" else setup.clean_fraction,
             seed=self.seed,
         )

@@ -44,6 +44,7 @@ class Setup(Frozen):
         equal_compute: a pair (cheap, costly) adds a row, the cheap strategy with as many epochs as cost what
             the costly one does.
         places: certify by place too.
+        optimizer ... keep: as in :class:`~certipatch.training.config.TrainConfig`.
     """
 
     data: str = Field(pattern=NAME)
@@ -69,6 +70,13 @@ class Setup(Frozen):
     epochs: int = 10
     batch_size: int = 64
     lr: float | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    augment: str | None = None
+    ema: float | None = None
+    keep: str | None = None
     precision: str = "32-true"
     note: str = ""
 

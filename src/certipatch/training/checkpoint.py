@@ -20,6 +20,7 @@ from ..records.seals import LENGTH, sha256
 from ..records.store import Store
 from ..runtime.processes import together
 from .counts import EpochCounts
+from .kept import Kept, kept_line
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 300  # within an epoch; after each epoch there is one anyway
@@ -49,8 +50,10 @@ class Checkpoint:
     Only process 0 has the store of the run, so only it reads and writes; on the others ``store`` is None.
     """
 
-    def __init__(self, store: Store | None, model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
-        self.store, self.model, self.optimizer = store, model, optimizer
+    def __init__(
+        self, store: Store | None, model: nn.Sequential, optimizer: torch.optim.Optimizer, kept: Kept
+    ) -> None:
+        self.store, self.model, self.optimizer, self.kept = store, model, optimizer, kept
         self._written = time.monotonic()
 
     def restore(self, fabric: Fabric) -> Start:
@@ -99,6 +102,8 @@ class Checkpoint:
     def _set(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if "kept" in state:  # a checkpoint from before there was a choice has the last weights alone
+            self.kept.load_state_dict(state["kept"])
 
     @property
     def due(self) -> bool:
@@ -106,7 +111,7 @@ class Checkpoint:
         return self.store is not None and time.monotonic() - self._written > CHECKPOINT_SECONDS
 
     def save(self, epoch: int, step: int, counts: EpochCounts, found: Tensor | None) -> None:
-        """Write the state of model and optimizer, and where the run is (see :class:`Start`)."""
+        """Write the state of model, optimizer and kept weights, and where the run is (see :class:`Start`)."""
         if self.store is None:
             return
         state = {
@@ -115,6 +120,7 @@ class Checkpoint:
             "sums": vars(counts),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "kept": self.kept.state_dict(),
             "found": found,
         }
         data = io.BytesIO()
@@ -127,8 +133,10 @@ class Checkpoint:
         """Write the weights of the network alone, under its own names, and remove the checkpoint."""
         if self.store is None:
             return
+        self.kept.finish()
         network = {key: value.cpu().contiguous() for key, value in self.model[1].state_dict().items()}
         weights = safetensors.torch.save(network)
         write_atomically(self.store.folder / "model.safetensors", weights, alone=True)
-        self.store.finish(weights_sha256=weights_sha256(self.model.eval()))
+        epoch = {"kept_epoch": kept_line(self.store.lines)["epoch"]} if self.kept.keeps_best else {}
+        self.store.finish(weights_sha256=weights_sha256(self.model.eval()), **epoch)
         (self.store.folder / CHECKPOINT).unlink()

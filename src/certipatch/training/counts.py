@@ -64,8 +64,9 @@ class EpochCounts:
         self.passes += step["passes"]
         self.seconds += seconds
 
-    def line(self, epoch: int, lr: float, validation: dict[str, int]) -> dict[str, Any]:
-        """The line of ``epochs.jsonl`` for the complete ``epoch``, counted from 0."""
+    def line(self, epoch: int, lr: float) -> dict[str, Any]:
+        """What the line of ``epochs.jsonl`` for the complete ``epoch``, counted from 0, says of its steps;
+        ``lr`` is that of the last."""
         return {
             "epoch": epoch + 1,
             "lr": lr,
@@ -75,7 +76,6 @@ class EpochCounts:
             "images": int(self.images),
             "forward_equivalents": int(self.passes),
             "seconds": round(self.seconds, 3),
-            "validation_vanilla": validation,
         }
 
     def note(self, epoch: int, epochs: int, lines: list[dict[str, Any]]) -> str:

@@ -14,13 +14,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
 
 from ..data.source import Images, Item, as_float, collate
@@ -29,18 +31,23 @@ from ..records.store import Store
 from ..runtime.devices import derived_seed
 from ..runtime.processes import together, total
 from ..runtime.progress import Progress
+from .augment import Augmented
 from .batches import epoch_batches, images_used, part_of
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .counts import EpochCounts, count_step, mean_loss
 from .curves import Curves
+from .held_out import certified
+from .kept import HELD_OUT, Kept
 from .masking import Masking
+from .optimization import make_optimizer, make_schedule
 
 
 def fit(
     model: nn.Sequential,
     images: Images,
     validation: Images,
+    held_out: Images | None,
     masks: MaskSet,
     config: TrainConfig,
     store: Store | None,
@@ -53,13 +60,18 @@ def fit(
 ) -> None:
     """Train to the end, from the store's checkpoint if there is one. Only process 0 has the store.
 
+    After each epoch the vanilla accuracy on ``validation`` is measured, and how many images of ``held_out``
+    are certified, if there are any.
+
     A killed run that is resumed ends with the same weights on the CPU (of three or more processes: up to
     rounding, as the order of their sums is not fixed).
     """
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    checkpoint = Checkpoint(store, model, optimizer)
+    model.to(fabric.device)
+    optimizer, kept = make_optimizer(model, config), Kept(model, config)
+    batch_size = config.batch_size * fabric.world_size
+    steps = len(epoch_batches(len(images), batch_size, seed=0))
+    set_lr = make_schedule(optimizer, config, steps)
+    checkpoint = Checkpoint(store, model, optimizer, kept)
     start = checkpoint.restore(fabric)
     wrapped, opt = fabric.setup(_normalising_together(model, fabric), optimizer)
     masking = Masking(model, masks, config, fabric, len(images))
@@ -67,37 +79,29 @@ def fit(
     masking.found = masking.found if start.found is None else start.found
 
     for epoch in range(start.epoch, config.epochs):
-        lr = opt.param_groups[0]["lr"] = learning_rate(config, epoch)
-        seed, batch_size = derived_seed(config.seed, epoch), config.batch_size * fabric.world_size
-        batches = epoch_batches(len(images), batch_size, seed)
+        batches = epoch_batches(len(images), batch_size, derived_seed(config.seed, epoch))
         step, counts = 0, EpochCounts()
         if epoch == start.epoch:
             step, counts = start.step, start.counts
             progress.resume(epoch * images_used(batches, fabric) + images_used(batches[:step], fabric))
-            curves.begin(epoch * len(batches) + step)
+            curves.begin(epoch * steps + step)
         with _interruptible() as interrupted:
-            for items in _loader(images, batches[step:], fabric, workers):
-                started = time.monotonic()
+            for items in _loader(images, batches[step:], epoch, fabric, workers):
+                started, lr = time.monotonic(), set_lr(epoch, step)
                 with together(fabric):
                     views, targets, searched = masking(items, epoch, derived_seed(config.seed, epoch, step))
                 masking.share(items)
-                wrapped.train()
-                logits = wrapped(views)
-                loss = F.cross_entropy(logits, targets)
-                opt.zero_grad()
-                fabric.backward(loss)
-                opt.step()
+                logits, loss = _step(wrapped, opt, views, targets, fabric)
                 _share_statistics(model, fabric)
-
                 step += 1
+                kept.update(epoch * steps + step)
                 mine = count_step(logits, targets, loss, images=len(items), searched=searched)
                 done = total(fabric, {**mine, "stop": interrupted(), "save": checkpoint.due})
                 mean = mean_loss(done, epoch, step)  # refused before anything of this step is saved
-                seconds = time.monotonic() - started
-                counts.add(done, seconds)
+                counts.add(done, seconds := time.monotonic() - started)
                 note = counts.note(epoch, config.epochs, store.lines if store else [])
                 progress.advance(int(done["images"]), note)
-                curves.add_step(epoch * len(batches) + step, mean, lr, done["images"] / seconds)
+                curves.add_step(epoch * steps + step, mean, lr, done["images"] / seconds)
                 if done["stop"] or done["save"]:
                     with together(fabric):
                         curves.flush()
@@ -105,13 +109,15 @@ def fit(
                 if done["stop"]:
                     raise KeyboardInterrupt
         if start.lines <= epoch:  # a kill between this line and the checkpoint repeats only the latter
-            validated = vanilla_accuracy(model, validation, fabric, workers)
+            judged, passes = _judge(kept.now, validation, held_out, masks, fabric, workers)
+            counts.passes += passes
             with together(fabric):
                 if store:
-                    store.append([counts.line(epoch, lr, validated)])
+                    store.append([{**counts.line(epoch, set_lr(epoch, steps - 1)), **judged}])
         with together(fabric):
             if store:
-                curves.add_epoch((epoch + 1) * len(batches), store.lines[epoch])
+                kept.compare(store.lines)
+                curves.add_epoch((epoch + 1) * steps, store.lines[epoch])
             curves.flush()
             checkpoint.save(epoch + 1, 0, EpochCounts(), masking.found)
 
@@ -119,15 +125,43 @@ def fit(
         checkpoint.finish()
 
 
-def _loader(images: Images, batches: list[list[int]], fabric: Fabric, workers: int) -> DataLoader[Item]:
+def _step(
+    model: nn.Module, optimizer: Optimizer, views: Tensor, targets: Tensor, fabric: Fabric
+) -> tuple[Tensor, Tensor]:
+    """One gradient step on the mean loss of the views; their logits before it, and the loss."""
+    model.train()
+    logits = model(views)
+    loss = F.cross_entropy(logits, targets)
+    optimizer.zero_grad()
+    fabric.backward(loss)
+    optimizer.step()
+    return logits, loss
+
+
+def _loader(
+    images: Images, batches: list[list[int]], epoch: int, fabric: Fabric, workers: int
+) -> DataLoader[Item]:
     """The images of this process's part of each batch, as lists of items."""
-    parts = [part_of(batch, fabric.global_rank, fabric.world_size) for batch in batches]
+    parts: list[Any] = [part_of(batch, fabric.global_rank, fabric.world_size) for batch in batches]
+    if isinstance(images, Augmented):
+        parts = [[(index, epoch) for index in part] for part in parts]
     return DataLoader(images, batch_sampler=parts, collate_fn=list, num_workers=workers)
 
 
-def learning_rate(config: TrainConfig, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0: multiplied by ``lr_decay`` after half of the epochs."""
-    return config.lr * (config.lr_decay if epoch >= max(1, config.epochs // 2) else 1.0)
+def _judge(
+    model: nn.Sequential,
+    validation: Images,
+    held_out: Images | None,
+    masks: MaskSet,
+    fabric: Fabric,
+    workers: int,
+) -> tuple[dict[str, dict[str, int]], int]:
+    """What the line of an epoch says of its weights, and the passes of looking at held-out images."""
+    found = {"validation_vanilla": vanilla_accuracy(model, validation, fabric, workers)}
+    if held_out is None:
+        return found, 0
+    found[HELD_OUT], passes = certified(model, held_out, masks, fabric, workers)
+    return found, passes
 
 
 @torch.inference_mode()

@@ -26,11 +26,15 @@ from ..runtime.devices import AUTOCAST, environment, precision_of
 from ..runtime.processes import together
 from ..runtime.progress import progress_bar
 from ..views.masked import find_mean
+from .augment import Augmented
 from .batches import check_batch, epoch_batches, images_used
 from .config import TrainConfig
 from .curves import Curves, check_log
 from .gradcam import saliency
+from .held_out import hold_out
+from .kept import kept_line
 from .loop import fit
+from .optimization import make_optimizer
 from .strategies import STRATEGIES
 
 
@@ -62,27 +66,27 @@ def train(
         log: write curves of each step and epoch too, into ``out``/LOG: tensorboard, wandb or mlflow.
 
     Returns:
-        The last line of ``epochs.jsonl``.
+        The line of ``epochs.jsonl`` of the epoch whose weights were kept: the last one, or the best.
 
     Raises:
         ConfigError: options that cannot be. DataError: unusable data, or an unreadable image. RecordsError:
         ``out`` cannot be used. SoundnessError: a loss that is not finite.
     """
-    _check_premises(model, source, validation, config, fabric)
     described = _describe_data(source, validation, data, fabric)
-    size, k = config.patch_size, config.masks_per_axis
-    masks = MaskSet.covering(image_size=spec.image_size, patch_size=size, masks_per_axis=k)
+    source, held_out = hold_out(source) if config.keep == "best" else (source, None)
+    _check_premises(model, source, validation, config, fabric)
+    masks = _masks(spec, config)
     _check_strategy(model, spec, config)
     experiment = {**_describe(model, spec, config, masks), **described, **_describe_processes(fabric)}
     about = {**begin_manifest("train", experiment, **environment(fabric)), "data": data}
     with _opened(out, about, fabric, log=log, resume=resume) as (store, curves):
         if fabric.broadcast(store and store.finished) is None:
-            batches = epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)
-            with progress_bar(config.epochs * images_used(batches, fabric), "train") as progress:
+            with progress_bar(_images_trained_on(source, config, fabric), "train") as progress:
                 fit(
                     model,
-                    Images(source, spec),
+                    Augmented(source, spec, config) if config.augment else Images(source, spec),
                     Images(validation, spec),
+                    Images(held_out, spec) if held_out else None,
                     masks,
                     config,
                     store,
@@ -92,8 +96,19 @@ def train(
                     progress=progress,
                     curves=curves,
                 )
-        last: dict[str, Any] = fabric.broadcast(store.lines[-1] if store else {})
-        return last
+        line: dict[str, Any] = fabric.broadcast(kept_line(store.lines) if store else {})
+        return line
+
+
+def _masks(spec: ModelSpec, config: TrainConfig) -> MaskSet:
+    size, k = config.patch_size, config.masks_per_axis
+    return MaskSet.covering(image_size=spec.image_size, patch_size=size, masks_per_axis=k)
+
+
+def _images_trained_on(source: Source, config: TrainConfig, fabric: Fabric) -> int:
+    """How many there are in the whole run, each as often as it is met."""
+    batches = epoch_batches(len(source), config.batch_size * fabric.world_size, seed=0)
+    return config.epochs * images_used(batches, fabric)
 
 
 @contextmanager
@@ -142,6 +157,7 @@ def _check_premises(
             "bf16-mixed or 16-mixed"
         )
     check_batch(model, len(source), config.batch_size, fabric)
+    make_optimizer(model, config)  # refused before anything is written
 
 
 def _describe_data(source: Source, validation: Source, data: str, fabric: Fabric) -> dict[str, Any]:
