@@ -145,7 +145,7 @@ def _local_cuts(model: nn.Module, masks: MaskSet, noise: Tensor, layer: str | No
     try:
         graph = _Tracer().trace(model)
         module = torch.fx.GraphModule(model, graph)
-        _refuse_numbers_out_of_sight(module, noise)
+        refuse_numbers_out_of_sight(module, noise)
         reach = _Reach(module, _cuts(graph))
         for windows in torch.split(window_tensor(masks, noise.device), TRIAL_BATCH_SIZE):
             reach.look(_views(noise, windows, masks, torch.nan))
@@ -165,7 +165,7 @@ def _local_cuts(model: nn.Module, masks: MaskSet, noise: Tensor, layer: str | No
     return cuts
 
 
-def _refuse_numbers_out_of_sight(module: nn.Module, noise: Tensor) -> None:
+def refuse_numbers_out_of_sight(module: nn.Module, noise: Tensor) -> None:
     """Raises an exception of torch's if the network takes numbers out of tensors, into numpy for example.
 
     What is computed there, no operation of torch's tells. Tensors without numbers (fake ones) bring it to
@@ -279,7 +279,7 @@ class _Reach(torch.fx.Interpreter):
             self.run(views)
 
     def run_node(self, node: torch.fx.Node) -> Any:
-        with _Watch() as watch:  # type: ignore[no-untyped-call]
+        with Watch() as watch:  # type: ignore[no-untyped-call]
             value = super().run_node(node)
         if not watch.carried:
             raise _NotLocal
@@ -303,7 +303,7 @@ class _NotLocal(Exception):  # noqa: N818, no error
     """What follows in the network is not local, or is not known to be."""
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether every operation of torch's within the context, in whatever module, carries NaN on."""
 
     carried = True
