@@ -83,7 +83,9 @@ def certify(
     blocks = blocks_of(len(source), shard)
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
-        progress_bar(sum(map(len, blocks)), f"{method.kind} {_against(method, masks)} {name}".strip()) as progress,
+        progress_bar(
+            sum(map(len, blocks)), f"{method.kind} {_against(method, masks)} {name}".strip()
+        ) as progress,
     ):
         examine = partial(look, built, fabric.device)
         examine_blocks(examine, Images(source, opened.spec), blocks, store, progress, method)

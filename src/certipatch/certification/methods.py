@@ -96,7 +96,7 @@ def _shown(model: nn.Module, size: Size, way: Way, windows: str, tokens: str | N
     if tokens not in ("dropped", "filled"):
         raise ConfigError(f"tokens {tokens!r}: expected dropped or filled")
     how: dict[str, Any] = {"batch_size": way.batch_size, "precision": way.precision, "compile": way.compile}
-    return ShownWindows(model, size, windows, tokens=tokens, **how)
+    return ShownWindows(model, size, windows, tokens=tokens, **how)  # type: ignore[arg-type]  # is one
 
 
 def _ds(model: nn.Module, masks: MaskSet, way: Way, *, windows: str, theta: float = 0.2) -> WindowDefense:

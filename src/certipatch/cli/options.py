@@ -96,6 +96,10 @@ CleanFraction = Annotated[float, typer.Option(min=0, max=1, help="share of each 
 GradcamLayer = Annotated[
     str | None, typer.Option(help="module that gutout looks at; default: the last feature map")
 ]
+WindowsToTrain = Annotated[
+    str | None,
+    typer.Option(help="of random-band: columns:4, columns:19/5 or blocks:75/10; default: 1/8 of the width"),
+]
 Log = Annotated[str | None, typer.Option(help="write curves too, for tensorboard, wandb or mlflow")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="as --log tensorboard")]
 

@@ -94,12 +94,24 @@ class WindowDefense:
         """
         return self.examine(images, labels)
 
-    @torch.inference_mode()
+    def examine_proven(self, images: Tensor) -> list[WindowVerdict]:
+        """The verdicts of images without labels, with the answer itself in place of the label: ``certified``
+        says that no patch turned it, and that none can.
+
+        The theorem of each rule holds for any label, and an image that differs within one patch from another
+        is one from which the other so differs.
+        """
+        return self._examine(images, None, proven=True)
+
     def examine(self, images: Tensor, labels: Tensor | None = None) -> list[WindowVerdict]:
         """The verdicts behind both; with labels the certificates too.
 
         Raises SoundnessError if a premise on the model or the images fails.
         """
+        return self._examine(images, labels)
+
+    @torch.inference_mode()
+    def _examine(self, images: Tensor, labels: Tensor | None, *, proven: bool = False) -> list[WindowVerdict]:
         self.windows.check()
         check_images(images, self.windows.image_size)
         check_labels(labels, images, self.windows.classes)
@@ -110,14 +122,16 @@ class WindowDefense:
         check_labels(labels, images, self.windows.classes)
         truth = [None] * len(images) if labels is None else labels.tolist()
         tables = zip(truth, vanilla.tolist(), logits.numpy(), strict=True)
-        return [self._verdict(*of_image) for of_image in tables]
+        return [self._verdict(*of_image, proven=proven) for of_image in tables]
 
-    def _verdict(self, label: int | None, vanilla: int, logits: np.ndarray) -> WindowVerdict:
+    def _verdict(self, label: int | None, vanilla: int, logits: np.ndarray, *, proven: bool) -> WindowVerdict:
         evidence = self.evidence.of(logits)
+        answer = self.rule.label(evidence)
+        label = answer if proven else label
         common: dict[str, Any] = {
             "label": label,
             "vanilla_label": vanilla,
-            "defended_label": self.rule.label(evidence),
+            "defended_label": answer,
             "passes": self.windows.passes,
         }
         if label is None:

@@ -39,8 +39,9 @@ class Rule(Protocol):
         """The answer."""
         ...
 
-    def slack(self, evidence: np.ndarray, label: int) -> Weakest:
-        """What the label has to spare, where it has least."""
+    def slack(self, evidence: np.ndarray, label: int, touch: np.ndarray | None = None) -> Weakest:
+        """What the label has to spare, where it has least: of all sets that a patch can reach, or of some of
+        them, ``touch`` (sets, windows)."""
         ...
 
     def published(self, evidence: np.ndarray, label: int) -> int | None:
@@ -64,8 +65,8 @@ class BoundedSum:
     def label(self, evidence: np.ndarray) -> int:
         return sum_label(evidence)
 
-    def slack(self, evidence: np.ndarray, label: int) -> Weakest:
-        return sum_slack(evidence, label, self.reach.touch, self.spread)
+    def slack(self, evidence: np.ndarray, label: int, touch: np.ndarray | None = None) -> Weakest:
+        return sum_slack(evidence, label, self.reach.touch if touch is None else touch, self.spread)
 
     def published(self, evidence: np.ndarray, label: int) -> int | None:
         return sum_slack_published(evidence, label, self.reach.touch, self.spread)
@@ -96,8 +97,9 @@ class RobustMasking:
     def label(self, evidence: np.ndarray) -> int:
         return masked_label(evidence, self.reach.touch)
 
-    def slack(self, evidence: np.ndarray, label: int) -> Weakest:
-        return masked_slack(evidence, label, self.reach.touch, self.reach.touch)
+    def slack(self, evidence: np.ndarray, label: int, touch: np.ndarray | None = None) -> Weakest:
+        masks = self.reach.touch
+        return masked_slack(evidence, label, masks if touch is None else touch, masks)
 
     def published(self, evidence: np.ndarray, label: int) -> int | None:
         return None
@@ -122,11 +124,11 @@ class TwoMasks:
     def label(self, evidence: np.ndarray) -> int:
         return self.answer(two_mask_table(evidence, self.reach.touch, self.reach.touch))
 
-    def slack(self, evidence: np.ndarray, label: int) -> Weakest:
+    def slack(self, evidence: np.ndarray, label: int, touch: np.ndarray | None = None) -> Weakest:
         check_evidence(evidence, label)
         masks, classes = self.reach.touch, np.arange(evidence.shape[1])
         found = []
-        for place, mask in enumerate(masks):
+        for place, mask in enumerate(masks if touch is None else touch):
             left = product(~masks, (evidence * ~mask[:, None]).T)
             lead = left[:, [label]] - left - (classes < label)
             lead[:, label] = np.iinfo(np.int64).max
