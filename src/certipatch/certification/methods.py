@@ -152,6 +152,11 @@ METHODS: dict[str, Method] = {
     },
 }
 
+Defended = PatchCleanser | WindowDefense  # what a folder of ``certify`` can be about
+
+# What answers, so that ``predict`` and ``attack`` take its folders.
+ANSWERING = tuple(name for name, method in METHODS.items() if method.kind == "certify")
+
 
 def method_of(defense: str) -> Method:
     """The row of a defense. Raises ConfigError for a name that is none."""

@@ -18,8 +18,6 @@ from torch import nn
 from ..config import ModelAsked, ModelSpec, differences
 from ..data.source import Source
 from ..defenses.contract import CertifiedDefense, check_precision
-from ..defenses.evidence.defense import WindowDefense
-from ..defenses.patchcleanser.defense import PatchCleanser
 from ..errors import ConfigError, DataError, RecordsError, SoundnessError, brief
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Threat
@@ -29,12 +27,7 @@ from ..models.named import is_function, whole
 from ..models.runs import Opened, open_run, run_folder
 from ..records.manifest import Manifest, read_manifest
 from ..runtime.devices import make_fabric
-from .methods import METHODS, Way, method_of
-
-Defended = PatchCleanser | WindowDefense  # what a folder of ``certify`` can be about
-
-# The defenses that ``predict`` answers with and ``attack`` knows how to attack.
-ANSWERING = tuple(name for name, method in METHODS.items() if method.kind == "certify")
+from .methods import ANSWERING, Defended, Way, method_of
 
 
 def load_defense(
@@ -170,16 +163,19 @@ def certified_masks(manifest: Manifest, opened: Opened) -> MaskSet:
     return masks
 
 
-def read_certification(folder: Path, defenses: Sequence[str] = (PatchCleanser.name,)) -> Manifest:
-    """The manifest of a folder of ``certify`` with one of some defenses. Raises ConfigError if it is of
-    another kind or defense."""
+def read_certification(folder: Path, defenses: Sequence[str] = ANSWERING[:1]) -> Manifest:
+    """The manifest of a folder of ``certify`` with one of some defenses; by default PatchCleanser.
+
+    Raises ConfigError if it is of another kind or defense.
+    """
     manifest = read_manifest(folder)
     if manifest.kind != "certify":
         raise ConfigError(f"certified {folder}: expected records of certify, found those of {manifest.kind}")
     if manifest.defense not in defenses:
+        *some, last = defenses
+        known = f"{', '.join(some)} or {last}" if some else last
         raise ConfigError(
-            f"certified {folder}: expected a certification of {' or '.join(defenses)}, found one of "
-            f"{manifest.defense}"
+            f"certified {folder}: expected a certification of {known}, found one of {manifest.defense}"
         )
     return manifest
 

@@ -41,7 +41,8 @@ def attack(
 ) -> None:
     """Attack the defended model with patches, on the images of a certification: an upper bound beside the
     proven lower one."""
-    from ..certification.restore import ANSWERING, read_certification, restore
+    from ..certification.methods import ANSWERING
+    from ..certification.restore import read_certification, restore
     from ..records.read import read_folder
     from ..records.schema import ATTACKS
     from ..redteam.attack import attack as attack_certified

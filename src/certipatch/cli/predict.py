@@ -20,7 +20,7 @@ from .parse import mask_set, parse_inference
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..certification.restore import Defended
+    from ..certification.methods import Defended
     from ..defenses.patchcleanser.defense import PatchCleanser
     from ..models.runs import Opened
 
@@ -114,7 +114,8 @@ def as_certified(
 
     ``answering``: take any defense that answers, not PatchCleanser alone.
     """
-    from ..certification.restore import ANSWERING, open_certified, read_certification, restore
+    from ..certification.methods import ANSWERING
+    from ..certification.restore import open_certified, read_certification, restore
     from ..report.certification import in_other_environments
     from ..runtime.devices import make_fabric
 

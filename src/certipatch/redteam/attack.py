@@ -12,10 +12,9 @@ import torch
 from lightning_fabric import Fabric
 
 from ..data.source import Images, Item, Source, as_float, pixels_sha256
-from ..defenses.contract import check_precision
-from ..defenses.evidence.defense import WindowDefense
+from ..defenses.contract import CertifiedDefense, check_precision
 from ..defenses.patchcleanser.defense import PatchCleanser
-from ..errors import RecordsError, SoundnessError
+from ..errors import ConfigError, RecordsError, SoundnessError
 from ..models.runs import Opened
 from ..records.manifest import begin_manifest
 from ..records.read import Folder, read_folder
@@ -28,16 +27,15 @@ from .found import Found, check_certificate, save
 from .goals import Goal, clean_tables, goals
 from .harness import Harness, check_one_patch
 from .places import attack_places
-from .windows import attack_windows
+from .windows import attack_windows, by_windows
 
 Records = Sequence[Record]
-Defended = PatchCleanser | WindowDefense
 
 
 def attack(
     opened: Opened,
     source: Source,
-    defense: Defended,
+    defense: CertifiedDefense,
     certified: Folder[Any],
     out: Path,
     *,
@@ -93,7 +91,7 @@ def attack(
         store.finish()
 
 
-def _against(defense: Defended) -> str:
+def _against(defense: CertifiedDefense) -> str:
     """What is attacked, for the progress."""
     return defense.masks.name if isinstance(defense, PatchCleanser) else defense.threat.file_name
 
@@ -148,7 +146,7 @@ def _as_certified(item: Item, record: Record, certified: Path) -> Item:
 
 
 def _attack_block(
-    opened: Opened, defense: Defended, items: list[Item], records: Records, config: AttackConfig
+    opened: Opened, defense: CertifiedDefense, items: list[Item], records: Records, config: AttackConfig
 ) -> list[Found]:
     """Attack those images of a block that the defended model is right on; a block is always attacked as a
     whole."""
@@ -159,12 +157,14 @@ def _attack_block(
     device = next(opened.network.parameters()).device
     pixels = torch.stack([items[a].readable() for a in right]).to(device)
     labels = torch.tensor([items[a].label for a in right], device=device)
-    if isinstance(defense, WindowDefense):
+    if by_windows(defense):
         seeds = [derived_seed(config.seed, records[a].index) for a in right]
         attacked = attack_windows(Harness(defense, pixels), labels, config, seeds)
         for a, (open_at, judged) in zip(right, attacked, strict=True):
             found[a] = replace(found[a], ways=open_at, results=tuple(judged))
         return found
+    if not isinstance(defense, PatchCleanser):
+        raise ConfigError(f"attack: expected a defense that it knows, found {defense.name}")
     ways = _open_ways(defense, pixels, labels, [records[a].certified for a in right])
     seeds = [derived_seed(config.seed, records[a].index) for a in right]
     results = attack_images(opened.network, Harness(defense, pixels), labels, ways, config, seeds)
@@ -178,7 +178,7 @@ def _attack_block(
     return found
 
 
-def _clean_answers(opened: Opened, defense: Defended, items: list[Item]) -> list[Found]:
+def _clean_answers(opened: Opened, defense: CertifiedDefense, items: list[Item]) -> list[Found]:
     """What the defended model answers on the clean images; nothing for those that cannot be read."""
     readable = [a for a, item in enumerate(items) if item.pixels is not None]
     found = [Found(None) for _ in items]

@@ -11,13 +11,14 @@ same harness.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.source import as_float
+from ..defenses.contract import CertifiedDefense
 from ..defenses.evidence.defense import WindowDefense
 from ..geometry.patch import Size
 from ..geometry.reach import every_place
@@ -41,6 +42,11 @@ class Kind:
     windows: np.ndarray
     patch_size: Size
     places: np.ndarray
+
+
+def by_windows(defense: CertifiedDefense) -> TypeGuard[WindowDefense]:
+    """Whether this attack is for a defense."""
+    return isinstance(defense, WindowDefense)
 
 
 def attack_windows(
