@@ -45,6 +45,7 @@ def train(
     crop_pct: ask.CropPct = None,
     clean_fraction: ask.CleanFraction = 0.0,
     gradcam_layer: ask.GradcamLayer = None,
+    windows: ask.WindowsToTrain = None,
     search_every: ask.SearchEvery = 1,
     search_precision: ask.SearchPrecision = None,
     compile: ask.Compile = None,
@@ -75,7 +76,7 @@ def train(
             **{"strategy": strategy, "masks_per_axis": masks_per_axis, "epochs": epochs},
             **{"batch_size": batch_size, "lr": lr, "clean_fraction": clean_fraction, "seed": seed},
             **{"gradcam_layer": gradcam_layer, "search_every": search_every},
-            **{"search_precision": search_precision},
+            **{"search_precision": search_precision, "windows": windows},
         },
         out=out,
     )
