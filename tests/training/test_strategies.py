@@ -35,6 +35,7 @@ PASSES = {
     "random-coarse": 0,
     "random-fine": 0,
     "random-both": 0,
+    "random-band": 0,
     "gutout-coarse": 2,  # and as many backward passes
     "gutout-fine": 2,
     "gutout-both": 4,

@@ -21,7 +21,7 @@ from ..runtime.progress import progress_bar
 from ..views.network import LARGE, fastest_batch_size, usable_precision
 from .blocks import blocks_of, examine_blocks, look
 from .experiment import experiment_of
-from .methods import Way, method_of
+from .methods import Method, Way, check_options, method_of
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ def certify(
             communication, may run in any order and anywhere, and have the records that one process would
             write.
         options: the defense's own, such as ``exhaustive`` and ``inference`` of
-            :class:`certipatch.PatchCleanser`.
+            :class:`certipatch.PatchCleanser`, or ``windows`` of ds, smoothed-vit and patchguard.
 
     Raises:
         SoundnessError: a premise of the certificate fails. RecordsError: ``out`` cannot be used. ConfigError:
         an unknown defense or option.
     """
-    method = method_of(defense)
+    method, options = method_of(defense), check_options(defense, options)
     name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
     model = opened.network.to(fabric.device).eval()
-    pixels = len(source) * method.views(len(masks)) * masks.image_size[0] * masks.image_size[1]
+    pixels = len(source) * method.views(masks, **options) * masks.image_size[0] * masks.image_size[1]
     earlier = network_used(out, name)
     built = method.build(
         model, masks, _way(way or WayAsked(), earlier, model, masks, fabric, large=pixels >= LARGE), **options
@@ -83,11 +83,18 @@ def certify(
     blocks = blocks_of(len(source), shard)
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
-        progress_bar(sum(map(len, blocks)), f"{method.kind} {masks.name} {name}".strip()) as progress,
+        progress_bar(
+            sum(map(len, blocks)), f"{method.kind} {_against(method, masks)} {name}".strip()
+        ) as progress,
     ):
         examine = partial(look, built, fabric.device)
         examine_blocks(examine, Images(source, opened.spec), blocks, store, progress, method)
         store.finish()
+
+
+def _against(method: Method, masks: MaskSet) -> str:
+    """What is certified against, for the progress: with k where the method has masks."""
+    return masks.name if method.masks else masks.threat.file_name
 
 
 def _way(

@@ -8,7 +8,8 @@ from __future__ import annotations
 GROUPS = {
     "Data": "data split class_map class_names limit val_data val_split",
     "Model": "model weights pretrained image_size crop_pct",
-    "Threat": "patch patches masks_per_axis defense inference thresholds certified records",
+    "Threat": "patch patches masks_per_axis inference thresholds certified records",
+    "Defense": "defense windows theta tokens",
     "Proof": "places prove exhaustive",
     "Training": "strategy epochs lr optimizer schedule weight_decay momentum augment ema keep clean_fraction "
     "gradcam_layer search_every search_precision",

@@ -47,7 +47,9 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
     names += ["weight_decay", "momentum", "augment", "ema", "keep", "clean_fraction", "gradcam_layer"]
     return {
         "patch": stated["patch_size"],
-        **{name: stated.get(name) for name in (*names, "search_every", "search_precision", "seed")},
+        **{
+            name: stated.get(name) for name in (*names, "search_every", "search_precision", "windows", "seed")
+        },
     }
 
 

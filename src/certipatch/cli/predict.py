@@ -20,6 +20,7 @@ from .parse import mask_set, parse_inference
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..certification.methods import Defended
     from ..defenses.patchcleanser.defense import PatchCleanser
     from ..models.runs import Opened
 
@@ -46,7 +47,9 @@ def predict(
     """Classify images with the defended model: one JSON line an image."""
     from ..data.source import evaluation_transform
     from ..data.words import read_class_names
+    from ..defenses.patchcleanser.defense import PatchCleanser
     from ..deploy.predictor import Predictor
+    from ..deploy.windows import WindowPredictor
     from ..records.store import BLOCK
 
     if places and not prove:
@@ -59,7 +62,8 @@ def predict(
         {"precision": precision, "inference": inference},
     )
     named = read_class_names(class_names) if class_names else None
-    predictor = Predictor.of(opened.spec, defense, least, named)
+    kind = Predictor if isinstance(defense, PatchCleanser) else WindowPredictor
+    predictor: Any = kind.of(opened.spec, defense, least, named)  # type: ignore[arg-type]  # one of its kind
     answer = partial(predictor.prove, places=places) if prove else predictor.answer
     failed = print_answers(images, evaluation_transform(opened.spec), answer, at_once=BLOCK if prove else 1)
     if failed:
@@ -72,12 +76,12 @@ def _opened(
     geometry: tuple[str | None, int | None, int | None],
     device: str,
     way: dict[str, str | None],
-) -> tuple[Opened, PatchCleanser, float]:
+) -> tuple[Opened, Defended, float]:
     """The model, its defense as it was certified or as it is asked for, and the least margin of a proof."""
     patch, masks_per_axis, patches = geometry
     if certified is not None:
         _refuse_besides(certified, any((*geometry, way["precision"])), way["inference"])
-        return as_certified(certified, asked, device)
+        return as_certified(certified, asked, device, answering=True)
     if patch is None:
         raise ConfigError(
             "patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of "
@@ -103,13 +107,19 @@ def _refuse_besides(certified: Path, geometry: bool, inference: str | None) -> N
         raise ConfigError(f"certified {certified}: has its own inference; drop --inference")
 
 
-def as_certified(certified: Path, asked: ModelAsked, device: str) -> tuple[Opened, PatchCleanser, float]:
-    """The model, the defense that was certified, and the least margin of what is proven with it."""
+def as_certified(
+    certified: Path, asked: ModelAsked, device: str, *, answering: bool = False
+) -> tuple[Opened, Defended, float]:
+    """The model, the defense that was certified, and the least margin of what is proven with it.
+
+    ``answering``: take any defense that answers, not PatchCleanser alone.
+    """
+    from ..certification.methods import ANSWERING
     from ..certification.restore import open_certified, read_certification, restore
     from ..report.certification import in_other_environments
     from ..runtime.devices import make_fabric
 
-    manifest = read_certification(certified)
+    manifest = read_certification(certified, ANSWERING if answering else ANSWERING[:1])
     for line in in_other_environments([manifest]):
         print(f"{line} This runs as the first part did.", file=sys.stderr)
     opened = open_certified(asked, manifest)

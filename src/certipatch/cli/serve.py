@@ -56,9 +56,11 @@ def _library() -> Any:
 
 
 def _as_certified(certified: Path, asked: ModelAsked, device: str) -> tuple[Answering, dict[str, Any]]:
+    from ..defenses.patchcleanser.defense import PatchCleanser
     from ..deploy.predictor import Predictor
 
     opened, defense, least = as_certified(certified, asked, device)
+    assert isinstance(defense, PatchCleanser)  # as the manifest says
     return Predictor.of(opened.spec, defense, least), about(certified)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RECIPE = (
     *("strategy", "masks_per_axis", "epochs", "batch_size", "lr", "optimizer", "schedule", "weight_decay"),
     *("momentum", "augment", "ema", "keep", "clean_fraction", "gradcam_layer", "search_every"),
-    *("search_precision", "seed"),
+    *("search_precision", "windows", "seed"),
 )
 
 
@@ -59,6 +59,7 @@ def train(
     crop_pct: ask.CropPct = None,
     clean_fraction: ask.CleanFraction = 0.0,
     gradcam_layer: ask.GradcamLayer = None,
+    windows: ask.WindowsToTrain = None,
     search_every: ask.SearchEvery = 1,
     search_precision: ask.SearchPrecision = None,
     compile: ask.Compile = None,

@@ -145,7 +145,7 @@ class TrainingRun(Expected):
 class Attack(Expected):
     """The experiment of ``attack``."""
 
-    certification: MaskedCertification
+    certification: Certification
     images: Count
     records_sha256: str | None = None
     attack: Any = None

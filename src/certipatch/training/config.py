@@ -39,6 +39,8 @@ class TrainConfig(Frozen):
         search_every: a strategy that searches does so in every so many epochs, and uses again in between what
             it found last; None: in each epoch.
         search_precision: the precision of the search; None: that of the training.
+        windows: which bands or blocks random-band shows one of, as ``certify --windows`` takes them; None:
+            columns of an eighth of the width.
     """
 
     strategy: str
@@ -59,6 +61,7 @@ class TrainConfig(Frozen):
     gradcam_layer: str | None = None
     search_every: int | None = Field(default=None, ge=1)
     search_precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
+    windows: str | None = None
     seed: int = 0
 
     @field_validator("search_every")

@@ -18,6 +18,7 @@ from ..config import ModelSpec
 from ..data.source import Images, Source, check_training_classes
 from ..errors import ConfigError, DataError
 from ..geometry.masks import MaskSet
+from ..geometry.sights import sights_of
 from ..models.weights import weights_sha256
 from ..records.manifest import begin_manifest
 from ..records.schema import EPOCHS
@@ -187,6 +188,10 @@ def _check_strategy(model: nn.Module, spec: ModelSpec, config: TrainConfig) -> N
             f"gradcam layer {config.gradcam_layer!r}: expected one of the gutout strategies, found "
             f"{config.strategy}"
         )
+    if config.windows is not None:
+        if strategy.name != "random-band":
+            raise ConfigError(f"windows {config.windows}: expected random-band, found {config.strategy}")
+        sights_of(config.windows, spec.image_size)  # refuses those that do not fit
     options = {"search every": config.search_every, "search precision": config.search_precision}
     for option, value in options.items():
         if value is not None and not strategy.searches:

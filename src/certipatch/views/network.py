@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CertiPatchError, SoundnessError, brief
-from ..geometry.masks import MaskSet
 from ..runtime.console import stderr
 from ..runtime.devices import autocast
-from .masked import Masked, check_logits, window_tensor
+from .masked import Hiding, Masked, check_logits, window_tensor
 from .prefix import SharedPrefix, find
 
 LARGE = 4e9  # Pixels of all views of a run, at most, from which on it pays to compile and to try batch sizes.
@@ -59,7 +58,7 @@ class Network:
     def __init__(
         self,
         model: nn.Module,
-        masks: MaskSet,
+        masks: Hiding,
         *,
         fill: Tensor,
         batch_size: int,
@@ -159,7 +158,7 @@ class Network:
         first = inputs[0].contiguous(memory_format=layout)
         return (first if first.is_inference() else first.clone(), *inputs[1:])
 
-    def _plan_memory(self, masks: MaskSet, parameter: Tensor) -> None:
+    def _plan_memory(self, masks: Hiding, parameter: Tensor) -> None:
         """Measure the activations of one view, and keep those of as many images as there is memory for."""
         windows = window_tensor(masks, self.device)[:1]
         self._activation = self.head(torch.zeros(1, 3, *masks.image_size).to(parameter), windows)
@@ -168,7 +167,7 @@ class Network:
         self.images_at_once = max(1, min(KEPT_IMAGES, most // bytes_an_image))
 
     @torch.inference_mode()
-    def _compile(self, masks: MaskSet, parameter: Tensor, frozen: bool) -> None:
+    def _compile(self, masks: Hiding, parameter: Tensor, frozen: bool) -> None:
         """Compile head and tail, and try them on noise under the first masks.
 
         Where that fails, or gives other logits, the network runs as it is, and a line on stderr says why.
@@ -295,7 +294,7 @@ def _say(what: str, error: Exception) -> None:
 
 
 @torch.inference_mode()
-def usable_precision(model: nn.Module, masks: MaskSet, precision: str) -> str:
+def usable_precision(model: nn.Module, masks: Hiding, precision: str) -> str:
     """The precision asked for; or float32, with a line on stderr, if the model does not run in that one."""
     parameter = next(model.parameters(), torch.zeros(()))
     reduced = autocast(precision, parameter.device)  # raises ConfigError for a name that it does not know
@@ -311,7 +310,7 @@ def usable_precision(model: nn.Module, masks: MaskSet, precision: str) -> str:
 
 
 @torch.inference_mode()
-def fastest_batch_size(model: nn.Module, masks: MaskSet, precision: str) -> int:
+def fastest_batch_size(model: nn.Module, masks: Hiding, precision: str) -> int:
     """The number of views in a forward pass at which most go through in a second, found by a quick trial.
 
     Sizes double until it gets slower, or the memory is full. Out of those within 5 % of the best an
