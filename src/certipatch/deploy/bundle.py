@@ -19,6 +19,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("config.py", ("parse_json", "_once_each", "_finite", "_refuse_number")),
     ("geometry/patch.py", ()),
     ("geometry/coverage.py", ()),
+    ("geometry/masks.py", ("MaskPair",)),
     ("records/seals.py", ("sha256", "seal", "unseal")),
     ("data/decode.py", ()),
     ("data/pillow.py", ()),

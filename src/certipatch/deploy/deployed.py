@@ -64,8 +64,8 @@ def read_deployed(folder: Path) -> dict[str, Any]:
     return dict(stated)
 
 
-def start(graph: Path, threads: int) -> Any:
-    """A session of ONNX Runtime on the CPU, as deterministic as it can be made.
+def start(graph: Path | bytes, threads: int) -> Any:
+    """A session of ONNX Runtime on the CPU, as deterministic as it can be made; of a file, or its bytes.
 
     Raises MachineError without onnxruntime, and RecordsError for a file that is no graph.
     """
@@ -82,9 +82,11 @@ def start(graph: Path, threads: int) -> Any:
     options.use_deterministic_compute = True
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        model = graph if isinstance(graph, bytes) else str(graph)
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it raises classes of its own for whatever is wrong with a graph
-        raise RecordsError(f"{graph}: onnxruntime cannot load it ({brief(error)}); export again") from error
+        name = "the graph" if isinstance(graph, bytes) else graph
+        raise RecordsError(f"{name}: onnxruntime cannot load it ({brief(error)}); export again") from error
 
 
 @dataclass(frozen=True)
