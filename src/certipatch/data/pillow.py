@@ -21,8 +21,8 @@ def preprocess(image: Image.Image, spec: Mapping[str, Any]) -> np.ndarray:
 
     Args:
         spec: ``image_size`` (height, width), ``crop_pct``, ``crop_mode`` ("center", "squash" or "border"),
-            ``interpolation`` and ``mean`` (whose colour is the border's), as :class:`certipatch.config.ModelSpec`
-            has them.
+            ``interpolation`` and ``mean`` (whose colour is the border's), as
+            :class:`certipatch.config.ModelSpec` has them.
     """
     size = int(spec["image_size"][0]), int(spec["image_size"][1])
     scaled = math.floor(size[0] / spec["crop_pct"]), math.floor(size[1] / spec["crop_pct"])

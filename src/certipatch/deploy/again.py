@@ -26,23 +26,33 @@ class Inside(nn.Module):
 
     def __init__(self, folder: Path, stated: dict[str, Any]) -> None:
         super().__init__()
-        self.views: int = stated["views"]
-        inner = folder / GRAPH
-        self._session = start(_behind_masks(inner), stated["threads"])
-        self._input = self._session.get_inputs()[0].name
+        shape = (3, *stated["model"]["image_size"])
+        for self.views in (1, stated["views"]):  # verify looks at one view at a time
+            self._session = start(_behind_masks(folder / GRAPH, self.views), stated["threads"])
+            self._input = self._session.get_inputs()[0].name
+            if self._takes(np.zeros((self.views, *shape), np.float32)):
+                break
 
     def forward(self, images: Tensor) -> Tensor:
         found = []
-        for part in images.split(self.views):
+        for part in torch.split(images, self.views):
             missing = self.views - len(part)
             filled = torch.cat([part, part[-1:].expand(missing, -1, -1, -1)]).contiguous()
             (logits,) = self._session.run(None, {self._input: filled.float().cpu().numpy()})
             found.append(np.array(logits[: len(part)]))
         return torch.from_numpy(np.concatenate(found))
 
+    def _takes(self, views: np.ndarray) -> bool:
+        """Whether the graph takes batches of this size, for which it was not made; some networks do."""
+        try:
+            (logits,) = self._session.run(None, {self._input: views})
+        except Exception:  # noqa: BLE001, onnxruntime has classes of its own
+            return False
+        return len(logits) == len(views)
 
-def _behind_masks(path: Path) -> bytes:
-    """The graph from its masked views on, as a model of its own."""
+
+def _behind_masks(path: Path, views: int) -> bytes:
+    """The graph from its masked views on, as a model of its own for batches of so many views."""
     check_libraries()
     import onnx
     from onnx.utils import Extractor
@@ -54,10 +64,13 @@ def _behind_masks(path: Path) -> bytes:
         raise RecordsError(f"{path}: expected masks in the graph, found none; export again")
     try:
         shaped = onnx.shape_inference.infer_shapes(model)
-        inner: bytes = Extractor(shaped).extract_model([masked], ["logits"]).SerializeToString()
+        inner = Extractor(shaped).extract_model([masked], ["logits"])
+        for each in (*inner.graph.input, *inner.graph.output):
+            each.type.tensor_type.shape.dim[0].dim_value = views
+        del inner.graph.value_info[:]
+        return bytes(inner.SerializeToString())
     except Exception as error:  # onnx raises whatever it likes
         raise RecordsError(f"{path}: cannot be cut behind its masks ({brief(error)})") from error
-    return inner
 
 
 def open_again(folder: Path) -> Opened:

@@ -61,7 +61,7 @@ class Original:
     names: dict[str, str] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class ExportedDefense:
     """The exported predictor as a certified defense, whose images become records like any other's."""
 
@@ -80,10 +80,11 @@ class ExportedDefense:
         """The verdicts on images (N, 3, H, W) in [0, 1], whose values are 8 bits."""
         check_labels(labels, images, self.original.network.classes)
         pixels = (images * 255).round().to(torch.uint8).numpy()
-        truth = [None] * len(images) if labels is None else labels.tolist()
+        truth: list[int | None] = [None] * len(images) if labels is None else labels.tolist()
         known = labels is not None
         how = {"prove": self.prove and known, "places": self.places and known}
-        return [self.deployed.examine(*each, **how) for each in zip(pixels, truth, strict=True)]
+        images_and_labels = zip(pixels, truth, strict=True)
+        return [self.deployed.examine(one, label, **how) for one, label in images_and_labels]
 
     def describe(self) -> dict[str, Any]:
         """What can change a result: that of the original, but for its precision and its thoroughness."""

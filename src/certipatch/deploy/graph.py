@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -28,8 +28,8 @@ from .deployed import Graph, boxes_of, probe_pixels, start
 OPSET = 20
 EXPORTERS = ("dynamo", "torchscript")  # torch's new one, and where that fails the one before
 
-# The share of the largest logit (of 1 where all are smaller) by which a logit of the graph may differ from the
-# network's; measured: 1e-5 (docs/export.md).
+# The share of the largest logit (of 1 where all are smaller) by which a logit of the graph may differ from
+# the network's; measured: 1e-5 (docs/export.md).
 MOST_APART = 1e-4
 
 
@@ -71,8 +71,9 @@ def write_graph(
 ) -> dict[str, Any]:
     """Export a network, and compare the graph with it.
 
-    Returns which exporter wrote it, how far logits are apart at most, and how far a margin moves with what else
-    is in a batch. Raises ModelError for a network that cannot be exported, or whose graph answers otherwise.
+    Returns which exporter wrote it, how far logits are apart at most, and how far a margin moves with what
+    else is in a batch. Raises ModelError for a network that cannot be exported, or whose graph answers
+    otherwise.
     """
     module = Views(network, fill).eval()
     boxes = boxes_of(masks.to_json()["windows"])
@@ -82,7 +83,7 @@ def write_graph(
             _export(module, boxes, masks, path, exporter, views)
             graph = Graph(start(path, threads), views, boxes)
             apart = compare(graph, module, masks)
-        except Exception as error:  # an exporter fails in any way
+        except Exception as error:  # noqa: BLE001, an exporter fails in any way
             why.append(f"{exporter}: {type(error).__name__}: {brief(error, 100)}")
             continue
         return {"exporter": exporter, "opset": OPSET, "apart": apart, "moved": movement(graph, masks)}
@@ -90,11 +91,11 @@ def write_graph(
 
 
 @torch.no_grad()
-def _export(
-    module: Views, boxes: np.ndarray, masks: MaskSet, path: Path, exporter: str, views: int
-) -> None:
+def _export(module: Views, boxes: np.ndarray, masks: MaskSet, path: Path, exporter: str, views: int) -> None:
     windows = torch.zeros(views, 2 * boxes.shape[1], 4, dtype=torch.int64)
     example = torch.zeros(3, *masks.image_size, dtype=torch.uint8), windows
+    dynamo: dict[str, Any] = {"external_data": False, "verbose": False} if exporter == "dynamo" else {}
+    how = {"dynamo": exporter == "dynamo", **dynamo}
     module(*example)  # some networks settle on their padding in the first pass
     with _quiet():
         torch.onnx.export(
@@ -104,16 +105,13 @@ def _export(
             input_names=["pixels", "windows"],
             output_names=["logits"],
             opset_version=OPSET,
-            dynamo=exporter == "dynamo",
-            **({"external_data": False, "verbose": False} if exporter == "dynamo" else {}),
+            **how,
         )
 
 
 @contextmanager
 def _quiet() -> Any:
     """A block in which an exporter says nothing, neither in warnings nor in a log nor on standard output."""
-    from contextlib import redirect_stderr, redirect_stdout
-
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -145,7 +143,7 @@ def compare(graph: Graph, module: Views, masks: MaskSet) -> float:
             pairs = np.stack([one, np.full_like(one, -1)], axis=1)
         windows = graph.boxes[pairs + 1].reshape(len(pairs), -1, 4)
         found = graph.logits(pixels, windows)
-        parts = torch.from_numpy(windows).split(graph.views)
+        parts = torch.split(torch.from_numpy(windows), graph.views)
         expected = torch.cat([module(torch.from_numpy(pixels), part) for part in parts]).numpy()
         if found.shape != expected.shape:
             raise SoundnessError(f"it answers {found.shape} logits, the network {expected.shape}")
@@ -153,7 +151,8 @@ def compare(graph: Graph, module: Views, masks: MaskSet) -> float:
         scale = max(scale, float(np.abs(expected).max()))
     if not most <= MOST_APART * scale:
         raise SoundnessError(
-            f"it answers otherwise than the network, by {most:.2g} logits (rounding: {MOST_APART * scale:.2g})"
+            f"it answers otherwise than the network, by {most:.2g} logits (rounding: "
+            f"{MOST_APART * scale:.2g})"
         )
     return most
 

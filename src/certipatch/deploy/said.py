@@ -16,7 +16,7 @@ class Said:
 
     Attributes:
         classes: the name of each label; ``shown`` the same as people call it.
-        threat: the shapes and the number of patches. ``way``: the masks per axis, the precision, the inference.
+        threat: the shapes and the number of patches. ``way``: masks per axis, precision and inference.
         least: the least margin, in logits, of what counts as proven.
     """
 

@@ -39,7 +39,9 @@ def _files(folder: Path, stated: dict[str, Any]) -> list[Finding]:
         here = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         if here != stated["files"][name]:
             there = stated["files"][name]
-            found.append(Finding(name, f"is not what was exported: sha256 {there[:12]}..., found {here[:12]}..."))
+            found.append(
+                Finding(name, f"is not what was exported: sha256 {there[:12]}..., found {here[:12]}...")
+            )
     return found
 
 
