@@ -287,9 +287,7 @@ def test_twin_the_fill_is_another(copy: Path, trained: Path, certified: Path, ph
     written["experiment"]["weights_sha256"] = forged["defended.onnx"]
     write_manifest(manifest, written)
     assert cli("verify", copy).code == 0
-    done = cli("verify", copy, model=copy, data=photos, sample=3)
-    assert done.code == 1
-    assert "margin" in done.out
+    refused(cli("verify", copy, model=copy, data=photos), "masks otherwise than is stated", "differ by")
 
 
 def test_verify_looks_at_the_network_inside_the_graph(folder: Path, photos: Path, cli):
@@ -324,7 +322,7 @@ def test_an_answer_that_differs_is_refused_and_named(
     monkeypatch.setattr(Deployed, "examine", otherwise)
     done = export(cli, trained, certified, photos, out)
     refused(done, "answers differ", "on 8 images", "green/0.png", "and 5 more", "is not finished")
-    refused(cli("predict", photos / "red" / "0.png", model=out), "no training run")
+    refused(cli("predict", photos / "red" / "0.png", model=out), "expected --certified")
     monkeypatch.undo()
     refused(export(cli, trained, certified, photos, out), "expected an empty folder", "--resume")
 
@@ -433,7 +431,8 @@ def test_bad_input(
         assert cli("verify", copy).code == 1
 
 
-def test_a_certification_that_is_not_finished(cli, trained: Path, photos: Path, tmp_path: Path):
+def test_a_certification_that_is_not_finished(cli, trained: Path, photos: Path, tmp_path: Path, blocks_of):
+    blocks_of(8)
     done = cli("certify", model=trained, data=photos, **GEOMETRY, shard="1/2", out=tmp_path / "c")
     assert done.code == 0, done.err
     done = export(cli, trained, tmp_path / "c", photos, tmp_path / "deployed")
@@ -465,7 +464,7 @@ def test_the_service_answers_with_an_export(folder: Path, photos: Path):
 
 def test_several_shapes_and_challenger_masking(cli, trained: Path, photos: Path, tmp_path: Path):
     """By place too, and with a batch size of one's own."""
-    way = {"patch": "16x8+8x16", "masks_per_axis": 2, "inference": "challenger", "places": True}
+    way = {"patch": "16x16+20x10", "masks_per_axis": 3, "inference": "challenger", "places": True}
     done = cli("certify", model=trained, data=photos, **way, out=tmp_path / "c")
     assert done.code == 0, done.err
     done = export(cli, trained, tmp_path / "c", photos, tmp_path / "deployed", batch_size=7, threads=2)
@@ -473,7 +472,7 @@ def test_several_shapes_and_challenger_masking(cli, trained: Path, photos: Path,
     ours, theirs = read_records(tmp_path / "deployed" / "certificate"), read_records(tmp_path / "c")
     assert differences(ours, theirs) == []
     assert [record.proven for record in ours] == [record.proven for record in theirs]
-    assert "champion" in {record.case for record in ours}
+    assert any(record.certified for record in ours)
 
 
 def test_a_vision_transformer_and_a_function_of_ones_own(

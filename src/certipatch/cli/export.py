@@ -60,10 +60,11 @@ def _original(certified: Path, asked: ModelAsked, class_names: Path | None) -> O
     from ..certification.restore import open_certified, read_certification, restore
     from ..data.words import read_class_names
     from ..deploy.export import Original
+    from ..records.read import read_records
     from ..runtime.devices import make_fabric
 
     manifest = read_certification(certified)
-    if manifest.finished is None:
+    if manifest.finished is None or len(read_records(certified)) < manifest.certification.data.images:
         raise ConfigError(f"certified {certified}: expected finished records; run certify --resume first")
     opened = open_certified(asked, manifest)
     fabric = make_fabric(device="cpu", precision=manifest.certification.precision)

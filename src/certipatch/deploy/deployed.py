@@ -50,7 +50,10 @@ def read_deployed(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{folder}: expected a folder that export wrote, with {DEPLOYED}; found none")
     try:
-        stated = unseal(parse_json(path.read_bytes()))
+        written = parse_json(path.read_bytes())
+        if not isinstance(written, dict):
+            raise ValueError("not an object")
+        stated = unseal(written)
         if stated["format"] != FORMAT or stated["kind"] != "deployed":
             raise ValueError(f"format {stated['format']} of {stated['kind']}")
         found, expected = sha256(graph.read_bytes()), stated["files"][GRAPH]

@@ -24,6 +24,8 @@ def check_export(folder: Path) -> list[Finding]:
         return []
     try:
         stated = parse_json(path.read_bytes())
+        if not isinstance(stated, dict):
+            raise TypeError("not an object")
         rest = {key: value for key, value in stated.items() if key != "sha256"}
         digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
         if digest != stated.get("sha256"):
