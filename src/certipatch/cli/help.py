@@ -17,7 +17,7 @@ GROUPS = {
     "Check": "sample every min_margin require",
     "Recipe": "only scale dry_run tflops",
     "Measure": "what repeats full only_certified strategies train_batch_size",
-    "Speed": "batch_size device devices nodes precision compile shared_prefix workers shard",
+    "Speed": "batch_size device devices nodes precision compile shared_prefix workers threads shard",
     "Service": "host port max_bytes queue",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }
@@ -41,6 +41,10 @@ EXAMPLES = {
     "predict": (
         "--model runs/mine --certified runs/mine-certified photo.jpg",
         "--model runs/mine --patch 3% --masks-per-axis 3 photo.jpg",
+    ),
+    "export": (
+        "runs/mine --certified runs/mine-certified --data photos/val --out deployed",
+        "package.module:function --certified runs/mine-certified --data photos/val --out deployed",
     ),
     "serve": (
         "--model runs/mine --certified runs/mine-certified",

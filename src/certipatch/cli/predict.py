@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 from ..config import ModelAsked
 from ..errors import ConfigError, DataError
 from . import options as ask
-from .open import is_run, open_run_asked
+from .open import is_run, open_deployed, open_run_asked
 from .parse import mask_set, parse_inference
 
 if TYPE_CHECKING:
@@ -45,6 +46,40 @@ def predict(
     class_names: ask.ClassNames = None,
 ) -> None:
     """Classify images with the defended model: one JSON line an image."""
+    if places and not prove:
+        raise ConfigError("--places: expected --prove with it")
+    asked = ModelAsked(model, weights, pretrained)
+    if deployed := open_deployed(asked, device):
+        given = (certified, patch, masks_per_axis, patches, precision, inference, class_names)
+        if any(given) or places:
+            raise ConfigError(f"model {model}: an export has all of its own; drop the options but --prove")
+        answers = deployed.prove if prove else deployed.answer
+        failed = print_answers(images, deployed.preprocess, answers, at_once=1)
+    else:
+        opened, defense, least = _opened(
+            asked,
+            certified,
+            (patch, masks_per_axis, patches),
+            device,
+            {"precision": precision, "inference": inference},
+        )
+        failed = _answers(images, Asked(opened, defense, least, class_names), prove=prove, places=places)
+    if failed:
+        raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A defended model, the least margin of a proof, and the file with words for its classes."""
+
+    opened: Opened
+    defense: Defended
+    least: float
+    class_names: Path | None
+
+
+def _answers(images: Sequence[Path], asked: Asked, *, prove: bool, places: bool) -> int:
+    """Print the answers of a model in torch; how many images cannot be read."""
     from ..data.source import evaluation_transform
     from ..data.words import read_class_names
     from ..defenses.patchcleanser.defense import PatchCleanser
@@ -52,22 +87,12 @@ def predict(
     from ..deploy.windows import WindowPredictor
     from ..records.store import BLOCK
 
-    if places and not prove:
-        raise ConfigError("--places: expected --prove with it")
-    opened, defense, least = _opened(
-        ModelAsked(model, weights, pretrained),
-        certified,
-        (patch, masks_per_axis, patches),
-        device,
-        {"precision": precision, "inference": inference},
-    )
-    named = read_class_names(class_names) if class_names else None
-    kind = Predictor if isinstance(defense, PatchCleanser) else WindowPredictor
-    predictor: Any = kind.of(opened.spec, defense, least, named)  # type: ignore[arg-type]  # one of its kind
+    named = read_class_names(asked.class_names) if asked.class_names else None
+    kind = Predictor if isinstance(asked.defense, PatchCleanser) else WindowPredictor
+    predictor: Any = cast(Any, kind).of(asked.opened.spec, asked.defense, asked.least, named)
     answer = partial(predictor.prove, places=places) if prove else predictor.answer
-    failed = print_answers(images, evaluation_transform(opened.spec), answer, at_once=BLOCK if prove else 1)
-    if failed:
-        raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
+    transform = evaluation_transform(asked.opened.spec)
+    return print_answers(images, transform, answer, at_once=BLOCK if prove else 1)
 
 
 def _opened(
