@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 from torch import nn
 
 from certipatch.defenses.evidence.defense import WindowDefense
