@@ -119,7 +119,8 @@ def test_table3_compares_all_strategies():
     from certipatch import STRATEGIES
 
     runs = plan(read_recipe("table3"), only="cifar10*,seed0")
-    assert [run.row for run in runs][: len(STRATEGIES)] == list(STRATEGIES)
+    papers = [name for name in STRATEGIES if name != "random-band"]  # which is that of other defenses
+    assert [run.row for run in runs][: len(papers)] == papers
 
 
 def test_cost_is_what_the_paper_counts():
