@@ -13,6 +13,7 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..geometry.patch import parse_patch
 from ..runtime.console import stdout
+from ..training.config import LOSSES
 from ..training.strategies import STRATEGIES
 from . import options as ask
 from .like import Like
@@ -33,6 +34,7 @@ def train(
     out: ask.Out,
     val_data: ask.ValData = None,
     masks_per_axis: ask.MasksPerAxis = 6,
+    loss: ask.Loss = LOSSES[0],
     epochs: ask.Epochs = 10,
     batch_size: ask.BatchSize = None,
     lr: ask.Lr = None,
@@ -76,7 +78,7 @@ def train(
             **{"strategy": strategy, "masks_per_axis": masks_per_axis, "epochs": epochs},
             **{"batch_size": batch_size, "lr": lr, "clean_fraction": clean_fraction, "seed": seed},
             **{"gradcam_layer": gradcam_layer, "search_every": search_every},
-            **{"search_precision": search_precision, "windows": windows},
+            **{"search_precision": search_precision, "windows": windows, "loss": loss},
         },
         out=out,
     )

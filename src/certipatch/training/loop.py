@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch import nn
@@ -34,6 +33,7 @@ from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .counts import EpochCounts, count_step, mean_loss
 from .curves import Curves
+from .losses import Objective
 from .masking import Masking
 
 
@@ -61,7 +61,8 @@ def fit(
     )
     checkpoint = Checkpoint(store, model, optimizer)
     start = checkpoint.restore(fabric)
-    wrapped, opt = fabric.setup(_normalising_together(model, fabric), optimizer)
+    objective = Objective(_normalising_together(model, fabric), config, masks.image_size)
+    wrapped, opt = fabric.setup(objective, optimizer)
     masking = Masking(model, masks, config, fabric, len(images))
     masking.compile(compile)
     masking.found = masking.found if start.found is None else start.found
@@ -82,8 +83,7 @@ def fit(
                     views, targets, searched = masking(items, epoch, derived_seed(config.seed, epoch, step))
                 masking.share(items)
                 wrapped.train()
-                logits = wrapped(views)
-                loss = F.cross_entropy(logits, targets)
+                logits, loss = wrapped(views, targets, (epoch + step / len(batches)) / config.epochs)
                 opt.zero_grad()
                 fabric.backward(loss)
                 opt.step()

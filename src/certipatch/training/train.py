@@ -32,6 +32,7 @@ from .config import TrainConfig
 from .curves import Curves, check_log
 from .gradcam import saliency
 from .loop import fit
+from .losses import check_loss
 from .strategies import STRATEGIES
 
 
@@ -160,6 +161,7 @@ def _describe_data(source: Source, validation: Source, data: str, fabric: Fabric
 
 def _check_strategy(model: nn.Module, spec: ModelSpec, config: TrainConfig) -> None:
     """Raise ConfigError for an option that the strategy cannot use, or a layer that Grad-CAM cannot use."""
+    check_loss(model, config, spec.image_size)
     strategy = STRATEGIES[config.strategy]
     if strategy.by == "heat":
         # One Grad-CAM of a black image, so that such a layer is refused before anything is written.
