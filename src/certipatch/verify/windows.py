@@ -245,6 +245,48 @@ def _compare_margin(kind: Kind, sighting: Sighting, logits: np.ndarray, sights: 
         sighting.differs(f"margin {record['margin']!r}, found {found:.6g}", surely=True)
 
 
+def compare_attacked(kind: Kind, clean: Sighting, patched: Sighting | None) -> None:
+    """Compare a line of an attack with what the windows say of the clean image and of the patched one.
+
+    ``ways`` counts, of all sets of windows that a patch can reach, those where nothing is to spare.
+    """
+    record, sights = clean.record, sights_of(clean.experiment)
+    if patched is not None:
+        _compare_answer(kind, patched, sights, record["defended_label"])
+        _compare_vanilla(patched)
+    if record["top"] is None:
+        _compare_answer(kind, clean, sights, record["defended_label"])
+        _compare_vanilla(clean)
+        return
+    _compare_answer(kind, clean, sights, record["label"])
+    logits = window_logits(clean, sights, clean.image)
+    evidence = _integers(kind, clean.experiment, logits)
+    kinds = {(place[2:], row.tobytes()): row for place, row in sights.places}
+    ways = sum(
+        _others(kind.slack(evidence, record["label"], row, sights), record["label"]) < 0
+        for row in kinds.values()
+    )
+    if ways != record["ways"]:
+        _, sure = _room(kind, clean, logits)
+        clean.differs(f"{ways} ways are open, the line says {record['ways']!r}", surely=sure(0))
+
+
+def _compare_answer(kind: Kind, sighting: Sighting, sights: Sights, stated: int) -> None:
+    logits = window_logits(sighting, sights, sighting.image)
+    answer = answer_of(kind, sighting.experiment, logits, sights)
+    if answer != stated:
+        _, sure = _room(kind, sighting, logits)
+        what = f"the defense answers {answer}, the line says {stated!r}"
+        sighting.differs(what, surely=sure(0))
+
+
+def _compare_vanilla(sighting: Sighting) -> None:
+    logits, stated = sighting.logits(sighting.image), sighting.record["vanilla_label"]
+    if int(logits.argmax()) != stated:
+        surely = float(np.subtract(*np.sort(logits)[:-3:-1])) > sighting.tolerance
+        sighting.differs(f"vanilla_label {stated!r}, found {logits.argmax()}", surely=surely)
+
+
 def _restated(kind: Kind) -> Restatement:
     own = {"threat", "windows", "tokens", "fill", "evidence", "rule", "patch_size_known", "touched"}
     return Restatement(
@@ -258,4 +300,5 @@ def _restated(kind: Kind) -> Restatement:
     )
 
 
+KIND_OF = {kind.name: kind for kind in KINDS}
 BY_WINDOWS = tuple(_restated(kind) for kind in KINDS)
