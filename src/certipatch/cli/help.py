@@ -11,8 +11,8 @@ GROUPS = {
     "Threat": "patch patches masks_per_axis inference thresholds certified records",
     "Defense": "defense windows theta tokens",
     "Proof": "places prove exhaustive",
-    "Training": "strategy epochs lr optimizer schedule weight_decay momentum augment ema keep clean_fraction "
-    "gradcam_layer search_every search_precision",
+    "Training": "strategy loss epochs lr optimizer schedule weight_decay momentum augment ema keep "
+    "clean_fraction gradcam_layer search_every search_precision",
     "Attack": "steps restarts certified_restarts",
     "Check": "sample every min_margin require",
     "Recipe": "only scale dry_run tflops",

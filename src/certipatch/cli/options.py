@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..defenses.patchcleanser.algorithms import INFERENCES
+from ..training.config import LOSSES
 from ..training.strategies import STRATEGIES
 from .parse import model_name
 
@@ -90,6 +91,7 @@ OutEach = Annotated[Path, typer.Option(help="folder to write; of several patches
 ValData = Annotated[str | None, typer.Option(help="like --data; default: --data with --val-split")]
 ValSplit = Annotated[str | None, typer.Option(help="like --split, of the validation data")]
 Strategy = Annotated[str, typer.Option(help=f"which pixels to hide in training: {', '.join(STRATEGIES)}")]
+Loss = Annotated[str, typer.Option(help=f"what a step minimises: {', '.join(LOSSES)}")]
 Epochs = Annotated[int, typer.Option(min=1)]
 Lr = Annotated[float | None, typer.Option(help="default: 0.01, or 0.001 for ViT and ConvNeXt")]
 Optimizer = Annotated[

@@ -13,6 +13,7 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..geometry.patch import parse_patch
 from ..runtime.console import stdout
+from ..training.config import LOSSES
 from ..training.strategies import STRATEGIES
 from . import options as ask
 from .like import Like
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 RECIPE = (
     *("strategy", "masks_per_axis", "epochs", "batch_size", "lr", "optimizer", "schedule", "weight_decay"),
     *("momentum", "augment", "ema", "keep", "clean_fraction", "gradcam_layer", "search_every"),
-    *("search_precision", "windows", "seed"),
+    *("search_precision", "windows", "loss", "seed"),
 )
 
 
@@ -40,6 +41,7 @@ def train(
     out: ask.Out,
     val_data: ask.ValData = None,
     masks_per_axis: ask.MasksPerAxis = 6,
+    loss: ask.Loss = LOSSES[0],
     epochs: ask.Epochs = 10,
     batch_size: ask.BatchSize = None,
     lr: ask.Lr = None,

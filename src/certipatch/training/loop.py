@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ from .counts import EpochCounts, count_step, mean_loss
 from .curves import Curves
 from .held_out import certified
 from .kept import HELD_OUT, Kept
+from .losses import Objective
 from .masking import Masking
 from .optimization import make_optimizer, make_schedule
 
@@ -73,7 +73,8 @@ def fit(
     set_lr = make_schedule(optimizer, config, steps)
     checkpoint = Checkpoint(store, model, optimizer, kept)
     start = checkpoint.restore(fabric)
-    wrapped, opt = fabric.setup(_normalising_together(model, fabric), optimizer)
+    objective = Objective(_normalising_together(model, fabric), config, masks.image_size)
+    wrapped, opt = fabric.setup(objective, optimizer)
     masking = Masking(model, masks, config, fabric, len(images))
     masking.compile(compile)
     masking.found = masking.found if start.found is None else start.found
@@ -91,7 +92,8 @@ def fit(
                 with together(fabric):
                     views, targets, searched = masking(items, epoch, derived_seed(config.seed, epoch, step))
                 masking.share(items)
-                logits, loss = _step(wrapped, opt, views, targets, fabric)
+                part = (epoch + (step / steps)) / config.epochs
+                logits, loss = _step(wrapped, opt, views, targets, part, fabric)
                 _share_statistics(model, fabric)
                 step += 1
                 kept.update(epoch * steps + step)
@@ -126,12 +128,14 @@ def fit(
 
 
 def _step(
-    model: nn.Module, optimizer: Optimizer, views: Tensor, targets: Tensor, fabric: Fabric
+    objective: nn.Module, optimizer: Optimizer, views: Tensor, targets: Tensor, part: float, fabric: Fabric
 ) -> tuple[Tensor, Tensor]:
-    """One gradient step on the mean loss of the views; their logits before it, and the loss."""
-    model.train()
-    logits = model(views)
-    loss = F.cross_entropy(logits, targets)
+    """One gradient step on the mean loss of the views; their logits before it, and the loss.
+
+    ``part``: how much of the training is over, from 0 to 1, by which some losses go.
+    """
+    objective.train()
+    logits, loss = objective(views, targets, part)
     optimizer.zero_grad()
     fabric.backward(loss)
     optimizer.step()

@@ -20,6 +20,7 @@ from pydantic_core import to_json
 from ..config import differences
 from ..data.decode import UNREADABLE, decode, open_image
 from ..data.source import Images, Source
+from .evidence import kind_of
 from .findings import Experiment, Given, Record, Verification, place
 from .geometry import Masks
 from .goals import Goals, compare_goal
@@ -28,7 +29,7 @@ from .patchcleanser import WILD, Table, View, inference_of, table_of
 from .record import check_labels, is_sha256
 from .restatement import Line, Restatement, Sighting
 from .views import look_again
-from .windows import KIND_OF, compare_attacked
+from .windows import compare_attacked
 
 PLACE = ("top", "left", "height", "width")
 PICTURE = ("image", "pixels")
@@ -283,7 +284,7 @@ def replay(
     """Let the defense answer again on each picture, by views that are looked at one at a time."""
     certification = experiment["certification"]
     images = Images(source, model.spec)
-    kind = None if "masks" in certification else KIND_OF[certification["defense"]]
+    kind = None if "masks" in certification else kind_of(certification["defense"], certification)
     goals = Goals(Masks.of(certification["masks"])) if kind is None else None
 
     def beside(index: int, record: Record) -> Record:

@@ -7,8 +7,7 @@ show nothing. What is hidden is filled before the network sees it, so evidence d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, Literal
 
@@ -24,11 +23,12 @@ from ...views.network import Network
 from ..alone import measure_movement
 from ..contract import check_model
 from ..masked import colour, mean_as_fill, views_at_once
+from .windows import Remembering
 
 TokensShown = Literal["dropped", "filled"]
 
 
-class ShownWindows:
+class ShownWindows(Remembering):
     """A classifier that is shown one window of an image after the other; a source of evidence
     (:class:`certipatch.defenses.evidence.windows.Windows`).
 
@@ -70,7 +70,6 @@ class ShownWindows:
         self.precision, self.passes = self.network.precision, len(self.sights) + 1
         self._hidden = window_tensor(hiding, self.network.device)
         self._groups = self._grouped()
-        self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def _grouped(self) -> list[tuple[tuple[int, ...], Tensor]]:
         """Windows that may be in one batch: those that keep the same tokens, which all are without tokens."""
@@ -96,23 +95,6 @@ class ShownWindows:
         """Look at every premise on the model again. Raises SoundnessError."""
         check_model(self.model)
         self.network.check_unchanged()
-
-    @contextmanager
-    def remembering(self) -> Iterator[None]:
-        """Inside, what was said of the images that were looked at last is said again, if they are equal."""
-        self._last = (torch.empty(0), (torch.empty(0), torch.empty(0)))
-        try:
-            yield
-        finally:
-            self._last = None
-
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, windows, classes) float32 logits on the CPU, and the undefended labels (N,)."""
-        if self._last is None:
-            return self._look(images)
-        if self._last[0].device != images.device or not torch.equal(self._last[0], images):
-            self._last = images, self._look(images)
-        return self._last[1]
 
     @torch.inference_mode()
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,11 @@ have limited sight by themselves, such as a BagNet: one forward pass for all. A 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ...geometry.patch import Size
@@ -77,6 +79,33 @@ class Windows(Protocol):
     def describe_network(self) -> dict[str, Any]:
         """How the network is run: ``batch_size``, ``compiled``, ``shared_prefix`` and ``moved``."""
         ...
+
+
+class Remembering:
+    """What sources of evidence share: inside of ``remembering`` they look once at equal images."""
+
+    _last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # images, and what was said of them
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`look` answers, of any images."""
+        raise NotImplementedError
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Inside, what was said of the images that were looked at last is said again, if they are equal."""
+        self._last = (torch.empty(0), (torch.empty(0), torch.empty(0)))
+        try:
+            yield
+        finally:
+            self._last = None
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, windows, classes) float32 logits on the CPU, and the undefended labels (N,)."""
+        if self._last is None:
+            return self._look(images)
+        if self._last[0].device != images.device or not torch.equal(self._last[0], images):
+            self._last = images, self._look(images)
+        return self._last[1]
 
 
 class Cells(Protocol):
