@@ -16,6 +16,11 @@ stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)
 
 
+def say(line: str) -> None:
+    """A line on standard error, as it is."""
+    stderr.print(line, markup=False, soft_wrap=True)
+
+
 def print_table(table: Table, console: Console = stdout) -> None:
     """Print a table; where the terminal is too narrow for its numbers, each row below the other, in full."""
     for column in table.columns:
