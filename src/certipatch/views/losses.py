@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.progress import seen
 from .masked import Look, Masked, are_finite, check_finite, check_logits, check_shape, default_batch_size
 
 
@@ -46,6 +47,7 @@ def losses(
         logits = check_shape(look(images[which[part]], flat[part]), len(which[part])).float()
         found.append(are_finite(logits))
         out[part] = F.cross_entropy(logits, labels[which[part]], reduction="none")
+        seen(views=len(logits))
     if finite is None:
         check_finite(found)
     return out.view(n, candidates)
@@ -80,4 +82,5 @@ def gradients(
             value = objective(check_logits(look(images[which[part]], windows[part]), len(which[part])), part)
             gradient += torch.autograd.grad(value.sum(), images)[0]
             values.append(value.detach())
+            seen(views=len(value))
     return gradient, torch.cat(values)
