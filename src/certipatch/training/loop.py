@@ -36,10 +36,12 @@ from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .course import Course
 from .curves import Curves
+from .depthwise import Layer, in_float32, slow_layers
 from .held_out import certified
 from .kept import HELD_OUT, Kept
 from .masking import Masking
 from .optimization import make_optimizer, make_schedule
+from .strategies import STRATEGIES
 
 
 def fit(
@@ -72,6 +74,7 @@ def fit(
     set_lr = make_schedule(optimizer, config, steps)
     checkpoint = Checkpoint(store, model, optimizer, kept)
     start = checkpoint.restore(fabric)
+    checkpoint.float32 = _float32(model, masks, config, fabric) if start.float32 is None else start.float32
     wrapped, opt = fabric.setup(_compiled(model) if config.compile_step else model, optimizer)
     loader = Loader(images, fabric, workers)
     masking = Masking(model, masks, config, fabric, len(images))
@@ -97,7 +100,7 @@ def fit(
                 with together(fabric):
                     views, targets, searched = masking(loaded, epoch, derived_seed(config.seed, epoch, step))
                 masking.share(loaded)
-                logits, loss = _step(wrapped, opt, views, targets, fabric)
+                logits, loss = _step(wrapped, opt, views, targets, fabric, checkpoint.float32)
                 _share_statistics(model, fabric)
                 step += 1
                 kept.update(epoch * steps + step)
@@ -115,14 +118,23 @@ def fit(
 
 
 def _step(
-    model: nn.Module, optimizer: Optimizer, views: Tensor, targets: Tensor, fabric: Fabric
+    model: nn.Module,
+    optimizer: Optimizer,
+    views: Tensor,
+    targets: Tensor,
+    fabric: Fabric,
+    float32: list[Layer],
 ) -> tuple[Tensor, Tensor]:
-    """One gradient step on the mean loss of the views; their logits before it, and the loss."""
+    """One gradient step on the mean loss of the views; their logits before it, and the loss.
+
+    The gradients of the layers of ``float32`` are computed so, whatever the precision.
+    """
     model.train()
     logits = model(views)
     loss = F.cross_entropy(logits, targets)
     optimizer.zero_grad()
-    fabric.backward(loss)
+    with in_float32(float32):
+        fabric.backward(loss)
     optimizer.step()
     return logits, loss
 
@@ -154,6 +166,14 @@ def vanilla_accuracy(model: nn.Module, images: Images, fabric: Fabric, workers: 
             with fabric.autocast():
                 correct += (model(x).argmax(1) == y).sum()
     return {"correct": int(total(fabric, {"correct": int(correct)})["correct"]), "images": len(images)}
+
+
+def _float32(model: nn.Module, masks: MaskSet, config: TrainConfig, fabric: Fabric) -> list[Layer]:
+    """The layers whose gradients are faster in float32, for steps as large as those of the run."""
+    if config.compile_step:
+        return []
+    views = config.batch_size * STRATEGIES[config.strategy].copies
+    return slow_layers(model, masks.image_size, views, fabric)
 
 
 def _compiled(model: nn.Module) -> Any:
