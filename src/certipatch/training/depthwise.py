@@ -28,7 +28,7 @@ BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 class Layer(NamedTuple):
-    """A grouped convolution as torch runs it: the shape of one image's input, that of the weight, and more."""
+    """A grouped convolution as torch runs it: the shapes of one input and of the weight, and more."""
 
     image: tuple[int, ...]
     weight: tuple[int, ...]

@@ -40,6 +40,7 @@ from .depthwise import Layer, in_float32, slow_layers
 from .held_out import certified
 from .kept import HELD_OUT, Kept
 from .masking import Masking
+from .memory import say_memory
 from .optimization import make_optimizer, make_schedule
 from .strategies import STRATEGIES
 
@@ -74,7 +75,11 @@ def fit(
     set_lr = make_schedule(optimizer, config, steps)
     checkpoint = Checkpoint(store, model, optimizer, kept)
     start = checkpoint.restore(fabric)
-    checkpoint.float32 = _float32(model, masks, config, fabric) if start.float32 is None else start.float32
+    at_once = config.batch_size * STRATEGIES[config.strategy].copies
+    say_memory(model, masks.image_size, at_once, fabric)
+    checkpoint.float32 = start.float32 if start.float32 is not None else []
+    if start.float32 is None and not config.compile_step:
+        checkpoint.float32 = slow_layers(model, masks.image_size, at_once, fabric)
     wrapped, opt = fabric.setup(_compiled(model) if config.compile_step else model, optimizer)
     loader = Loader(images, fabric, workers)
     masking = Masking(model, masks, config, fabric, len(images))
@@ -166,14 +171,6 @@ def vanilla_accuracy(model: nn.Module, images: Images, fabric: Fabric, workers: 
             with fabric.autocast():
                 correct += (model(x).argmax(1) == y).sum()
     return {"correct": int(total(fabric, {"correct": int(correct)})["correct"]), "images": len(images)}
-
-
-def _float32(model: nn.Module, masks: MaskSet, config: TrainConfig, fabric: Fabric) -> list[Layer]:
-    """The layers whose gradients are faster in float32, for steps as large as those of the run."""
-    if config.compile_step:
-        return []
-    views = config.batch_size * STRATEGIES[config.strategy].copies
-    return slow_layers(model, masks.image_size, views, fabric)
 
 
 def _compiled(model: nn.Module) -> Any:
