@@ -99,6 +99,8 @@ def test_train_with_a_cheaper_search(cli, photos: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(torch.nn.Linear, "forward", watched)
     monkeypatch.setattr("certipatch.models.build._try", lambda *_: None)  # which looks once, in float32
+    monkeypatch.setattr("certipatch.training.loop.say_memory", lambda *_: None)  # and so do these
+    monkeypatch.setattr("certipatch.training.loop.slow_layers", lambda *_: [])
     dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
     for precision, search in (("32-true", "bf16-mixed"), ("bf16-mixed", "32-true"), ("bf16-mixed", None)):
         run = tmp_path / f"{precision}-{search}"

@@ -47,8 +47,8 @@ def say_memory(model: nn.Module, image_size: Size, views: int, fabric: Fabric) -
         return
     needed = step_bytes(model, image_size, views, precision_of(fabric))
     if needed > MUCH:
-        size = "x".join(map(str, image_size))
+        what = f"{views} views of {'x'.join(map(str, image_size))} pixels"
         say(
-            f"a step will take about {needed / 1e9:.1f} GB of memory for its {views} views of {size} pixels; a "
-            "smaller --batch-size takes less"
+            f"a step will take about {needed / 1e9:.1f} GB of memory for its {what}; a smaller --batch-size "
+            "takes less"
         )
