@@ -59,11 +59,18 @@ Limit = Annotated[int | None, typer.Option(min=1, help="use only this many image
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed")]
 Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
+WorkersOfDevice = Annotated[
+    int | None,
+    typer.Option(min=0, help="processes that load images; default: none on a CPU, up to 8 for a CUDA device"),
+]
 Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
 Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
 Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="run the network compiled; default: in large runs"),
+]
+CompileStep = Annotated[
+    bool, typer.Option("--compile-step", help="train: also run the gradient step compiled; rounds otherwise")
 ]
 SearchEvery = Annotated[
     int,

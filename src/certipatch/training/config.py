@@ -13,7 +13,8 @@ LOSSES = ("cross-entropy", "best-window-removed", "region-margin", "interval")
 Loss = Literal["best-window-removed", "region-margin", "interval"]
 # The paper's choices as the command line calls them. Each has one value in a manifest, None: runs from before
 # there was a choice have no other.
-PAPERS = {"optimizer": "momentum", "schedule": "step", "augment": "none", "keep": "last"}
+PAPERS: dict[str, Any] = {"optimizer": "momentum", "schedule": "step", "augment": "none", "keep": "last"}
+PAPERS |= {"compile_step": False}
 
 
 class TrainConfig(Frozen):
@@ -38,6 +39,7 @@ class TrainConfig(Frozen):
             images were certified; None: "last".
         clean_fraction: the share of each batch that is left unmasked (our addition; the paper's value is 0).
         gradcam_layer: where the gutout strategies look; None: the model's last feature map.
+        compile_step: run forward and backward pass of the step compiled, which changes rounding; None: False.
         search_every: a strategy that searches does so in every so many epochs, and uses again in between what
             it found last; None: in each epoch.
         search_precision: the precision of the search; None: that of the training.
@@ -60,6 +62,7 @@ class TrainConfig(Frozen):
     augment: Literal["flip", "crop", "flip,crop"] | None = None
     ema: float | None = Field(default=None, gt=0, lt=1)
     keep: Literal["best"] | None = None
+    compile_step: Literal[True] | None = None
     clean_fraction: float = Field(default=0.0, ge=0, le=1)
     gradcam_layer: str | None = None
     search_every: int | None = Field(default=None, ge=1)
