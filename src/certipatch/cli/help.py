@@ -17,6 +17,7 @@ GROUPS = {
     "Measure": "what repeats full only_certified strategies train_batch_size",
     "Speed": "batch_size device devices nodes precision compile shared_prefix workers threads shard",
     "Service": "host port max_bytes queue",
+    "Hub": "to license private names dry_run_to yes",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
@@ -43,6 +44,10 @@ EXAMPLES = {
     "export": (
         "runs/mine --certified runs/mine-certified --data photos/val --out deployed",
         "package.module:function --certified runs/mine-certified --data photos/val --out deployed",
+    ),
+    "push": (
+        "runs/mine runs/mine-certified --to me/mine --dry-run hub",
+        "runs/mine runs/mine-certified --to me/mine --license apache-2.0 --no-names",
     ),
     "serve": (
         "--model runs/mine --certified runs/mine-certified",

@@ -15,7 +15,7 @@ import typer
 from ..config import ModelAsked
 from ..errors import ConfigError, DataError
 from . import options as ask
-from .open import is_run, open_deployed, open_run_asked
+from .open import is_run, open_deployed, open_run_asked, place_of
 from .parse import mask_set, parse_inference
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def as_certified(certified: Path, asked: ModelAsked, device: str) -> tuple[Opene
     from ..report.certification import in_other_environments
     from ..runtime.devices import make_fabric
 
-    manifest = read_certification(certified)
+    manifest = read_certification(place_of(certified))
     for line in in_other_environments([manifest]):
         print(f"{line} This runs as the first part did.", file=sys.stderr)
     opened = open_certified(asked, manifest)
