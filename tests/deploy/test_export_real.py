@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 
-from certipatch.records.read import read_records  # noqa: E402
-from inputs import SHARED  # noqa: E402
+from certipatch.records.read import read_records
+from inputs import SHARED
 
 pytestmark = pytest.mark.slow
 

@@ -74,7 +74,7 @@ def test_one_folder_is_three_things(cli, hub: Path, run: Path, certified: Path, 
     assert opened.weights_sha256 == open_run(run).weights_sha256
     bare = timm.create_model(f"local-dir:{hub}", pretrained=True).eval()  # timm's model
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(bare(images), opened.network[1](images))
+    assert torch.allclose(bare(images), opened.network[1](images), atol=1e-5)  # other memory layout
     config = json.loads((hub / "config.json").read_bytes())
     assert config["label_names"] == ["blue", "green", "red"]
     assert config["pretrained_cfg"]["crop_pct"] == 0.9

@@ -11,7 +11,6 @@ import typer
 
 from ..errors import ConfigError
 from ..runtime.console import stdout
-from . import options as ask
 
 if TYPE_CHECKING:
     from ..deploy.card import Certified
