@@ -80,7 +80,7 @@ def test_one_folder_is_three_things(cli, hub: Path, run: Path, certified: Path, 
     assert config["pretrained_cfg"]["crop_pct"] == 0.9
     assert config["pretrained_cfg"]["mean"] == [0.4, 0.5, 0.6]
     data = timm.data.resolve_model_data_config(bare)
-    assert (data["input_size"], data["crop_pct"], data["mean"]) == ((3, 32, 32), 0.9, (0.4, 0.5, 0.6))
+    assert (data["input_size"], data["crop_pct"], list(data["mean"])) == ((3, 32, 32), 0.9, [0.4, 0.5, 0.6])
     assert read_records(hub / "certificates" / "mine-k3") == read_records(certified)  # a certificate
     done = cli("verify", hub, model=hub, data=photos, sample=3)
     assert done.code == 0, done.out

@@ -50,9 +50,11 @@ def predict(
     asked = ModelAsked(model, weights, pretrained)
     if deployed := open_deployed(asked, device):
         given = (certified, patch, masks_per_axis, patches, precision, inference, class_names)
-        if any(given) or places:
-            raise ConfigError(f"model {model}: an export has all of its own; drop the options but --prove")
-        answers = deployed.prove if prove else deployed.answer
+        if any(given):
+            raise ConfigError(
+                f"model {model}: an export has all of its own; drop the options but --prove, --places"
+            )
+        answers = partial(deployed.prove, places=places) if prove else deployed.answer
         failed = print_answers(images, deployed.preprocess, answers, at_once=1)
     else:
         opened, defense, least = _opened(
