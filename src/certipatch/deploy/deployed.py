@@ -247,6 +247,7 @@ class Deployed:
         return {
             "model": stated["model"]["arch"],
             "classes": stated["model"]["classes"],
+            "shown": stated["shown"],
             "image_size": stated["model"]["image_size"],
             **self.said.threat,
             **self.said.way,

@@ -73,6 +73,7 @@ class Predictor:
         return {
             "model": self.spec.arch,
             "classes": list(self.spec.classes),
+            "shown": list(self.shown),
             "image_size": list(self.spec.image_size),
             **self._said.threat,
             **self._said.way,

@@ -57,7 +57,7 @@ class Said:
             "min_margin": self.least,
             "passes": verdict.passes,
             **self._by_place(verdict),
-            "statement": statement(proof, plain["class"], self.threat),
+            "statement": statement(proof, self.shown[verdict.defended_label], self.threat),
         }
 
     def _by_place(self, verdict: Any) -> dict[str, Any]:
