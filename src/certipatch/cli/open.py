@@ -246,11 +246,24 @@ def _refuse_address(model: str) -> None:
         )
 
 
+def place_of(folder: Path) -> Path:
+    """A folder of records; of ``hf-hub:user/name@revision/certificates/...`` the one that is fetched."""
+    from ..models.hub import HUB, folder_of
+
+    text = str(folder)
+    if not text.startswith(HUB):
+        return folder
+    address = text.removeprefix(HUB).split("/")
+    return folder_of(HUB + "/".join(address[:2])).joinpath(*address[2:])
+
+
 def folders_of_records(folder: Path) -> list[Path]:
-    """The folder, or those in it that certify has written for several patches or k."""
+    """The folder, or those in it that certify has written for several patches or k; of one for the hub its
+    certificates."""
     from ..records.manifest import folders_inside
 
-    return folders_inside(folder) or [folder]
+    certificates = folder / "certificates"
+    return folders_inside(certificates if certificates.is_dir() else folder) or [folder]
 
 
 @contextmanager

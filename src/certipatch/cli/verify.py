@@ -12,7 +12,7 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..runtime.console import stdout
 from . import options as ask
-from .open import folders_of_records, is_export, is_run, open_both, open_data, open_run_asked
+from .open import folders_of_records, is_export, is_run, open_both, open_data, open_run_asked, place_of
 
 if TYPE_CHECKING:
     from ..data.source import Source
@@ -41,6 +41,7 @@ def verify(
 ) -> None:
     """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 1 if
     anything is wrong or could not be confirmed."""
+    from ..verify.card import check_card
     from ..verify.check import verify as check
     from ..verify.export import check_export
 
@@ -48,8 +49,7 @@ def verify(
         _model(model, weights, pretrained, image_size, crop_pct),
         DataAsked(data, split, class_map) if data else None,
     )
-    images = None if every else sample
-    flaws = check_export(certified)
+    images, certified = None if every else sample, place_of(certified)
     found = [
         check(
             folder,
@@ -62,8 +62,7 @@ def verify(
         )
         for folder in folders_of_records(certified)
     ]
-    if found:
-        found[0].findings[:0] = flaws
+    found[0].findings[:0] = [*check_export(certified), *check_card(certified, found)]
     _show(found, as_json, again=given is not None and source is not None)
     if not all(one.confirmed for one in found):
         raise typer.Exit(1)
