@@ -7,6 +7,7 @@ resume, shards, records, report, page and ``verify`` (which checks what does not
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,7 +37,7 @@ from ..defenses.patchcleanser.algorithms import INFERENCES, Inference, answer
 from ..defenses.patchcleanser.defense import PatchCleanser
 from ..errors import ConfigError
 from ..geometry.masks import MaskSet
-from ..geometry.patch import Size
+from ..geometry.patch import Size, Threat
 from ..geometry.sights import sights_of
 from ..views.ablated import has_tokens
 
@@ -70,6 +71,8 @@ class Method:
         options: the names of its own options, under which they stand in the experiment; those that it
             ``needs`` must be given.
         masks: whether it answers by the mask set; of another one only the threat counts.
+        against: (defense, threat) -> the same against another threat, which shares what the network says of
+            an image inside of ``remembering``; None for a defense that looks anew for each.
         promise: what its certificate is called while a run is under way.
         keeps: (record, least margin) -> whether the record has that certificate, beyond rounding.
     """
@@ -80,6 +83,8 @@ class Method:
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     masks: bool = True
+    against: Callable[[Any, Threat], CertifiedDefense] | None = None
+    remembering: Callable[[Any], AbstractContextManager[None]] = lambda _defense: nullcontext()
     promise: str = "certified"
     keeps: Callable[[Any, float], bool] = lambda record, least: bool(record.counts(least))
 
@@ -192,6 +197,8 @@ METHODS: dict[str, Method] = {
             options=("windows", *options),
             needs=("windows",),
             masks=False,
+            against=WindowDefense.against,
+            remembering=lambda defense: defense.windows.remembering(),
         )
         for name, build, options in (
             ("ds", _ds, ("theta",)),

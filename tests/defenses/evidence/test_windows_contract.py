@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
 
+from certipatch.data.load import load_source
 from certipatch.defenses.evidence.defense import WindowDefense
 from certipatch.defenses.evidence.rules import BoundedSum, RobustMasking, Rule
 from certipatch.defenses.evidence.shown import ShownWindows
 from certipatch.defenses.evidence.votes import BEST_VOTE, CONFIDENCE, Evidence, threshold_votes
 from certipatch.geometry.masks import MaskSet
 from certipatch.geometry.reach import Reach
+from certipatch.verify.check import verify
 from defenses.contract import DefenseContract, LookedUp
+from tampering import forge, lines_of
 from worlds import World, random_classifier
 
 SMALL = (
@@ -65,6 +68,68 @@ class OfWindows(DefenseContract):
             model = LookedUp(world, random_classifier(world, seed)).eval()
             yield model, self.defense(model, world.masks, fill, one_less(type(self).rule))
 
+    def test_verify_finds_a_tampered_slack(self, opened, photos, masks, tmp_path, monkeypatch):
+        """What only another look at the image can tell: its slack, where it is least, and by how much."""
+        out, source = self._certify(opened, photos, masks, tmp_path / "out"), load_source(str(photos))
+        lines = lines_of(out)
+
+        def findings(index: int, **changed: Any) -> list[str]:
+            monkeypatch.setattr(
+                "certipatch.verify.check.Asked.drawn",
+                lambda _self, records, consistent, _source: {i: records[i] for i in consistent if i == index},
+            )
+            forge(out, [{**line, **(changed if line["index"] == index else {})} for line in lines])
+            found = verify(out, model=opened, source=source, sample=None, device="cpu")
+            return [str(one) for one in found.findings]
+
+        assert findings(0) == []
+        unit = 1 if self.evidence.sure else 2**20
+        for line in (one_where(lines, certified=True), one_where(lines, certified=False)):
+            index, slack = line["index"], line["slack"]
+            further = unit if line["certified"] else -unit
+            changed = {"slack": slack + further}
+            if self.evidence.sure:
+                changed["slack_published"] = line["slack_published"] + further
+            assert any("slack is" in one for one in findings(index, **changed))
+            if self.evidence.sure:
+                assert any(
+                    "slack_published" in one
+                    for one in findings(index, slack_published=line["slack_published"] - 1)
+                )
+            if line["certified"]:
+                assert any("margin" in one for one in findings(index, margin=line["margin"] + 1))
+            other = 3 - line["rival"] - line["label"]
+            mirrored = [[26 - line["weakest"][0][0], 26 - line["weakest"][0][1], 6, 6]]
+            found = findings(index, rival=other) + findings(index, weakest=mirrored)
+            assert any("slack at" in one for one in found)
+            for wrong in ({"weakest": [[0, 0, 6, 7]]}, {"weakest": None}, {"rival": line["label"]}):
+                assert findings(index, **wrong)
+        assert findings(0) == []
+
+    def test_verify_finds_other_windows_than_were_used(self, opened, photos, masks, tmp_path):
+        out = self._certify(opened, photos, masks, tmp_path / "out")
+        lines, manifest = lines_of(out), json.loads((out / "manifest.json").read_text())
+        assert verify(out).findings == []
+        changes = {
+            "windows": "columns:9",
+            "rule": "prayer",
+            "evidence": "tea leaves",
+            "patch_size_known": None,
+            "tokens": "burnt",
+            "touched": {**manifest["experiment"]["touched"], "most": 1},
+            "threat": {**manifest["experiment"]["threat"], "patch_size": [5, 5]},
+        }
+        for name, value in changes.items():
+            changed = {**manifest, "experiment": {**manifest["experiment"], name: value}}
+            forge(out, lines, changed)
+            assert verify(out).findings, name
+        forge(out, lines, manifest)
+        assert verify(out).findings == []
+
+
+def one_where(lines: list[dict[str, Any]], *, certified: bool) -> dict[str, Any]:
+    return next(line for line in lines if line["certified"] is certified)
+
 
 class TestDeRandomizedSmoothing(OfWindows):
     method = "ds"
@@ -83,6 +148,3 @@ class TestPatchGuard(OfWindows):
     method = "patchguard"
     evidence = CONFIDENCE
     rule = staticmethod(RobustMasking)
-
-    def masks_one_less(self, reach: Reach) -> Rule:
-        return replace(RobustMasking(reach), reach=reach)

@@ -7,6 +7,7 @@ have limited sight by themselves, such as a BagNet: one forward pass for all. A 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -56,6 +57,11 @@ class Windows(Protocol):
             (N, windows, classes) float32 logits on the CPU, and the undefended labels (N,) int64. They are
             finite: others are refused with SoundnessError.
         """
+        ...
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """Inside, :meth:`look` at images that were looked at last says again what it said: for several rules,
+        or sizes of the patch, on the same images. The model must not change inside."""
         ...
 
     def trace(self, images: Tensor, which: Tensor, windows: Tensor) -> Tensor:
