@@ -21,7 +21,7 @@ data = "photos"
 location = "nowhere"
 train_split = "train"
 test_split = "val"
-train_images = 18
+train_images = 12
 held_out_images = 6
 test_images = 9
 image_size = 32
@@ -88,7 +88,7 @@ def test_images_to_choose_by_are_neither_trained_on_nor_tested(place, tmp_path):
     comparison = read_recipe(str(tmp_path / "mine.toml")).comparison
     images = images_of(comparison, {"photos": str(place)}, 1.0)
     parts = [set(part.names) for part in (images.train, images.held_out)]
-    assert [len(images.train), len(images.held_out), len(images.test)] == [18, 6, 9]
+    assert [len(images.train), len(images.held_out), len(images.test)] == [12, 12, 9]
     assert not parts[0] & parts[1]
 
 

@@ -157,7 +157,8 @@ def images_of(comparison: Comparison, locations: dict[str, str], scale: float) -
     location = locations.get(comparison.data, comparison.location)
     whole = load(location, comparison.train_split, None)
     test = load(location, comparison.test_split, whole.classes)
-    n, held = scaled(comparison.train_images), scaled(comparison.held_out_images)
+    n = scaled(comparison.train_images)
+    held = max(scaled(comparison.held_out_images), 4 * len(whole.classes))  # of every class, at any scale
     for what, source, asked in (
         ("training", whole, n + held),
         ("test", test, scaled(comparison.test_images)),
@@ -244,6 +245,7 @@ def write(recipe: Recipe, runs: list[Compared], out: Path, stem: Path) -> str:
     for patch in comparison.patches:
         lines += _table(recipe, runs, [one for one in found if one[1] == patch], patch)
     as_json = [_to_json(*one) for one in found]
+    out.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(f"{stem}.md"), "\n".join([*lines, ""]).encode())
     write_atomically(Path(f"{stem}.json"), json.dumps(as_json, indent=1).encode() + b"\n")
     return "\n".join(lines)
