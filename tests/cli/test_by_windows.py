@@ -169,6 +169,32 @@ class TestFoldersOfOtherDefenses:
         assert defense.threat.patch_size == (5, 5)
 
 
+def test_crosscert_is_a_join_of_two_folders(cli, banded: Path, photos: Path, tmp_path: Path):
+    """PatchCleanser answers, and a warning is where the windows answer otherwise; counted here by hand."""
+    given = typed(model=banded, data=photos, device="cpu")
+    masks, windows, other = tmp_path / "pc", tmp_path / "ds", tmp_path / "other"
+    assert cli("certify", *given, patch=7, masks_per_axis=3, out=masks).code == 0
+    assert cli("certify", *given, patch=7, defense="ds", windows="columns:10", out=windows).code == 0
+    assert cli("certify", *given, patch=9, defense="ds", windows="columns:8", out=other).code == 0
+    pairs = list(zip(lines_of(masks), lines_of(windows), strict=True))
+
+    def held(line) -> bool:
+        return line["certified"] and line["margin"] >= 1e-3
+
+    both = sum(held(one) and held(two) for one, two in pairs)
+    either = sum(held(one) or held(two) for one, two in pairs)
+    quiet = sum(one["defended_label"] == two["defended_label"] == one["label"] for one, two in pairs)
+    assert both < either
+    (line,) = (one for one in cli("report", masks, windows, other).out.splitlines() if "CrossCert" in one)
+    words = [f"{masks} with a warning where {windows}", f"right without a warning {100 * quiet / 24:.1f} %"]
+    words += [f"under every patch, proven, {100 * both / 24:.1f} % ({both}/24"]
+    words += [f"right or with a warning under every patch, proven, {100 * either / 24:.1f} % ({either}/24"]
+    for word in words:
+        assert word in line
+    assert "CrossCert" not in cli("report", masks, other).out, "they are against other patches"
+    assert "CrossCert" not in cli("report", windows, other).out
+
+
 class TestTraining:
     @pytest.mark.parametrize(
         ("options", "words"),
