@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..certification.certify import certify
-from ..certification.methods import check_options, method_of
+from ..certification.methods import check_options
 from ..data.source import Source
 from ..errors import CertiPatchError, ConfigError, DataError, brief
 from ..geometry.masks import MaskSet
@@ -292,24 +292,29 @@ def _line(recipe: Recipe, one: Compared, found: list[tuple[Compared, Summary]], 
         mean([getattr(summary, name) for summary in summaries])
         for name in ("vanilla_accuracy", "clean_accuracy", "certified_robust_accuracy")
     ]
-    stated = [summary.folder.manifest.stated for summary in summaries]
-    chosen = "; ".join(f"{key} {there[key]}" for there in stated for key in row.choose)
-    known = "yes" if method_of(row.defense).masks and row.defense != "ibp" else ""
-    known = known or ("yes" if any(there.get("patch_size_known") for there in stated) else "no")
-    printed = recipe.published.get(
-        (row.name, "cifar10", "", "", comparison_patch(one.comparison, patch), None)
-    )
-    passes = f"{summaries[0].passes / summaries[0].images:.0f}" if summaries else ""
+    as_printed = one.comparison.published.get(patch, patch)
+    printed = recipe.published.get((row.name, "cifar10", "", "", as_printed, None))
     return [
         *(row.name, row.model, config.loss or config.strategy, f"{whole} + {own}"),
-        *(", ".join(str(each.seed) for each, _ in found), chosen, *shares),
-        *(str(printed or ""), passes, known if summaries else ""),
+        *(", ".join(str(each.seed) for each, _ in found), _chosen(row, summaries), *shares),
+        *(str(printed or ""), *_of_first(row, summaries)),
     ]
 
 
-def comparison_patch(comparison: Comparison, patch: str) -> str:
-    """The patch as the paper's table has it."""
-    return comparison.published.get(patch, patch)
+def _chosen(row: Row, summaries: list[Summary]) -> str:
+    """The options that each seed has chosen."""
+    stated = [summary.folder.manifest.stated for summary in summaries]
+    return "; ".join(f"{key} {there[key]}" for there in stated for key in row.choose)
+
+
+def _of_first(row: Row, summaries: list[Summary]) -> tuple[str, str]:
+    """Passes an image, and whether the defense answers by the size of the patch; empty without a result."""
+    if not summaries:
+        return "", ""
+    first = summaries[0]
+    of_windows = first.folder.manifest.stated.get("patch_size_known")
+    known = row.defense == "patchcleanser" if of_windows is None else of_windows
+    return f"{first.passes / first.images:.0f}", "yes" if known else "no"
 
 
 def plan_lines(runs: list[Compared]) -> list[str]:
