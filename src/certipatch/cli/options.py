@@ -253,7 +253,10 @@ SharedPrefixToTime = Annotated[bool, typer.Option(help="share a CNN's local laye
 
 # Of reproduce.
 Recipe = Annotated[
-    str, typer.Argument(help="table1, table2, table3, tableA1, figure5, lite0, or a .toml file like those")
+    str,
+    typer.Argument(
+        help="table1, table2, table3, tableA1, figure5, lite0, comparators, or a .toml file like those"
+    ),
 ]
 OutShared = Annotated[Path, typer.Option(help="folder to write; tables share the runs in it")]
 Only = Annotated[

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ..defenses.patchcleanser.algorithms import INFERENCES, Inference
 from ..errors import ConfigError
@@ -59,8 +59,8 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number), int(shards)
 
 
-def parse_locations(data: list[str], runs: list[Any]) -> dict[str, str]:
-    names = sorted({run.setup.data for run in runs})
+def parse_locations(data: list[str], known: Iterable[str]) -> dict[str, str]:
+    names = sorted(set(known))
     found = {}
     for entry in data:
         name, equals, place = entry.partition("=")
