@@ -98,6 +98,8 @@ def test_every_command_and_python_block_of_a_page(
     of_page = [block for block in BLOCKS if block.page == page]
     if not any(block.kind == "python" or "tiny" in map(executed, block.commands) for block in of_page):
         pytest.skip("has nothing that is run on small data")
+    if any("import foolbox" in block.text for block in of_page):
+        pytest.importorskip("foolbox", reason="not installed: pip install '.[photos]'")
     here = tmp_path / "here"
     shutil.copytree(world, here)
     monkeypatch.chdir(here)
