@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import SoundnessError
 from ...geometry.patch import Threat
 from ...geometry.reach import Reach, touched
-from ...errors import SoundnessError
 from ..contract import Verdict, check_images, check_labels, check_same_type
 from .rules import Rule
 from .votes import Evidence
