@@ -253,7 +253,7 @@ def test_bounds_go_through_the_small_network_of_ours():
 
 
 def test_a_pooling_that_turns_its_numbers_round_keeps_the_ends_in_order(monkeypatch):
-    """Torch divides by a negative number if it is asked to. The twin that maps both ends as they are breaks."""
+    """Torch divides by a negative number if asked to. The twin that maps both ends as they are breaks."""
     torch.manual_seed(0)
     layers = [nn.AvgPool2d(2, divisor_override=-4), nn.Flatten(), nn.Linear(12, 2)]
     model = nn.Sequential(*layers).double().eval()
