@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config import ROUNDING
 from ..errors import SoundnessError
 from ..geometry.patch import Size
 from ..views.masked import check_shape
@@ -27,6 +28,9 @@ from ..views.network import Network, eager, fingerprint
 # The share of the largest logit (of 1 where all are smaller) that rounding moves a difference of logits by at
 # most, several times what was measured (docs/trust.md). A GPU convolves in TF32, which rounds like 16-mixed.
 MOST_MOVED = {"32-true": 1e-3, "16-mixed": 0.01, "bf16-mixed": 0.05}
+
+# The precision that a model has which computes in numbers of few bits by itself.
+FEW_BITS = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
 
 MOST_COMPANIONS = 64  # Views of the largest batch that is tried where nothing demands full ones.
 
@@ -84,11 +88,25 @@ def _of_model(model: nn.Module, precision: str, probes: Tensor, loud: Tensor) ->
                 "when a view is shown a second time": [probes[:1]],
                 "with the other views of a batch": _companies(probes, loud),
             }
-            known[key] = max(
+            moved = [
                 _movement(function, probes, batches, expected, precision, when)
                 for when, batches in cases.items()
-            )
+            ]
+            known[key] = max(*moved, _rounding_inside(expected) if precision == "32-true" else 0.0)
     return known[key]
+
+
+def _rounding_inside(logits: Tensor) -> float:
+    """What rounding moves a margin at most in a model that computes in fewer bits by itself, as one with an
+    autocast in its forward pass does; 0 for others.
+
+    Its logits are numbers of that type, all of them, which those of float32 are not by chance. Small whole
+    numbers are: those of a model that counts.
+    """
+    if bool(((logits == logits.round()) & (logits.abs() < 2**7)).all()):
+        return 0.0
+    few = (dtype for dtype in FEW_BITS if bool((logits == logits.to(dtype).double()).all()))
+    return max((ROUNDING[FEW_BITS[dtype]] for dtype in few), default=0.0)
 
 
 def _pictures(image_size: Size) -> tuple[Tensor, Tensor]:
