@@ -41,6 +41,7 @@ def verify(
 ) -> None:
     """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 1 if
     anything is wrong or could not be confirmed."""
+    from ..deploy.bundle import runner
     from ..verify.check import verify as check
     from ..verify.export import check_export
 
@@ -49,7 +50,7 @@ def verify(
         DataAsked(data, split, class_map) if data else None,
     )
     images = None if every else sample
-    flaws = check_export(certified)
+    flaws = check_export(certified, runner())
     found = [
         check(
             folder,
