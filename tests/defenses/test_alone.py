@@ -88,6 +88,7 @@ MIXING = {
     "neighbour": Twisted(lambda v: v + 0.1 * v.roll(1, 0)),
     "place in the batch": Twisted(lambda v: v + 0.1 * torch.arange(len(v))[:, None]),
     "size of the batch": Twisted(lambda v: v * (1 + (len(v) > 4))),
+    "large batches alone": Twisted(lambda v: v * (1 + (len(v) > 300))),
     "rounded by the batch": Twisted(lambda v: (v / v.abs().max() * 8).round() * v.abs().max()),
     "sorted batch": Twisted(lambda v: v.sort(0).values),
     "batch norm in a list": HiddenLayers(nn.BatchNorm2d(3)),

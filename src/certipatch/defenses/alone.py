@@ -32,7 +32,7 @@ MOST_MOVED = {"32-true": 1e-3, "16-mixed": 0.01, "bf16-mixed": 0.05}
 # The precision that a model has which computes in numbers of few bits by itself.
 FEW_BITS = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
 
-MOST_COMPANIONS = 64  # Views of the largest batch that is tried where nothing demands full ones.
+MOST_COMPANIONS = 512  # Views of the largest batch that is tried where nothing demands full ones.
 
 Function = Callable[[Tensor], Tensor]  # views (V, 3, H, W) -> logits (V, classes)
 
