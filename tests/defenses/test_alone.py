@@ -253,3 +253,24 @@ def test_an_autocast_around_the_call_changes_nothing(dtype: torch.dtype):
     with torch.autocast("cpu", dtype=dtype):
         assert [verdict.margin for verdict in defense.certify(images, labels)] == expected
         assert build(PatchCleanser, Cast(torch.float32, back=False)).least_margin == 1e-3
+
+
+@pytest.mark.parametrize("kind", [PatchCleanser, MinorityReports])
+def test_a_model_that_begins_to_mix_views_while_it_is_in_use_is_refused(kind: type[MaskedClassifier]):
+    """By a hook, or a setting; what was found of it before counts no more."""
+    images, labels = torch.rand(2, 3, *SIZE), torch.tensor([0, 1])
+    model = Colour()
+    defense = build(kind, model)
+    defense.certify(images, labels)
+    model.register_forward_hook(lambda _module, _inputs, logits: None)
+    defense.certify(images, labels)  # a hook that only looks
+    handle = model.register_forward_hook(lambda _module, _inputs, logits: logits - logits.mean(0))
+    with pytest.raises(SoundnessError, match="expected answers that depend on one view alone"):
+        defense.certify(images, labels)
+    with pytest.raises(SoundnessError, match="expected answers that depend on one view alone"):
+        defense.predict(images)
+    handle.remove()
+    defense.certify(images, labels)
+    model.forward = lambda x: (model.means(x) - model.means(x).mean(0)) @ model.weight
+    with pytest.raises(SoundnessError, match="expected answers that depend on one view alone"):
+        defense.certify(images, labels)

@@ -23,7 +23,7 @@ from ..config import ROUNDING
 from ..errors import SoundnessError
 from ..geometry.patch import Size
 from ..views.masked import check_shape
-from ..views.network import Network, eager, fingerprint
+from ..views.network import Network, eager, fingerprint, parts_of
 
 # The share of the largest logit (of 1 where all are smaller) that rounding moves a difference of logits by at
 # most, several times what was measured (docs/trust.md). A GPU convolves in TF32, which rounds like 16-mixed.
@@ -39,6 +39,17 @@ Function = Callable[[Tensor], Tensor]  # views (V, 3, H, W) -> logits (V, classe
 # What was found of a model: its fingerprint then, and its movement by image size and precision. A command
 # makes many defenses of one model and looks at it once.
 _found: WeakKeyDictionary[nn.Module, tuple[object, dict[tuple[Size, str], float]]] = WeakKeyDictionary()
+
+# What was found of a network, and the parts of its model then: hooks may be added to it while it is in use.
+_in_use: WeakKeyDictionary[Network, tuple[object, float]] = WeakKeyDictionary()
+
+
+def movement_of(network: Network, image_size: Size) -> float:
+    """:func:`measure_movement`, once as long as the model has the same modules, hooks and plain settings."""
+    parts = parts_of(network.model)
+    if network not in _in_use or _in_use[network][0] != parts:
+        _in_use[network] = parts, measure_movement(network, image_size)
+    return _in_use[network][1]
 
 
 @torch.inference_mode()
