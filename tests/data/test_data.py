@@ -70,7 +70,7 @@ def test_an_image_is_never_read_through_another_process_offset(photos: Path, tmp
     """Two loader processes read one tar at the same time and see what one sees."""
     from torch.utils.data import DataLoader
 
-    from certipatch.data.source import collate
+    from certipatch.data.source import stack
 
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         tar.add(photos, arcname="photos")
@@ -79,9 +79,9 @@ def test_an_image_is_never_read_through_another_process_offset(photos: Path, tmp
     alone, together = (
         torch.cat(
             [
-                pixels
-                for pixels, _ in DataLoader(
-                    Images(source, spec), batch_size=1, collate_fn=collate, num_workers=workers
+                loaded.pixels
+                for loaded in DataLoader(
+                    Images(source, spec), batch_size=1, collate_fn=stack, num_workers=workers
                 )
             ]
         )

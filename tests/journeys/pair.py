@@ -18,9 +18,9 @@ from pathlib import Path
 def run(jobs, rank):
     from certipatch.cli.app import main as cli_main
     from certipatch.models.weights import weights_sha256
-    from certipatch.training import loop, masking, train
+    from certipatch.training import batches, loop, train
 
-    collate, fit, results = masking.collate, loop.fit, []
+    stack, fit, results = batches.stack, loop.fit, []
     for job in jobs:
         calls, weights = [], []
 
@@ -28,13 +28,13 @@ def run(jobs, rank):
             calls.append(1)
             if rank == 1 and len(calls) == job.get("sigterm"):
                 os.kill(os.getpid(), signal.SIGTERM)
-            return collate(items)
+            return stack(items)
 
         def fitted(model, *arguments, weights=weights, **options):
             fit(model, *arguments, **options)
             weights.append(weights_sha256(model))
 
-        loop.collate, masking.collate, train.fit = counted, counted, fitted
+        batches.stack, train.fit = counted, fitted
         sys.argv = ["certipatch", *job["arguments"]]
         code, out, err = 0, StringIO(), StringIO()
         with redirect_stdout(out), redirect_stderr(err):

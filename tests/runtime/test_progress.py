@@ -6,6 +6,7 @@ Curves are those of the records.
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from certipatch.records.files import write_atomically
 from certipatch.records.manifest import read_manifest
 from certipatch.records.read import read_folder, read_lines
 from certipatch.report.certification import summarize
-from certipatch.runtime.progress import progress_bar
+from certipatch.runtime.console import say
+from certipatch.runtime.progress import Progress, progress_bar, seen, sign_of_life
 from certipatch.training.loop import vanilla_accuracy
 from inputs import typed, write_photos
 
@@ -88,6 +90,87 @@ def test_bar_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch):
     bar_line, note = [line for line in out.getvalue().splitlines() if "/" in line][-2:]
     assert "600/1000" in bar_line
     assert note == "5.0 images/s, ETA 0:01:20, certified 50.0 % (300/600)"
+
+
+def test_views_between_two_images_are_shown(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    """Without a terminal after 4 seconds of silence, then each minute; records come in blocks."""
+    monkeypatch.setattr("certipatch.runtime.progress.FIRST_SECONDS", 4)
+    out = shown_on(monkeypatch, terminal=False)
+    seen(views=9)  # of no run
+    with progress_bar(100, "certify") as bar:
+        for _ in range(3):
+            clock.now += 1.5
+            seen(views=100, decided=2)
+        clock.now += 59
+        seen(views=50)
+        clock.now += 1
+        seen(views=50)
+        bar.advance(32, "certified so far")
+        clock.now += 60
+        seen(views=1800)
+    assert out.getvalue().splitlines() == [
+        "certify 0/100, 6 more decided, 300 views looked at for the next, 67 views/s",
+        "certify 0/100, 6 more decided, 400 views looked at for the next, 6 views/s",
+        "certify 32/100, 2.0 s/image, ETA 0:02:17, certified so far",
+        "certify 32/100, 3.9 s/image, ETA 0:04:25, 1,800 views looked at for the next, 30 views/s",
+    ]
+
+
+def test_views_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    out = shown_on(monkeypatch, terminal=True)
+    with progress_bar(100, "attack"):
+        clock.now += 0.5
+        seen(views=40)
+        clock.now += 0.2
+        seen(views=40)
+    notes = {line.strip() for line in out.getvalue().splitlines() if "views" in line}
+    assert notes == {"40 views looked at for the next, 80 views/s"}
+
+
+@pytest.mark.parametrize("command", ["certify", "attack", "train"])
+def test_each_command_shows_its_views(
+    cli, trained: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    """All of them, and how many images are decided, before the first line of a block."""
+    found = {"views": 0, "decided": 0}
+    look = Progress.look
+
+    def counted(self: Progress, views: int, decided: int) -> str:
+        found["views"], found["decided"] = found["views"] + views, found["decided"] + decided
+        return look(self, views, decided)
+
+    monkeypatch.setattr(Progress, "look", counted)
+    given = typed(model=trained, data=photos)
+    out = tmp_path / "certified"
+    if command == "train":
+        asked = typed(model="small-cnn", data=photos, val_data=photos, strategy="greedy-coarse", epochs=1)
+        assert cli("train", *asked, patch=5, batch_size=8, out=tmp_path / "run").code == 0
+        assert found == {"views": 24 * 17, "decided": 0}
+        return
+    assert cli("certify", *given, patch=5, masks_per_axis=2, out=out).code == 0
+    passes = sum(record.passes for record in read_folder(out).records)
+    assert found == {"views": passes, "decided": 24}
+    if command == "attack":
+        asked = typed(records=out, limit=4, steps=2, restarts=1, out=tmp_path / "attacked")
+        assert cli("attack", *given, *asked).code == 0
+        assert found["views"] > passes + 4 * 2
+        assert found["decided"] >= 24 + 4
+
+
+def test_a_silent_command_shows_that_it_lives(cli, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("certipatch.runtime.progress.FIRST_SECONDS", 0.05)
+    monkeypatch.setattr("certipatch.cli.masks._facts", lambda *_: time.sleep(0.3) or {})
+    assert cli("masks", image_size=32, patch=3, json=True).err == SIGN
+    with sign_of_life("masks"):
+        say("one word")
+        time.sleep(0.3)
+    with sign_of_life("masks"):
+        pass
+    time.sleep(0.1)
+    assert capsys.readouterr().err == "one word\n"
+
+
+SIGN = "masks: at work (reading images, loading the model)\n"
 
 
 def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(

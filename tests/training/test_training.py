@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from certipatch.data.source import Item
+from certipatch.data.source import Item, stack
 from certipatch.geometry.masks import MaskSet
 from certipatch.models.small import Normalize
 from certipatch.records.manifest import read_manifest
@@ -54,10 +54,10 @@ def test_masks_are_used_again_between_searches():
         for parameter in fresh.model.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         used.model.load_state_dict(fresh.model.state_dict())
-        made = used(items, epoch, seed=epoch)
+        made = used(stack(items), epoch, seed=epoch)
         assert made[2] == 25 * passes
         found.append(hidden(made, items))
-        new.append(hidden(fresh(ITEMS, epoch, seed=epoch), ITEMS))
+        new.append(hidden(fresh(stack(ITEMS), epoch, seed=epoch), ITEMS))
     assert len({tuple(epoch.values()) for epoch in new}) == 4, "other weights, other masks"
     assert found == [
         {i: new[0][i] for i in range(6)},
@@ -70,19 +70,19 @@ def test_masks_are_used_again_between_searches():
 def test_processes_tell_each_other_what_they_found(monkeypatch: pytest.MonkeyPatch):
     """After a step on two processes, either may have any of the images in the next epoch."""
     whole = masking(search_every=2)
-    expected = hidden(whole(ITEMS, 0, seed=0), ITEMS)
+    expected = hidden(whole(stack(ITEMS), 0, seed=0), ITEMS)
     mine, theirs = ITEMS[:4], ITEMS[4:]
     part, other = masking(search_every=2), masking(search_every=2)
     for process, items in ((part, mine), (other, theirs)):
         process.model.load_state_dict(whole.model.state_dict())
-        assert process(items, 0, seed=0)[2] == 4 * 25
+        assert process(stack(items), 0, seed=0)[2] == 4 * 25
     told: list[torch.Tensor] = []
     monkeypatch.setattr(
         "certipatch.training.masking.of_all", lambda _, rows: told.append(rows) or torch.cat(told)
     )
-    other.share(theirs)
-    part.share(mine)
-    again = part(ITEMS, 1, seed=0)
+    other.share(stack(theirs))
+    part.share(stack(mine))
+    again = part(stack(ITEMS), 1, seed=0)
     assert again[2] == 0
     assert hidden(again, ITEMS) == expected
 
@@ -99,6 +99,8 @@ def test_train_with_a_cheaper_search(cli, photos: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(torch.nn.Linear, "forward", watched)
     monkeypatch.setattr("certipatch.models.build._try", lambda *_: None)  # which looks once, in float32
+    monkeypatch.setattr("certipatch.training.loop.say_memory", lambda *_: None)  # and so do these
+    monkeypatch.setattr("certipatch.training.loop.slow_layers", lambda *_: [])
     dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
     for precision, search in (("32-true", "bf16-mixed"), ("bf16-mixed", "32-true"), ("bf16-mixed", None)):
         run = tmp_path / f"{precision}-{search}"

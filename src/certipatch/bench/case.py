@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ..config import ModelSpec
-from ..data.source import Images, Source, as_float, collate
+from ..data.source import Images, Source, stack
 from ..defenses.patchcleanser.defense import PatchCleanser
 from ..geometry.masks import MaskSet
 from ..runtime.devices import make_fabric
@@ -99,8 +99,9 @@ class Case:
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The images of these indices, as in ``data``. Raises DataError for one that cannot be read."""
         images = Images(self.source, self.spec)
-        pixels, labels = collate([images[index] for index in indices])
-        return as_float(pixels.to(self.fabric.device)), labels
+        loaded = stack([images[index] for index in indices])
+        images_there, labels = loaded.on(self.fabric.device)
+        return images_there, labels.cpu()
 
     def defense(self, **changed: Any) -> PatchCleanser:
         """The defense that is measured, with some of its settings changed."""

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from ..errors import CertiPatchError, ConfigError, ProcessError, exit_code, one_line
+from ..runtime.progress import sign_of_life
 from .attack import attack
 from .bench import bench
 from .certify import certify
@@ -95,7 +96,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         _check_words(sys.argv[1:])
-        code = app(prog_name="certipatch", standalone_mode=False)
+        with sign_of_life(sys.argv[1] if len(sys.argv) > 1 else "certipatch"):
+            code = app(prog_name="certipatch", standalone_mode=False)
     except typer.Abort:
         code = 130
     except typer.TyperException as error:

@@ -111,8 +111,7 @@ class Written:
 
 def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | None:
     """Certify for each patch and k; None on a process that has nothing to say."""
-    from ..certification.certify import WayAsked
-    from ..certification.certify import certify as certify_source
+    from ..certification.certify import WayAsked, certify_sizes
     from ..runtime.devices import make_fabric
     from ..runtime.processes import alone, in_turn, launched, together
 
@@ -135,8 +134,7 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
             **asked.options,
         }
         with together(fab):
-            for folder, fine in folders.items():
-                certify_source(opened, source, fine, folder, fabric=alone(fab), **how)
+            certify_sizes(opened, source, folders, fabric=alone(fab), **how)
     return Written(list(folders), mine, len(source)) if fab.is_global_zero else None
 
 

@@ -11,13 +11,14 @@ GROUPS = {
     "Threat": "patch patches masks_per_axis inference thresholds certified records",
     "Defense": "defense windows theta tokens",
     "Proof": "places prove exhaustive",
-    "Training": "strategy epochs lr optimizer schedule weight_decay momentum augment ema keep clean_fraction "
-    "gradcam_layer search_every search_precision",
+    "Training": "strategy loss epochs lr optimizer schedule weight_decay momentum augment ema keep "
+    "clean_fraction gradcam_layer search_every search_precision",
     "Attack": "steps restarts certified_restarts",
     "Check": "sample every min_margin require",
     "Recipe": "only scale dry_run tflops",
     "Measure": "what repeats full only_certified strategies train_batch_size",
-    "Speed": "batch_size device devices nodes precision compile shared_prefix workers threads shard",
+    "Speed": "batch_size device devices nodes precision compile compile_step shared_prefix workers threads "
+    "shard",
     "Service": "host port max_bytes queue",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }

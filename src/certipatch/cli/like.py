@@ -44,11 +44,21 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
     """What decides on the weights, as the experiment states it."""
     stated = manifest.stated["train"]
     names = ["strategy", "masks_per_axis", "epochs", "batch_size", "lr", "optimizer", "schedule"]
-    names += ["weight_decay", "momentum", "augment", "ema", "keep", "clean_fraction", "gradcam_layer"]
+    names += [
+        "weight_decay",
+        "momentum",
+        "augment",
+        "ema",
+        "keep",
+        "clean_fraction",
+        "gradcam_layer",
+        "compile_step",
+    ]
     return {
         "patch": stated["patch_size"],
         **{
-            name: stated.get(name) for name in (*names, "search_every", "search_precision", "windows", "seed")
+            name: stated.get(name)
+            for name in (*names, "search_every", "search_precision", "windows", "loss", "seed")
         },
     }
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..defenses.patchcleanser.algorithms import INFERENCES
+from ..training.config import LOSSES
 from ..training.strategies import STRATEGIES
 from .parse import model_name
 
@@ -58,11 +59,18 @@ Limit = Annotated[int | None, typer.Option(min=1, help="use only this many image
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed")]
 Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
+WorkersOfDevice = Annotated[
+    int | None,
+    typer.Option(min=0, help="processes that load images; default: none on a CPU, up to 8 for a CUDA device"),
+]
 Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
 Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
 Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="run the network compiled; default: in large runs"),
+]
+CompileStep = Annotated[
+    bool, typer.Option("--compile-step", help="train: also run the gradient step compiled; rounds otherwise")
 ]
 SearchEvery = Annotated[
     int,
@@ -90,6 +98,7 @@ OutEach = Annotated[Path, typer.Option(help="folder to write; of several patches
 ValData = Annotated[str | None, typer.Option(help="like --data; default: --data with --val-split")]
 ValSplit = Annotated[str | None, typer.Option(help="like --split, of the validation data")]
 Strategy = Annotated[str, typer.Option(help=f"which pixels to hide in training: {', '.join(STRATEGIES)}")]
+Loss = Annotated[str, typer.Option(help=f"what a step minimises: {', '.join(LOSSES)}")]
 Epochs = Annotated[int, typer.Option(min=1)]
 Lr = Annotated[float | None, typer.Option(help="default: 0.01, or 0.001 for ViT and ConvNeXt")]
 Optimizer = Annotated[

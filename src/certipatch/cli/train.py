@@ -13,6 +13,7 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..geometry.patch import parse_patch
 from ..runtime.console import stdout
+from ..training.config import LOSSES
 from ..training.strategies import STRATEGIES
 from . import options as ask
 from .like import Like
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 RECIPE = (
     *("strategy", "masks_per_axis", "epochs", "batch_size", "lr", "optimizer", "schedule", "weight_decay"),
     *("momentum", "augment", "ema", "keep", "clean_fraction", "gradcam_layer", "search_every"),
-    *("search_precision", "windows", "seed"),
+    *("search_precision", "windows", "loss", "compile_step", "seed"),
 )
 
 
@@ -40,6 +41,7 @@ def train(
     out: ask.Out,
     val_data: ask.ValData = None,
     masks_per_axis: ask.MasksPerAxis = 6,
+    loss: ask.Loss = LOSSES[0],
     epochs: ask.Epochs = 10,
     batch_size: ask.BatchSize = None,
     lr: ask.Lr = None,
@@ -63,13 +65,14 @@ def train(
     search_every: ask.SearchEvery = 1,
     search_precision: ask.SearchPrecision = None,
     compile: ask.Compile = None,
+    compile_step: ask.CompileStep = False,
     limit: ask.Limit = None,
     seed: ask.Seed = 0,
     device: ask.Device = "auto",
     precision: ask.Precision = "32-true",
     devices: ask.Devices = "1",
     nodes: ask.Nodes = 1,
-    workers: ask.Workers = 0,
+    workers: ask.WorkersOfDevice = None,
     log: ask.Log = None,
     tensorboard: ask.Tensorboard = False,
     resume: ask.Resume = False,
@@ -134,11 +137,12 @@ def _validation(data: DataAsked, val_data: str | None, val_split: str | None) ->
 def _train(asked: TrainingAsked, machine: dict[str, Any], how: dict[str, Any], as_json: bool) -> None:
     """Train, and say what came out. ``machine`` and ``how`` are arguments of ``make_fabric`` and of
     ``train``."""
-    from ..runtime.devices import make_fabric
+    from ..runtime.devices import default_workers, make_fabric
     from ..runtime.processes import in_turn, launched
     from ..training.train import train as fine_tune
 
     fab = make_fabric(**machine)
+    how["workers"] = default_workers(fab) if how["workers"] is None else how["workers"]
     with resumable(asked.out), launched(fab):
         source, validation, opened = in_turn(fab, lambda: _open(asked))
         config = _config(asked, opened)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import timm.data
 import torch
@@ -217,10 +217,35 @@ def check_training_classes(train: Source, validation: Source) -> None:
     validation.refuse_missing_classes("validation data")
 
 
-def collate(items: list[Item]) -> tuple[Tensor, Tensor]:
-    """One batch for training: (N, 3, H, W) uint8 pixels and (N,) int64 labels.
+class Loaded(NamedTuple):
+    """A batch of images: one tensor, so that it needs one open file on its way from a process that loads it.
 
-    Raises DataError naming the first image that could not be read.
+    Attributes:
+        indices, labels: of each image in the data set.
+        pixels: (N, 3, H, W) uint8; None if one of them could not be read.
+        error: of the first that could not be read, the line for the user.
     """
-    pixels = torch.stack([item.readable() for item in items])
-    return pixels, torch.tensor([item.label for item in items])
+
+    indices: list[int]
+    labels: list[int]
+    pixels: Tensor | None
+    error: str | None
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) float images in [0, 1] and (N,) int64 labels; nothing waits for the device.
+
+        Raises DataError naming the first image that could not be read.
+        """
+        if self.pixels is None:
+            raise DataError(str(self.error))
+        pixels = self.pixels.to(device, non_blocking=True)
+        return as_float(pixels), torch.tensor(self.labels).to(device, non_blocking=True)
+
+
+def stack(items: list[Item]) -> Loaded:
+    """One batch of the images, put together where they were loaded."""
+    indices, labels = [item.index for item in items], [item.label for item in items]
+    try:
+        return Loaded(indices, labels, torch.stack([item.readable() for item in items]), None)
+    except DataError as error:  # said by the process that trains, in one line
+        return Loaded(indices, labels, None, str(error))

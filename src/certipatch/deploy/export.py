@@ -179,7 +179,7 @@ def certify(original: Original, source: Source, out: Path, stated: dict[str, Any
         progress_bar(len(source), "certify the export") as progress,
     ):
         examine = partial(look, defense, torch.device("cpu"))
-        examine_blocks(examine, images, blocks, store, progress, method_of(defense.name))
+        examine_blocks([(examine, store)], images, blocks, progress, method_of(defense.name))
         store.finish()
     return folder
 

@@ -38,7 +38,7 @@ class SmallCNN(nn.Sequential):
 
 
 def small_ibp(num_classes: int, image_size: tuple[int, int]) -> nn.Sequential:
-    """A network that bounds go through (:mod:`certipatch.defenses.bounds.intervals`): three convolutions and
+    """A network that bounds go through (:mod:`certipatch.views.intervals`): three convolutions and
     two linear layers, each with ReLU but the last; nothing else. 1.1 million weights at 32 pixels.
 
     Source: the shape of the networks of Chiang et al. (ICLR 2020), made smaller for a CPU.

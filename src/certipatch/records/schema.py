@@ -310,6 +310,9 @@ SCHEMAS: dict[str, type[Line]] = {
     "ds": WindowRecord,
     "smoothed-vit": WindowRecord,
     "patchguard": WindowRecord,
+    "clipped-bagnet": WindowRecord,
+    "bagcert": WindowRecord,
+    "patchcure-srf": WindowRecord,
 }
 
 

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ..data.source import as_float
 from ..defenses.contract import CertifiedDefense
+from ..defenses.evidence.cells import CellWindows
 from ..defenses.evidence.defense import WindowDefense
 from ..geometry.patch import Size
 from ..geometry.reach import every_place
+from .cells import look_at_cells, views_of_cells
 from .climb import AttackConfig, Attempt, Result, Victim, Views, climb
 from .harness import Harness
 
@@ -78,14 +80,29 @@ def attack_windows(
         for size in [kind.patch_size]
         for top, left in kind.places
     }
-    victim = Victim(
+    victim = _victim(harness, labels, reached)
+    return list(zip(open_at, climb(victim, starts, config.steps), strict=True))
+
+
+def _victim(harness: Harness[WindowDefense], labels: Tensor, reached: dict[Any, np.ndarray]) -> Victim:
+    """How the windows that a patch reaches are looked at: one after the other, or all cells in one pass."""
+    defense = harness.defense
+    windows = defense.windows
+    if isinstance(windows, CellWindows):
+        return Victim(
+            harness,
+            labels,
+            look_at_cells(windows),
+            windows.batch_size,
+            lambda attempts: views_of_cells(defense, reached, labels, attempts),
+        )
+    return Victim(
         harness,
         labels,
-        lambda images, windows: defense.windows.trace(images, torch.arange(len(images)), windows),
-        defense.windows.batch_size,
+        lambda images, numbers: windows.trace(images, torch.arange(len(images)), numbers),
+        windows.batch_size,
         lambda attempts: _views(reached, labels, attempts),
     )
-    return list(zip(open_at, climb(victim, starts, config.steps), strict=True))
 
 
 def kinds_of(defense: WindowDefense) -> list[Kind]:

@@ -7,13 +7,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+
+class _Speaking(Console):
+    """A console that knows how often something was printed on it."""
+
+    said = 0
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        self.said += 1
+        super().print(*objects, **options)
+
+
 stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+stderr = _Speaking(stderr=True, highlight=False)
+
+
+def said() -> int:
+    """How often something was printed on standard error."""
+    return stderr.said
+
+
+def say(line: str) -> None:
+    """A line on standard error, as it is."""
+    stderr.print(line, markup=False, soft_wrap=True)
 
 
 def print_table(table: Table, console: Console = stdout) -> None:

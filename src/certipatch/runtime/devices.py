@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import os
 import platform
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -79,6 +80,14 @@ def environment(fab: Fabric) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+
+
+def default_workers(fab: Fabric) -> int:
+    """How many processes load images for each process that trains: on a CPU none, for it has enough to do."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if fab.device.type != "cuda":
+        return 0
+    return max(1, min(8, cores // min(fab.world_size, torch.cuda.device_count())))
 
 
 def precision_of(fab: Fabric) -> str:

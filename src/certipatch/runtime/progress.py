@@ -1,7 +1,12 @@
-"""How far a run is, how fast, and when it will be done: a bar or plain lines on stderr."""
+"""How far a run is, how fast, and when it will be done: a bar or plain lines on stderr.
+
+Between two images that are done a run also shows that it lives: whoever looks at views says so by
+:func:`seen`.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,9 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from .console import stderr
+from .console import said, say, stderr
 
 LINE_SECONDS = 60  # without a terminal, the longest time between two lines while images are being done
+FIRST_SECONDS = 4  # and the longest time before the first
+BAR_SECONDS = 0.5  # on a terminal, the time between two changes of what views are looked at
 
 
 class Progress:
@@ -26,7 +33,8 @@ class Progress:
     def __init__(self, total: int, what: str, show: Callable[[Progress, str], None]) -> None:
         self.total, self.what, self._show = total, what, show
         self.done = self.before = 0
-        self.started = time.monotonic()
+        self.started = self._began = time.monotonic()
+        self._views = self._decided = 0
 
     def resume(self, n: int) -> None:
         """Start to count, ``n`` images having been done by an earlier attempt."""
@@ -38,7 +46,17 @@ class Progress:
     def advance(self, n: int, note: str) -> None:
         """``n`` more images are done; ``note`` is shown beside the pace."""
         self.done += n
+        self._views = self._decided = 0
+        self._began = time.monotonic()
         self._show(self, note)
+
+    def look(self, views: int, decided: int) -> str:
+        """Count views and decided images of those that are under way; what there is to say of them."""
+        self._views += views
+        self._decided += decided
+        pace = self._views / max(time.monotonic() - self._began, 1e-6)
+        some = f"{self._decided} more decided, " if self._decided else ""
+        return f"{some}{self._views:,} views looked at for the next, {pace:,.0f} views/s"
 
     @property
     def pace(self) -> str:
@@ -70,15 +88,25 @@ class _Lines:
 
     def __init__(self) -> None:
         self.done, self.at = 0, time.monotonic()
+        self.silent = True
+
+    def inside(self, progress: Progress, note: str) -> None:
+        """The views between two images that are done."""
+        if time.monotonic() - self.at >= (FIRST_SECONDS if self.silent else LINE_SECONDS):
+            self._print(progress, note)
 
     def __call__(self, progress: Progress, note: str) -> None:
         now = time.monotonic()
         at_an_end = progress.done == progress.before or progress.done >= progress.total
         a_tenth_more = progress.done - self.done >= max(1, progress.total // 10)
         if at_an_end or a_tenth_more or now - self.at >= LINE_SECONDS:
-            self.done, self.at = progress.done, now
-            count = f"{progress.what} {progress.done}/{progress.total}"
-            stderr.print(_joined(count, progress.pace, note), markup=False, soft_wrap=True)
+            self.done = progress.done
+            self._print(progress, note)
+
+    def _print(self, progress: Progress, note: str) -> None:
+        self.at, self.silent = time.monotonic(), False
+        count = f"{progress.what} {progress.done}/{progress.total}"
+        stderr.print(_joined(count, progress.pace, note), markup=False, soft_wrap=True)
 
 
 class _Bar(RichProgress):
@@ -95,7 +123,10 @@ class _Bar(RichProgress):
 def progress_bar(total: int, what: str) -> Iterator[Progress]:
     """Show the progress of ``total`` images on stderr: a bar, or plain lines if stderr is no terminal."""
     if not stderr.is_terminal:
-        yield Progress(total, what, _Lines())
+        lines = _Lines()
+        progress = Progress(total, what, lines)
+        with _heard(progress, lines.inside):
+            yield progress
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with _Bar(*columns, console=stderr) as bar:
@@ -105,7 +136,55 @@ def progress_bar(total: int, what: str) -> Iterator[Progress]:
             bar.note = _joined(progress.pace, note)
             bar.update(task, completed=progress.done)
 
-        yield Progress(total, what, show)
+        changed = time.monotonic()
+
+        def inside(progress: Progress, note: str) -> None:
+            nonlocal changed
+            if time.monotonic() - changed >= BAR_SECONDS:
+                changed = time.monotonic()
+                show(progress, note)
+
+        progress = Progress(total, what, show)
+        with _heard(progress, inside):
+            yield progress
+
+
+# The run under way, and how it shows what happens between two of its images.
+_under_way: list[tuple[Progress, Callable[[Progress, str], None]]] = []
+
+
+@contextmanager
+def _heard(progress: Progress, inside: Callable[[Progress, str], None]) -> Iterator[None]:
+    _under_way.append((progress, inside))
+    try:
+        yield
+    finally:
+        _under_way.pop()
+
+
+def seen(views: int = 0, decided: int = 0) -> None:
+    """So many views were looked at, or images decided, on the way to the next that are done."""
+    if _under_way:
+        progress, inside = _under_way[-1]
+        inside(progress, progress.look(views, decided))
+
+
+@contextmanager
+def sign_of_life(what: str) -> Iterator[None]:
+    """A block that says within :data:`FIRST_SECONDS` that it is at work, if nothing else was said by then."""
+    before = said()
+
+    def speak() -> None:
+        if said() == before:
+            say(f"{what}: at work (reading images, loading the model)")
+
+    timer = threading.Timer(FIRST_SECONDS, speak)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _joined(*parts: str) -> str:

@@ -20,6 +20,7 @@ from ..records.seals import LENGTH, sha256
 from ..records.store import Store
 from ..runtime.processes import together
 from .counts import EpochCounts
+from .depthwise import Layer
 from .kept import Kept, kept_line
 
 CHECKPOINT = "checkpoint.pt"
@@ -34,6 +35,7 @@ class Start:
         epoch, step: complete epochs, and the steps made in the next one.
         counts: what those steps have done.
         found: the windows to use again, as :class:`certipatch.training.masking.Masking` keeps them.
+        float32: the layers whose gradients are computed in float32; None: not found out yet.
         lines: epochs that ``epochs.jsonl`` holds, which may be one more than are complete.
     """
 
@@ -41,6 +43,7 @@ class Start:
     step: int
     counts: EpochCounts
     found: Tensor | None
+    float32: list[Layer] | None
     lines: int
 
 
@@ -54,6 +57,7 @@ class Checkpoint:
         self, store: Store | None, model: nn.Sequential, optimizer: torch.optim.Optimizer, kept: Kept
     ) -> None:
         self.store, self.model, self.optimizer, self.kept = store, model, optimizer, kept
+        self.float32: list[Layer] = []
         self._written = time.monotonic()
 
     def restore(self, fabric: Fabric) -> Start:
@@ -74,11 +78,14 @@ class Checkpoint:
         state = fabric.broadcast(state)
         if not self.store and "model" in state:
             self._set(state)
+        # A run that was begun before there was a choice goes on as it began.
+        layers = state.get("float32", [] if "model" in state else None)
         return Start(
             epoch=state["epoch"],
             step=state["step"],
             counts=EpochCounts(**state["sums"]),
             found=state.get("found"),
+            float32=None if layers is None else [Layer(*layer) for layer in layers],
             lines=state["lines"],
         )
 
@@ -122,6 +129,7 @@ class Checkpoint:
             "optimizer": self.optimizer.state_dict(),
             "kept": self.kept.state_dict(),
             "found": found,
+            "float32": [tuple(layer) for layer in self.float32],
         }
         data = io.BytesIO()
         torch.save(state, data)
@@ -137,6 +145,10 @@ class Checkpoint:
         network = {key: value.cpu().contiguous() for key, value in self.model[1].state_dict().items()}
         weights = safetensors.torch.save(network)
         write_atomically(self.store.folder / "model.safetensors", weights, alone=True)
-        epoch = {"kept_epoch": kept_line(self.store.lines)["epoch"]} if self.kept.keeps_best else {}
-        self.store.finish(weights_sha256=weights_sha256(self.model.eval()), **epoch)
+        facts: dict[str, int] = {}
+        if self.kept.keeps_best:
+            facts["kept_epoch"] = kept_line(self.store.lines)["epoch"]
+        if self.float32:
+            facts["layers_with_float32_gradients"] = len(self.float32)
+        self.store.finish(weights_sha256=weights_sha256(self.model.eval()), **facts)
         (self.store.folder / CHECKPOINT).unlink()

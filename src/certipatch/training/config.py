@@ -9,9 +9,12 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from ..config import Frozen
 from ..errors import ConfigError
 
+LOSSES = ("cross-entropy", "best-window-removed", "region-margin", "interval")
+Loss = Literal["best-window-removed", "region-margin", "interval"]
 # The paper's choices as the command line calls them. Each has one value in a manifest, None: runs from before
 # there was a choice have no other.
-PAPERS = {"optimizer": "momentum", "schedule": "step", "augment": "none", "keep": "last"}
+PAPERS: dict[str, Any] = {"optimizer": "momentum", "schedule": "step", "augment": "none", "keep": "last"}
+PAPERS |= {"compile_step": False}
 
 
 class TrainConfig(Frozen):
@@ -36,9 +39,11 @@ class TrainConfig(Frozen):
             images were certified; None: "last".
         clean_fraction: the share of each batch that is left unmasked (our addition; the paper's value is 0).
         gradcam_layer: where the gutout strategies look; None: the model's last feature map.
+        compile_step: run forward and backward pass of the step compiled, which changes rounding; None: False.
         search_every: a strategy that searches does so in every so many epochs, and uses again in between what
             it found last; None: in each epoch.
         search_precision: the precision of the search; None: that of the training.
+        loss: what a step minimises (:mod:`certipatch.training.losses`); None: cross-entropy.
         windows: which bands or blocks random-band shows one of, as ``certify --windows`` takes them; None:
             columns of an eighth of the width.
     """
@@ -57,12 +62,20 @@ class TrainConfig(Frozen):
     augment: Literal["flip", "crop", "flip,crop"] | None = None
     ema: float | None = Field(default=None, gt=0, lt=1)
     keep: Literal["best"] | None = None
+    compile_step: Literal[True] | None = None
     clean_fraction: float = Field(default=0.0, ge=0, le=1)
     gradcam_layer: str | None = None
     search_every: int | None = Field(default=None, ge=1)
     search_precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
     windows: str | None = None
+    loss: Loss | None = None
     seed: int = 0
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _plain(cls, loss: Any) -> Any:
+        """Cross-entropy has one value, None: runs from before there was a choice have no other."""
+        return None if loss == LOSSES[0] else loss
 
     @field_validator("search_every")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -10,6 +11,7 @@ from lightning_fabric.loggers.logger import Logger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 from ..errors import ConfigError, MachineError
+from .counts import Step
 
 
 class Curves:
@@ -33,9 +35,12 @@ class Curves:
         if self._logger:
             self._logger.log_metrics({f"{group}/{name}": value for name, value in values.items()}, step)
 
-    def add_step(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
-        """Add what one step has seen; ``step`` counts from the start of the run."""
-        self.add("step", step, loss=loss, lr=lr, images_per_second=images_per_second)
+    def add_steps(self, before: int, steps: Sequence[Step]) -> None:
+        """Add steps of an epoch that were looked at together, after so many in the epochs before."""
+        pace = sum(step.images for step in steps) / max(sum(step.seconds for step in steps), 1e-9)
+        for step in steps:
+            number = before + step.number
+            self.add("step", number, loss=step.mean_loss, lr=step.lr, images_per_second=pace)
 
     def add_epoch(self, step: int, line: dict[str, Any]) -> None:
         """Add a line of ``epochs.jsonl`` at the last step of its epoch."""

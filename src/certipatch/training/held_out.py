@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.utils.data import DataLoader, Subset
 
-from ..data.source import Images, Source, as_float, collate
+from ..data.source import Images, Source
 from ..geometry.masks import MaskSet
 from ..runtime.processes import together, total
 from ..views.masked import Masked, check_logits, find_mean, frozen, window_tensor
+from .batches import load, spread
 
 SHARE, MOST = 0.1, 200  # of the training images, so much is held out, and so many at most
 
@@ -41,11 +41,10 @@ def certified(
     windows = window_tensor(coarse, fabric.device)
     look = Masked(model, find_mean(model)).to(fabric.device)
     right = passes = 0
-    mine = Subset(images, range(fabric.global_rank, len(images), fabric.world_size))
+    batches = spread(len(images), 64, fabric)
     with together(fabric), frozen(model), fabric.autocast():
-        for items in DataLoader(mine, batch_size=64, collate_fn=list, num_workers=workers):
-            pixels, labels = collate(items)
-            x, y = as_float(pixels.to(fabric.device)), labels.to(fabric.device)
+        for loaded in load(images, batches, fabric, workers):
+            x, y = loaded.on(fabric.device)
             for pair in torch.triu_indices(len(coarse), len(coarse)).T:
                 if not len(x):
                     break

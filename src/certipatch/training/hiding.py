@@ -12,7 +12,8 @@ one. Among equals they all take the lowest index.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,7 @@ class Batch:
         part: which part it is; None if it is the whole.
         look: (images, windows) -> logits, which ``greedy-*`` and ``grid-*`` ask in place of the model: its
             compiled twin.
+        finite: of each pass whether its logits are finite, on the device; the strategy looks once at the end.
         layer: the module in which ``gutout-*`` look for heat; None: the last feature map.
         windows: those of ``random-band``, as ``certify --windows`` takes them; None: columns of an eighth of
             the width.
@@ -62,6 +64,7 @@ class Batch:
     look: Look | None = None
     layer: str | None = None
     windows: str | None = None
+    finite: list[Tensor] = field(default_factory=list)
 
     @property
     def coarse(self) -> MaskSet:
@@ -83,7 +86,7 @@ def random_cutout(batch: Batch) -> list[Tensor]:
     h, w = round(height * 128 / 224), round(width * 128 / 224)
     top = _draw(height, batch) - h // 2
     left = _draw(width, batch) - w // 2
-    return [torch.stack([top, left, top + h, left + w], dim=2).to(batch.images.device)]
+    return [torch.stack([top, left, top + h, left + w], dim=2).to(batch.images.device, non_blocking=True)]
 
 
 def random_coarse(batch: Batch) -> list[Tensor]:
@@ -104,7 +107,7 @@ def random_both(batch: Batch) -> list[Tensor]:
 
 def _random_pair(batch: Batch, masks: MaskSet) -> Tensor:
     """Two masks drawn independently and uniformly from the set (they may coincide)."""
-    return _windows(masks, *_draw(len(masks), batch).to(batch.images.device).unbind(dim=1))
+    return _windows(masks, *_draw(len(masks), batch).to(batch.images.device, non_blocking=True).unbind(dim=1))
 
 
 def random_band(batch: Batch) -> list[Tensor]:
@@ -201,9 +204,7 @@ def greedy_multisize(batch: Batch) -> list[Tensor]:
     """
     x, fine = batch.images, batch.masks
     coarse, children = fine.coarsen()
-    fine_of = torch.tensor(
-        children, device=x.device
-    )  # (coarse masks, 4): the indices of each one's fine masks
+    fine_of = _indices(children, x.device)  # (coarse masks, 4): each one's fine masks
 
     M1, loss = _worst(batch, x, coarse, _all(batch, coarse))
     M11, _ = _worst(batch, x, fine, fine_of[M1])
@@ -211,6 +212,13 @@ def greedy_multisize(batch: Batch) -> list[Tensor]:
     m3, _ = _worst(batch, x_M11, coarse, _all_but(M1, coarse), known=(M1, loss))
     m6, _ = _worst(batch, x_M11, fine, fine_of[m3])
     return [_windows(coarse, M1, m3), _windows(fine, M11, m6)]
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _indices(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Kept, for to bring it to an accelerator is to wait for it."""
+    return torch.tensor(rows, device=device)
 
 
 def _all(batch: Batch, masks: MaskSet) -> Tensor:
@@ -240,7 +248,8 @@ def _worst(
     """
     look = batch.look or Masked(batch.model, batch.fill)
     with frozen(batch.model):
-        found = losses(look, images, batch.labels, window_tensor(masks, images.device)[candidates])
+        windows = window_tensor(masks, images.device)[candidates]
+        found = losses(look, images, batch.labels, windows, finite=batch.finite)
     # Losses stand at the index of their mask, the known one too, as argmax takes the lowest among equals.
     by_mask = found.new_full((len(images), len(masks)), -torch.inf).scatter(1, candidates, found)
     if known:
@@ -266,7 +275,8 @@ def _grid(batch: Batch, masks: MaskSet) -> Tensor:
     windows = window_tensor(masks, device)[pairs].flatten(1, 2)
     look = batch.look or Masked(batch.model, batch.fill)
     with frozen(batch.model):
-        worst = losses(look, batch.images, batch.labels, windows[None]).argmax(dim=1)
+        found = losses(look, batch.images, batch.labels, windows[None], finite=batch.finite)
+        worst = found.argmax(dim=1)
     return windows[worst]
 
 

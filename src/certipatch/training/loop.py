@@ -17,30 +17,32 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Subset
 
-from ..data.source import Images, Item, as_float, collate
+from ..data.source import Images
 from ..geometry.masks import MaskSet
 from ..records.store import Store
+from ..runtime.console import say
 from ..runtime.devices import derived_seed
 from ..runtime.processes import together, total
 from ..runtime.progress import Progress
-from .augment import Augmented
-from .batches import epoch_batches, images_used, part_of
+from .batches import Loader, epoch_batches, load, spread
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .counts import EpochCounts, count_step, mean_loss
+from .course import Course
 from .curves import Curves
+from .depthwise import Layer, in_float32, slow_layers
 from .held_out import certified
 from .kept import HELD_OUT, Kept
+from .losses import Objective
 from .masking import Masking
+from .memory import say_memory
 from .optimization import make_optimizer, make_schedule
+from .strategies import STRATEGIES
 
 
 def fit(
@@ -66,86 +68,83 @@ def fit(
     A killed run that is resumed ends with the same weights on the CPU (of three or more processes: up to
     rounding, as the order of their sums is not fixed).
     """
-    model.to(fabric.device)
+    _prepare(model, fabric)
     optimizer, kept = make_optimizer(model, config), Kept(model, config)
     batch_size = config.batch_size * fabric.world_size
     steps = len(epoch_batches(len(images), batch_size, seed=0))
     set_lr = make_schedule(optimizer, config, steps)
     checkpoint = Checkpoint(store, model, optimizer, kept)
     start = checkpoint.restore(fabric)
-    wrapped, opt = fabric.setup(_normalising_together(model, fabric), optimizer)
+    at_once = config.batch_size * STRATEGIES[config.strategy].copies
+    say_memory(model, masks.image_size, at_once, fabric)
+    checkpoint.float32 = start.float32 if start.float32 is not None else []
+    if start.float32 is None and not config.compile_step:
+        checkpoint.float32 = slow_layers(model, masks.image_size, at_once, fabric)
+    objective = Objective(model, config, masks.image_size)
+    wrapped, opt = fabric.setup(_compiled(objective) if config.compile_step else objective, optimizer)
+    loader = Loader(images, fabric, workers)
     masking = Masking(model, masks, config, fabric, len(images))
-    masking.compile(compile)
+    masking.prepare(compile)
     masking.found = masking.found if start.found is None else start.found
+    course = Course(
+        store,
+        checkpoint,
+        masking,
+        fabric,
+        epochs=config.epochs,
+        steps=steps,
+        progress=progress,
+        curves=curves,
+    )
 
     for epoch in range(start.epoch, config.epochs):
         batches = epoch_batches(len(images), batch_size, derived_seed(config.seed, epoch))
-        step, counts = 0, EpochCounts()
-        if epoch == start.epoch:
-            step, counts = start.step, start.counts
-            progress.resume(epoch * images_used(batches, fabric) + images_used(batches[:step], fabric))
-            curves.begin(epoch * steps + step)
+        step = course.begin(epoch, start, batches)
         with _interruptible() as interrupted:
-            for items in _loader(images, batches[step:], epoch, fabric, workers):
+            for loaded in loader.epoch(batches[step:], epoch):
                 started, lr = time.monotonic(), set_lr(epoch, step)
                 with together(fabric):
-                    views, targets, searched = masking(items, epoch, derived_seed(config.seed, epoch, step))
-                masking.share(items)
-                logits, loss = _step(wrapped, opt, views, targets, fabric)
+                    views, targets, searched = masking(loaded, epoch, derived_seed(config.seed, epoch, step))
+                masking.share(loaded)
+                part = (epoch + step / steps) / config.epochs
+                logits, loss = _step(wrapped, opt, views, targets, part, checkpoint.float32, fabric)
                 _share_statistics(model, fabric)
                 step += 1
                 kept.update(epoch * steps + step)
-                mine = count_step(logits, targets, loss, images=len(items), searched=searched)
-                done = total(fabric, {**mine, "stop": interrupted(), "save": checkpoint.due})
-                mean = mean_loss(done, epoch, step)  # refused before anything of this step is saved
-                counts.add(done, seconds := time.monotonic() - started)
-                note = counts.note(epoch, config.epochs, store.lines if store else [])
-                progress.advance(int(done["images"]), note)
-                curves.add_step(epoch * steps + step, mean, lr, done["images"] / seconds)
-                if done["stop"] or done["save"]:
-                    with together(fabric):
-                        curves.flush()
-                        checkpoint.save(epoch, step, counts, masking.found)
-                if done["stop"]:
-                    raise KeyboardInterrupt
+                known = {"number": step, "lr": lr, "seconds": time.monotonic() - started}
+                course.unseen.add(logits, targets, loss, len(loaded.indices), searched, **known)
+                if course.unseen.due(step, steps) or (fabric.world_size == 1 and interrupted()):
+                    course.look(epoch, step, stop=interrupted())
         if start.lines <= epoch:  # a kill between this line and the checkpoint repeats only the latter
             judged, passes = _judge(kept.now, validation, held_out, masks, fabric, workers)
-            counts.passes += passes
-            with together(fabric):
-                if store:
-                    store.append([{**counts.line(epoch, set_lr(epoch, steps - 1)), **judged}])
-        with together(fabric):
-            if store:
-                kept.compare(store.lines)
-                curves.add_epoch((epoch + 1) * steps, store.lines[epoch])
-            curves.flush()
-            checkpoint.save(epoch + 1, 0, EpochCounts(), masking.found)
+            course.write(epoch, set_lr(epoch, steps - 1), judged, passes)
+        course.end(epoch)
 
     with together(fabric):
         checkpoint.finish()
 
 
 def _step(
-    model: nn.Module, optimizer: Optimizer, views: Tensor, targets: Tensor, fabric: Fabric
+    objective: nn.Module,
+    optimizer: Optimizer,
+    views: Tensor,
+    targets: Tensor,
+    part: float,
+    float32: list[Layer],
+    fabric: Fabric,
 ) -> tuple[Tensor, Tensor]:
-    """One gradient step on the mean loss of the views; their logits before it, and the loss."""
-    model.train()
-    logits = model(views)
-    loss = F.cross_entropy(logits, targets)
+    """One gradient step on the mean loss of the views; their logits before it, and the loss.
+
+    ``part``: how much of the training is over, from 0 to 1, by which some losses go. The gradients of the
+    layers of ``float32`` are computed so, whatever the precision.
+    """
+    objective.train()
+    logits, loss = objective(views, targets, part)
     optimizer.zero_grad()
-    fabric.backward(loss)
+    with in_float32(float32):
+        fabric.backward(loss)
     optimizer.step()
     return logits, loss
-
-
-def _loader(
-    images: Images, batches: list[list[int]], epoch: int, fabric: Fabric, workers: int
-) -> DataLoader[Item]:
-    """The images of this process's part of each batch, as lists of items."""
-    parts: list[Any] = [part_of(batch, fabric.global_rank, fabric.world_size) for batch in batches]
-    if isinstance(images, Augmented):
-        parts = [[(index, epoch) for index in part] for part in parts]
-    return DataLoader(images, batch_sampler=parts, collate_fn=list, num_workers=workers)
 
 
 def _judge(
@@ -168,23 +167,34 @@ def _judge(
 def vanilla_accuracy(model: nn.Module, images: Images, fabric: Fabric, workers: int = 0) -> dict[str, int]:
     """Undefended accuracy as a fraction: {"correct": c, "images": n}."""
     model.eval()
-    correct = 0
-    mine = Subset(images, range(fabric.global_rank, len(images), fabric.world_size))
+    correct = torch.zeros((), dtype=torch.int64, device=fabric.device)
     with together(fabric):
-        for items in DataLoader(mine, batch_size=256, collate_fn=list, num_workers=workers):
-            pixels, labels = collate(items)
+        for loaded in load(images, spread(len(images), 256, fabric), fabric, workers):
+            x, y = loaded.on(fabric.device)
             with fabric.autocast():
-                correct += int((model(as_float(pixels.to(fabric.device))).argmax(1).cpu() == labels).sum())
-    return {"correct": int(total(fabric, {"correct": correct})["correct"]), "images": len(images)}
+                correct += (model(x).argmax(1) == y).sum()
+    return {"correct": int(total(fabric, {"correct": int(correct)})["correct"]), "images": len(images)}
 
 
-def _normalising_together(model: nn.Sequential, fabric: Fabric) -> nn.Sequential:
-    """The model, with BatchNorm over the whole batch where several processes share it on CUDA; changed in
-    place."""
-    if fabric.world_size > 1 and fabric.device.type == "cuda":
+def _compiled(model: nn.Module) -> Any:
+    """The model, compiled for batches of one shape; the first step compiles it."""
+    say("compiling the step: the first one takes a minute or so")
+    return torch.compile(model, dynamic=False)
+
+
+def _prepare(model: nn.Sequential, fabric: Fabric) -> None:
+    """Move the model to its device, laid out as an accelerator is fastest with it; changed in place.
+
+    Where several processes share a batch on CUDA, BatchNorm normalises the whole of it.
+    """
+    model.to(fabric.device)
+    if fabric.device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = True  # all batches of a run have one shape
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if fabric.world_size > 1:
         # timm's conversion: torch's own would drop the activation in timm's BatchNormAct2d.
         convert_sync_batchnorm(model)
-    return model
 
 
 def _share_statistics(model: nn.Module, fabric: Fabric) -> None:

@@ -9,12 +9,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from ..data.source import Item, as_float, collate
+from ..data.source import Loaded
 from ..geometry.masks import MaskSet
 from ..runtime.devices import autocast, precision_of
 from ..runtime.processes import of_all
-from ..views.masked import default_batch_size, find_mean, frozen, mask_images, visible
-from ..views.network import LARGE, Network
+from ..views.masked import Masked, default_batch_size, find_mean, frozen, mask_images, visible
+from ..views.network import LARGE, Network, fastest_batch_size
 from .config import TrainConfig
 from .hiding import BatchPart
 from .strategies import STRATEGIES
@@ -37,20 +37,22 @@ class Masking:
         self, model: nn.Sequential, masks: MaskSet, config: TrainConfig, fabric: Fabric, images: int
     ) -> None:
         self.model, self.masks, self.config, self.fabric, self.images = model, masks, config, fabric, images
-        self.strategy, self.fill = STRATEGIES[config.strategy], torch.as_tensor(find_mean(model))
+        self.strategy = STRATEGIES[config.strategy]
+        self.fill = torch.as_tensor(find_mean(model), device=fabric.device)
         self.precision = config.search_precision or precision_of(fabric)
-        self.look: Network | None = None
+        self.look: Network | Masked | None = None
         self.found: Tensor | None = None
         if config.search_every is not None:
             self.found = torch.full((images, self.strategy.copies, 2, 4), -1, dtype=torch.int16)
 
-    def __call__(self, items: list[Item], epoch: int, seed: int) -> tuple[Tensor, Tensor, int]:
-        """(copies x N, 3, H, W) views, their labels, and the forward passes of the search."""
-        # The images are put together here and not in a worker, so that an unreadable one is one clear line.
-        pixels, labels = collate(items)
+    def __call__(self, loaded: Loaded, epoch: int, seed: int) -> tuple[Tensor, Tensor, int]:
+        """(copies x N, 3, H, W) views, their labels, and the forward passes of the search.
+
+        Raises DataError if an image could not be read.
+        """
+        x, y = loaded.on(self.fabric.device)
         rank = self.fabric.global_rank
         torch.manual_seed(seed + rank)  # for the dropout of the gradient step and the like
-        x, y = as_float(pixels.to(self.fabric.device)), labels.to(self.fabric.device)
         part = BatchPart(rank * len(x), self.fabric.world_size * len(x))
 
         def search(x: Tensor, y: Tensor) -> Tensor:
@@ -58,7 +60,9 @@ class Masking:
 
         with autocast(self.precision, self.fabric.device), _passes_counted(self.model) as passes:
             windows = (
-                search(x, y) if self.found is None else self._now_or_last(search, epoch, _index(items), x, y)
+                search(x, y)
+                if self.found is None
+                else self._now_or_last(search, epoch, torch.tensor(loaded.indices), x, y)
             )
         keeps = [
             _leave_clean(visible(each, self.masks.image_size), self.config.clean_fraction, part)
@@ -84,17 +88,21 @@ class Masking:
         )
         return torch.stack(hidden, dim=1)
 
-    def compile(self, asked: bool | None) -> None:
-        """Search by loss with a compiled twin of the model, which shares its weights; its answers differ by
-        rounding.
+    def prepare(self, compile: bool | None) -> None:
+        """Choose how a search by loss looks at the model: in how large passes, and whether compiled.
 
-        ``asked``: whether to do so; None: if the run is so large that it pays.
+        A compiled twin shares the model's weights; its answers differ by rounding.
+
+        ``compile``: whether to make one; None: if the run is so large that it pays.
         """
-        if self.strategy.by != "loss" or not (self._is_large() if asked is None else asked):
+        if self.strategy.by != "loss":
             return
-        size = self.masks.image_size
+        most = self._views_at_once()
+        if not (self._is_large() if compile is None else compile):
+            self.look = Masked(self.model, self.fill, batch_size=most)
+            return
         # A power of two, of which the number of views of most batches is a multiple.
-        batch_size = 2 ** (default_batch_size(size).bit_length() - 1)
+        batch_size = 2 ** ((most or default_batch_size(self.masks.image_size)).bit_length() - 1)
         with frozen(self.model):
             look = Network(
                 self.model,
@@ -105,7 +113,18 @@ class Masking:
                 compile=True,
                 frozen=False,
             )
-        self.look = look if look.compiled else None
+        self.look = look if look.compiled else Masked(self.model, self.fill, batch_size=most)
+
+    def _views_at_once(self) -> int | None:
+        """How many views a pass of the search has: on an accelerator the number that is fastest, by trial.
+
+        None on a CPU: there the number is fixed, as it decides on the rounding, and with that on the weights
+        of a run that is resumed.
+        """
+        if self.fabric.device.type == "cpu":
+            return None
+        with frozen(self.model):
+            return fastest_batch_size(self.model, self.masks, self.precision)
 
     def _is_large(self) -> bool:
         """Whether the searches of the run see so many pixels that compiling pays."""
@@ -115,7 +134,7 @@ class Masking:
 
     def _compiled_passes(self) -> int:
         """Forward passes of the compiled network since the last call."""
-        if self.look is None:
+        if not isinstance(self.look, Network):
             return 0
         passes, self.look.views = self.look.views, 0
         return passes
@@ -136,19 +155,15 @@ class Masking:
             self.found[index[due]] = search(x[due.to(x.device)], y[due.to(x.device)]).to(self.found)
         return self.found[index].to(x.device, torch.int64)
 
-    def share(self, items: list[Item]) -> None:
+    def share(self, loaded: Loaded) -> None:
         """Tell the other processes what this one has found for its images: in another epoch an image may be
         theirs."""
         if self.found is not None:
-            index = _index(items)
+            index = torch.tensor(loaded.indices)
             rows = of_all(
                 self.fabric, torch.cat([index[:, None], self.found[index].flatten(1).long()], dim=1)
             )
             self.found[rows[:, 0]] = rows[:, 1:].view(-1, *self.found.shape[1:]).to(self.found)
-
-
-def _index(items: list[Item]) -> Tensor:
-    return torch.tensor([item.index for item in items])
 
 
 def _leave_clean(keep: Tensor, fraction: float, part: BatchPart) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
@@ -26,14 +27,20 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     _check_optimizer(name, config.momentum)
     # Where nothing decays, timm's groups of what does and what does not have no use.
     what = model if config.weight_decay else model.parameters()
+    how = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.momentum}
     try:
-        return create_optimizer_v2(
-            what, opt=name, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-        )
+        return create_optimizer_v2(what, opt=name, **how, **_fused(name, model))  # type: ignore[arg-type]
     except Exception as error:
         raise ConfigError(
             f"optimizer {name}: {type(error).__name__}: {brief(error, 160)}; choose another"
         ) from error
+
+
+def _fused(name: str, model: nn.Module) -> dict[str, bool]:
+    """On CUDA all weights move in one kernel, where the optimizer has such a one."""
+    on_cuda = any(parameter.device.type == "cuda" for parameter in model.parameters())
+    has_it = "fused" in inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    return {"fused": True} if on_cuda and has_it else {}
 
 
 def _check_optimizer(name: str, momentum: float) -> None:

@@ -73,9 +73,9 @@ class Strategy:
         as it was found: a search runs its current weights in evaluation mode.
 
         Raises ConfigError for a strategy that draws at random without a ``generator``, and for a model in
-        which Grad-CAM finds no map of the image.
+        which Grad-CAM finds no map of the image; SoundnessError for logits that are not finite.
         """
-        from ..views.masked import find_mean
+        from ..views.masked import check_finite, find_mean
         from . import hiding
 
         colour = find_mean(model) if fill is None else fill
@@ -92,6 +92,7 @@ class Strategy:
             windows=windows,
         )
         hidden: list[Tensor] = getattr(hiding, self.function)(batch)
+        check_finite(batch.finite)
         return hidden
 
 

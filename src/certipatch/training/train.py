@@ -35,6 +35,7 @@ from .gradcam import saliency
 from .held_out import hold_out
 from .kept import kept_line
 from .loop import fit
+from .losses import check_loss
 from .optimization import make_optimizer
 from .strategies import STRATEGIES
 
@@ -176,6 +177,7 @@ def _describe_data(source: Source, validation: Source, data: str, fabric: Fabric
 
 def _check_strategy(model: nn.Module, spec: ModelSpec, config: TrainConfig) -> None:
     """Raise ConfigError for an option that the strategy cannot use, or a layer that Grad-CAM cannot use."""
+    check_loss(model, config, spec.image_size)
     strategy = STRATEGIES[config.strategy]
     if strategy.by == "heat":
         # One Grad-CAM of a black image, so that such a layer is refused before anything is written.

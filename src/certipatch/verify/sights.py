@@ -76,12 +76,18 @@ def _sights(windows: str, stated: str) -> Sights:
 
 def shown_by(windows: str, image_size: list[int]) -> np.ndarray:
     """(windows, height, width) bool: which pixels each window shows, pixel by pixel."""
-    found = re.fullmatch(r"(columns|blocks):(\d+)(?:/(\d+))?", windows)
+    found = re.fullmatch(r"(columns|blocks|cells):(\d+)(?:/(\d+))?", windows)
     if found is None:
         raise ValueError(f"windows {windows!r}")
     side, stride = int(found[2]), int(found[3] or 1)
     y, x = np.indices(image_size)
-    tops = range(0, image_size[0], stride) if found[1] == "blocks" else [0]
+    if found[1] == "cells":
+        tops, lefts = (range(0, n - side + 1, stride) for n in image_size)
+        squares = [(top, left) for top in tops for left in lefts]
+        return np.array(
+            [(y >= top) & (y < top + side) & (x >= left) & (x < left + side) for top, left in squares]
+        )
+    tops = range(0, image_size[0], stride) if found[1] == "blocks" else range(1)
     height = side if found[1] == "blocks" else image_size[0]
     return np.array(
         [

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .evidence import KINDS, Kind
+from ..runtime.devices import autocast
+from .evidence import KINDS, Kind, kind_of
 from .findings import Experiment
 from .record import check_labels, is_margin
 from .restatement import ENTRIES, FIELDS, Line, Restatement, Sighting
@@ -26,18 +27,21 @@ MOST_CELLS = 2**30  # of windows x pixels, held in memory
 # The share of the tolerance, in logits, that rounding takes without a word where evidence moves with logits.
 NOISE = 0.01
 
+# By how much a slack may differ without a word, and whether a difference is surely no rounding.
+Room = tuple[float, Callable[[float], bool]]
+
 
 def _flaws(kind: Kind, experiment: Experiment) -> Iterator[str]:
     """What is wrong with the entries of such a defense."""
     for entry, value in (("evidence", kind.evidence), ("rule", kind.rule)):
         if experiment[entry] != value:
             yield f"{entry} is {experiment[entry]!r}, expected {value!r}"
-    if experiment["patch_size_known"] is not (kind.rule == "robust-masking"):
+    if experiment["patch_size_known"] is not (kind.rule != "bounded-sum"):
         yield f"patch_size_known is {experiment['patch_size_known']!r}"
     if "theta" in experiment and not 0 <= experiment["theta"] <= 1:
         yield f"theta is {experiment['theta']!r}"
-    if experiment["tokens"] not in ("filled", "dropped"):
-        yield f"tokens is {experiment['tokens']!r}"
+    if not kind.cells and (experiment.get("tokens") not in ("filled", "dropped") or "fill" not in experiment):
+        yield f"tokens is {experiment.get('tokens')!r}, fill {experiment.get('fill')!r}"
     threat, size = experiment["threat"], experiment["model"]["image_size"]
     patches, shapes = threat.get("patches", 1), [threat["patch_size"], *threat.get("other_patch_sizes", [])]
     if type(patches) is not int or patches not in (1, 2):
@@ -62,7 +66,7 @@ def _odd_windows(experiment: Experiment) -> Iterator[str]:
     if any(not (1 <= h <= size[0] and 1 <= w <= size[1]) for h, w in sights.shapes):
         yield f"threat: patches of {sights.shapes} do not fit into {size}"
         return
-    if not sights.shown.any(axis=0).all():
+    if not (sights.shown.any(axis=0).all() or str(windows).startswith("cells")):
         yield f"windows {windows!r} leave pixels that none of them shows"
     most = int(sights.reached.sum(axis=1).max())
     found = {"windows": len(sights.shown), "sets": len(sights.reached), "most": most}
@@ -94,7 +98,7 @@ def _check_line(kind: Kind, line: Line) -> None:
     )
     rival = record["rival"]
     line.expect(line.is_class(rival) and rival != record["label"], f"rival {rival!r} is no other class")
-    passes = experiment["touched"]["windows"] + 1
+    passes = 1 if kind.cells else experiment["touched"]["windows"] + 1
     line.expect(record["passes"] == passes, f"passes {record['passes']!r}: expected {passes}")
     _check_weakest(line)
 
@@ -131,6 +135,8 @@ def _dropping(network: nn.Module, kept: list[int]) -> Iterator[None]:
 
 def window_logits(sighting: Sighting, sights: Sights, image: Tensor) -> np.ndarray:
     """(windows, classes): what the network says of the image with all but a window filled, one at a time."""
+    if "fill" not in sighting.experiment:
+        return _cell_logits(sighting, sights, image)
     fill = torch.tensor(sighting.experiment["fill"], dtype=torch.float32).reshape(3, 1, 1)
     found = []
     for shown in sights.shown:
@@ -141,6 +147,20 @@ def window_logits(sighting: Sighting, sights: Sights, image: Tensor) -> np.ndarr
         with _dropping(sighting.network, _tokens_of(shown, sighting.network)):
             found.append(sighting.logits(view))
     return np.array(found)
+
+
+def _cell_logits(sighting: Sighting, sights: Sights, image: Tensor) -> np.ndarray:
+    """(windows, classes): what the cells say, each of a picture that is its window and nothing else."""
+    crops = []
+    for shown in sights.shown:
+        rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+        crops.append(image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    parts: Any = list(sighting.network.children())
+    device = next(sighting.network.parameters()).device
+    with autocast(sighting.experiment["precision"], device):
+        logits = parts[-1].cells(nn.Sequential(*parts[:-1])(torch.stack(crops).to(device)))
+    found: np.ndarray = logits[:, 0].float().cpu().numpy()
+    return found
 
 
 def _tokens_of(shown: np.ndarray, network: nn.Module) -> list[int]:
@@ -192,7 +212,7 @@ def _compare(kind: Kind, sighting: Sighting) -> None:
     if abs(there - record["slack"]) > quiet:
         what = f"slack at {record['weakest']} against {record['rival']} is {there}, not {record['slack']!r}"
         sighting.differs(what, surely=sure(abs(there - record["slack"])))
-    _compare_published(kind, sighting, evidence, sights, sure)
+    _compare_published(kind, sighting, evidence, sights, (quiet, sure))
     if record["certified"] is True:
         _compare_margin(kind, sighting, logits, sights)
 
@@ -201,8 +221,8 @@ def _others(slack: list[int], label: int) -> int:
     return min(one for c, one in enumerate(slack) if c != label)
 
 
-def _room(kind: Kind, sighting: Sighting, logits: np.ndarray) -> tuple[float, Callable[[float], bool]]:
-    """By how much a slack may differ without a word, and whether a difference is surely no rounding."""
+def _room(kind: Kind, sighting: Sighting, logits: np.ndarray) -> Room:
+    """The room of a slack by how near logits are to where evidence changes."""
     if kind.unsure is not None:
         nearest = min(kind.unsure(row, sighting.experiment) for row in logits)
         return 0, lambda _difference: nearest > sighting.tolerance
@@ -212,16 +232,18 @@ def _room(kind: Kind, sighting: Sighting, logits: np.ndarray) -> tuple[float, Ca
 
 
 def _compare_published(
-    kind: Kind, sighting: Sighting, evidence: np.ndarray, sights: Sights, sure: Callable[[float], bool]
+    kind: Kind, sighting: Sighting, evidence: np.ndarray, sights: Sights, room: Room
 ) -> None:
     """The papers' condition: the lead of the label, less two votes of as many windows as are ever reached."""
-    stated, label = sighting.record["slack_published"], sighting.record["label"]
+    stated, label, (quiet, sure) = sighting.record["slack_published"], sighting.record["label"], room
     if kind.rule != "bounded-sum":
         return
     total, most = evidence.sum(axis=0), int(sights.reached.sum(axis=1).max())
-    leads = [int(total[label] - total[c]) - 2 * most - (c < label) for c in range(len(total)) if c != label]
-    if min(leads) != stated:
-        sighting.differs(f"slack_published is {min(leads)}, the record says {stated!r}", surely=sure(1))
+    twice = 2 * kind.spread * most
+    leads = [int(total[label] - total[c]) - twice - (c < label) for c in range(len(total)) if c != label]
+    off = abs(min(leads) - stated)
+    if off > quiet:
+        sighting.differs(f"slack_published is {min(leads)}, the record says {stated!r}", surely=sure(off))
 
 
 def _compare_margin(kind: Kind, sighting: Sighting, logits: np.ndarray, sights: Sights) -> None:
@@ -252,17 +274,62 @@ def _compare_margin(kind: Kind, sighting: Sighting, logits: np.ndarray, sights: 
         sighting.differs(f"margin {record['margin']!r}, found {found:.6g}", surely=True)
 
 
-def _restated(kind: Kind) -> Restatement:
-    own = {"threat", "windows", "tokens", "fill", "evidence", "rule", "patch_size_known", "touched"}
+def compare_attacked(kind: Kind, clean: Sighting, patched: Sighting | None) -> None:
+    """Compare a line of an attack with what the windows say of the clean image and of the patched one.
+
+    ``ways`` counts, of all sets of windows that a patch can reach, those where nothing is to spare.
+    """
+    record, sights = clean.record, sights_of(clean.experiment)
+    if patched is not None:
+        _compare_answer(kind, patched, sights, record["defended_label"])
+        _compare_vanilla(patched)
+    if record["top"] is None:
+        _compare_answer(kind, clean, sights, record["defended_label"])
+        _compare_vanilla(clean)
+        return
+    _compare_answer(kind, clean, sights, record["label"])
+    logits = window_logits(clean, sights, clean.image)
+    evidence = _integers(kind, clean.experiment, logits)
+    kinds = {(place[2:], row.tobytes()): row for place, row in sights.places}
+    ways = sum(
+        _others(kind.slack(evidence, record["label"], row, sights), record["label"]) < 0
+        for row in kinds.values()
+    )
+    if ways != record["ways"]:
+        _, sure = _room(kind, clean, logits)
+        clean.differs(f"{ways} ways are open, the line says {record['ways']!r}", surely=sure(0))
+
+
+def _compare_answer(kind: Kind, sighting: Sighting, sights: Sights, stated: int) -> None:
+    logits = window_logits(sighting, sights, sighting.image)
+    answer = answer_of(kind, sighting.experiment, logits, sights)
+    if answer != stated:
+        _, sure = _room(kind, sighting, logits)
+        what = f"the defense answers {answer}, the line says {stated!r}"
+        sighting.differs(what, surely=sure(0))
+
+
+def _compare_vanilla(sighting: Sighting) -> None:
+    logits, stated = sighting.logits(sighting.image), sighting.record["vanilla_label"]
+    if int(logits.argmax()) != stated:
+        surely = float(np.subtract(*np.sort(logits)[:-3:-1])) > sighting.tolerance
+        sighting.differs(f"vanilla_label {stated!r}, found {logits.argmax()}", surely=surely)
+
+
+def _restated(name: str) -> Restatement:
+    of_name = [kind for kind in KINDS if kind.name == name]
+    shown = {"tokens", "fill"}  # of images of which all but a window is hidden, not of cells
+    own = {"threat", "windows", "evidence", "rule", "patch_size_known", "touched"}
+    own |= shown if not any(kind.cells for kind in of_name) else set()
     return Restatement(
-        defense=kind.name,
-        entries=ENTRIES | own | {"defense"} | ({"theta"} if kind.name == "ds" else set()),
-        optional=frozenset(),
+        defense=name,
+        entries=ENTRIES | own | {"defense"} | ({"theta"} if name == "ds" else set()),
+        optional=frozenset(shown if len(of_name) > 1 else ()),
         fields=FIELDS | {"slack", "slack_published", "weakest", "rival"},
-        flaws=lambda experiment: _flaws(kind, experiment),
-        check_line=lambda line: _check_line(kind, line),
-        compare=lambda sighting: _compare(kind, sighting),
+        flaws=lambda experiment: _flaws(kind_of(name, experiment), experiment),
+        check_line=lambda line: _check_line(kind_of(name, line.experiment), line),
+        compare=lambda sighting: _compare(kind_of(name, sighting.experiment), sighting),
     )
 
 
-BY_WINDOWS = tuple(_restated(kind) for kind in KINDS)
+BY_WINDOWS = tuple(_restated(name) for name in dict.fromkeys(kind.name for kind in KINDS))

@@ -6,24 +6,31 @@ The searches of fine-tuning use :func:`losses`, the attack uses :func:`gradients
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masked import Look, check_logits, default_batch_size
+from ..runtime.progress import seen
+from .masked import Look, Masked, are_finite, check_finite, check_logits, check_shape, default_batch_size
 
 
 @torch.inference_mode()
-def losses(look: Look, images: Tensor, labels: Tensor, windows: Tensor) -> Tensor:
+def losses(
+    look: Look, images: Tensor, labels: Tensor, windows: Tensor, *, finite: list[Tensor] | None = None
+) -> Tensor:
     """Cross-entropy with the true label of each image under each of its candidate masks.
 
     Args:
-        look: (images, windows) -> logits: a :class:`~certipatch.views.masked.Masked`, or a
-            :class:`~certipatch.views.network.Network`, which is given batches of its own size.
+        look: (images, windows) -> logits: a :class:`~certipatch.views.masked.Masked`, which is given as few
+            equal batches as its own size allows, or a :class:`~certipatch.views.network.Network`, which is
+            given batches of its size.
         images, labels: (N, 3, H, W) float in [0, 1] and (N,) int64.
         windows: (N, candidates, windows, 4), or (1, candidates, windows, 4) if all images have the same
             candidates.
+        finite: gets what :func:`~certipatch.views.masked.check_finite` has to look at; without it that is
+            looked at here, which waits for the device.
 
     Returns:
         the losses, (N, candidates) float32 on the device of the images.
@@ -32,11 +39,17 @@ def losses(look: Look, images: Tensor, labels: Tensor, windows: Tensor) -> Tenso
     which = torch.arange(n, device=images.device).repeat_interleave(candidates)
     flat = windows.expand(n, -1, -1, -1).flatten(0, 1)
     size = getattr(look, "batch_size", None) or default_batch_size((images.shape[2], images.shape[3]))
-    out = torch.empty(n * candidates, device=images.device)
+    if isinstance(look, Masked) and look.batch_size:
+        size = ceil(len(which) / ceil(len(which) / size))
+    out, found = torch.empty(n * candidates, device=images.device), [] if finite is None else finite
     for start in range(0, len(which), size):
         part = slice(start, start + size)
-        logits = check_logits(look(images[which[part]], flat[part]), len(which[part]))
+        logits = check_shape(look(images[which[part]], flat[part]), len(which[part])).float()
+        found.append(are_finite(logits))
         out[part] = F.cross_entropy(logits, labels[which[part]], reduction="none")
+        seen(views=len(logits))
+    if finite is None:
+        check_finite(found)
     return out.view(n, candidates)
 
 
@@ -69,4 +82,5 @@ def gradients(
             value = objective(check_logits(look(images[which[part]], windows[part]), len(which[part])), part)
             gradient += torch.autograd.grad(value.sum(), images)[0]
             values.append(value.detach())
+            seen(views=len(value))
     return gradient, torch.cat(values)

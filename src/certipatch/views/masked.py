@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -34,6 +35,8 @@ class Hiding(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __hash__(self) -> int: ...
+
 
 def find_mean(model: nn.Module) -> Tensor | float:
     """The mean of a model's first Normalize layer (ours, torchvision's, kornia's ...); 0.5 if it has none."""
@@ -53,6 +56,13 @@ def window_tensor(masks: Hiding, device: torch.device) -> Tensor:
 
     Masks with fewer windows than others are padded with empty ones.
     """
+    return _window_tensor(masks, torch.device(device))
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _window_tensor(masks: Hiding, device: torch.device) -> Tensor:
+    """Kept, for to bring it to an accelerator is to wait for it."""
     most = max(len(mask) for mask in masks.windows)
     rows = [[(w.top, w.left, w.top + w.height, w.left + w.width) for w in mask] for mask in masks.windows]
     return torch.tensor([row + [(0, 0, 0, 0)] * (most - len(row)) for row in rows], device=device)
@@ -86,14 +96,14 @@ class Masked(nn.Module):
 
     Masking and network are one module, so that a compiler can join masking and normalisation in one kernel.
     ``images`` are (V, 3, H, W) float in [0, 1], ``windows`` (V, windows, 4) rows of :func:`window_tensor`;
-    ``fill`` is the colour of masked pixels.
+    ``fill`` is the colour of masked pixels; ``batch_size`` is how many views a search may show it at once.
     """
 
     fill: Tensor
 
-    def __init__(self, network: nn.Module, fill: float | Tensor) -> None:
+    def __init__(self, network: nn.Module, fill: float | Tensor, *, batch_size: int | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.batch_size = network, batch_size
         self.register_buffer("fill", torch.as_tensor(fill), persistent=False)
 
     def forward(self, images: Tensor, windows: Tensor) -> Tensor:
@@ -120,12 +130,22 @@ def check_logits(logits: Tensor, views: int) -> Tensor:
     Raises SoundnessError if they are not of shape (views, 2 or more classes), or not all finite.
     """
     logits = check_shape(logits, views).float()
+    check_finite([are_finite(logits)])
+    return logits
+
+
+def are_finite(logits: Tensor) -> Tensor:
+    """Whether all logits (views, classes) are finite: a bool that is on the device still."""
     # Margins and confidences are made of differences of logits, so the largest difference must be finite too.
-    if not torch.isfinite(logits.amax(1) - logits.amin(1)).all():
+    return torch.isfinite(logits.amax(1) - logits.amin(1)).all()
+
+
+def check_finite(found: list[Tensor]) -> None:
+    """Wait once for the device, and raise SoundnessError if :func:`are_finite` has found any false."""
+    if found and not torch.stack(found).all():
         raise SoundnessError(
             "model output: expected finite logits, found NaN or infinity; check the weights and the precision"
         )
-    return logits
 
 
 @contextmanager

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CertiPatchError, SoundnessError, brief
-from ..runtime.console import stderr
+from ..runtime.console import say
 from ..runtime.devices import autocast
+from ..runtime.progress import seen
 from .masked import Hiding, Masked, check_logits, window_tensor
 from .prefix import SharedPrefix, find
 
@@ -135,7 +136,12 @@ class Network:
         logits = activations if self._tail is None else self._run(self._tail, activations)
         if isinstance(logits, Tensor) and logits.ndim == 2:
             self.classes = logits.shape[1]
+        seen(views=len(activations))
         return logits
+
+    def decided(self, images: int) -> None:
+        """So many images need no more views; this is shown while the run goes on."""
+        seen(decided=images)
 
     def _run(self, part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """What the head or the tail makes of up to ``batch_size`` inputs."""
@@ -176,6 +182,7 @@ class Network:
         generator = torch.Generator().manual_seed(0)
         pixels = torch.rand(len(windows), 3, *masks.image_size, generator=generator).to(parameter)
         plain = self._head, self._tail
+        say(f"compiling the network, about {_seconds_to_compile(self.model, self.device)} s")
         try:
             expected = check_logits(self(pixels, windows), len(windows))
             backend = _own_compiler()
@@ -203,6 +210,16 @@ class Network:
             self._head, self._tail = plain
             self.compiled = False
             _say("not compiled, which is slower", error)
+
+
+def _seconds_to_compile(model: nn.Module, device: torch.device) -> int:
+    """A guess at how long torch.compile takes with an empty cache: less if it has met the network before.
+
+    EfficientNet-Lite0, of 199 layers, took 158 s on two cores that other jobs shared, and more than 80 on the
+    host of an H200.
+    """
+    layers = sum(1 for module in model.modules() if next(module.children(), None) is None)
+    return 10 * round(1 + layers / (30 if device.type == "cpu" else 15))
 
 
 def called(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -294,7 +311,7 @@ def _say(what: str, error: Exception) -> None:
     if isinstance(error, SoundnessError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what torch said
     reason = brief(error, 120)
-    stderr.print(f"{what}: {type(error).__name__}: {reason}", markup=False, soft_wrap=True)
+    say(f"{what}: {type(error).__name__}: {reason}")
 
 
 @torch.inference_mode()

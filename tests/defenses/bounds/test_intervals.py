@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from certipatch.defenses.bounds import intervals
 from certipatch.defenses.bounds.defense import IntervalDefense
-from certipatch.defenses.bounds.intervals import bounds, layers_of
 from certipatch.errors import ConfigError, SoundnessError
 from certipatch.geometry.masks import MaskSet
 from certipatch.models.build import build, describe
 from certipatch.models.small import Normalize
+from certipatch.views import intervals
+from certipatch.views.intervals import bounds, layers_of
 from worlds import World
 
 WORLDS = [

@@ -12,10 +12,10 @@ from ...config import ROUNDING
 from ...errors import ConfigError, SoundnessError
 from ...geometry.masks import MaskSet
 from ...geometry.patch import Threat
+from ...views.intervals import bounds, layers_of
 from ...views.masked import check_logits, visible, window_tensor
 from ...views.network import eager
 from ..contract import Verdict, check_images, check_labels, check_model, check_same_type
-from .intervals import bounds, layers_of
 
 PRECISION = "32-true"  # of the answers; the bounds are in float64
 BOXES = 64  # in one pass

@@ -70,8 +70,12 @@ class WindowDefense:
     ) -> None:
         self.name, self.windows, self.evidence, self._threat = name, windows, evidence, threat
         self.reach = touched(windows.sights, windows.image_size, threat)
-        self.rule = rule(self.reach)
+        self._make_rule, self.rule = rule, rule(self.reach)
         _check_spread(evidence, self.rule)
+
+    def against(self, threat: Threat) -> WindowDefense:
+        """The same network, windows and evidence against another threat."""
+        return WindowDefense(self.name, self.windows, self.evidence, self._make_rule, threat)
 
     @property
     def threat(self) -> Threat:

@@ -23,11 +23,12 @@ from ...views.network import Network
 from ..alone import movement_of
 from ..contract import check_model
 from ..masked import colour, mean_as_fill, views_at_once
+from .windows import Remembering
 
 TokensShown = Literal["dropped", "filled"]
 
 
-class ShownWindows:
+class ShownWindows(Remembering):
     """A classifier that is shown one window of an image after the other; a source of evidence
     (:class:`certipatch.defenses.evidence.windows.Windows`).
 
@@ -97,8 +98,7 @@ class ShownWindows:
         self._moved = movement_of(self.network, self.image_size)
 
     @torch.inference_mode()
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, windows, classes) float32 logits on the CPU, and the undefended labels (N,)."""
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         n, everything = len(images), torch.zeros_like(self._hidden[:1])
         parts = [
             self._logits(images, torch.arange(n, device=images.device), everything.expand(n, -1, -1)).cpu()

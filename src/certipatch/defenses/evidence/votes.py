@@ -10,6 +10,7 @@ what one window says depends on its own logits. Computed in float64.
 | :func:`step` | BagCert | 0 or 1, for each class alone |
 | :func:`clipped_tanh` | Clipped BagNet | -2^16 to 2^16 |
 | :func:`positive` | PatchGuard on a BagNet | 0 to 2^20 |
+| :func:`signed` | PatchCURE, where all of the network has limited sight | -2^20 to 2^20 |
 | :func:`confidence` | PatchGuard on bands | 0 to 2^20 |
 """
 
@@ -81,6 +82,11 @@ def positive(logits: np.ndarray) -> np.ndarray:
     return _rounded(_checked(logits).clip(0, MOST) * LOGIT)
 
 
+def signed(logits: np.ndarray) -> np.ndarray:
+    """Logits from -2^10 to 2^10, others clipped, in steps of 2^-10."""
+    return _rounded(_checked(logits).clip(-MOST, MOST) * LOGIT)
+
+
 def confidence(logits: np.ndarray) -> np.ndarray:
     """The softmax of each window in steps of 2^-20."""
     return _rounded(_softmax(logits) * SHARE)
@@ -129,6 +135,7 @@ BEST_VOTE = Evidence("best-vote", best_vote, 1, _sure_of_best)
 STEP = Evidence("step", step, 1, _sure_of_step)
 CLIPPED_TANH = Evidence("clipped-tanh", clipped_tanh, 2 * TANH, steps=0.05 * TANH)
 POSITIVE = Evidence("positive", positive, steps=LOGIT)
+SIGNED = Evidence("signed", signed, steps=LOGIT)
 CONFIDENCE = Evidence("confidence", confidence, SHARE, steps=SHARE / 4)
 
 

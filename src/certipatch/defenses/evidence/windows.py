@@ -7,8 +7,11 @@ have limited sight by themselves, such as a BagNet: one forward pass for all. A 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ...geometry.patch import Size
@@ -58,6 +61,11 @@ class Windows(Protocol):
         """
         ...
 
+    def remembering(self) -> AbstractContextManager[None]:
+        """Inside, :meth:`look` at images that were looked at last says again what it said: for several rules,
+        or sizes of the patch, on the same images. The model must not change inside."""
+        ...
+
     def trace(self, images: Tensor, which: Tensor, windows: Tensor) -> Tensor:
         """The logits (V, classes) of window ``windows[v]`` of image ``which[v]``, with gradients for an
         attack; the same function up to rounding. At most ``batch_size`` at a time."""
@@ -71,6 +79,33 @@ class Windows(Protocol):
     def describe_network(self) -> dict[str, Any]:
         """How the network is run: ``batch_size``, ``compiled``, ``shared_prefix`` and ``moved``."""
         ...
+
+
+class Remembering:
+    """What sources of evidence share: inside of ``remembering`` they look once at equal images."""
+
+    _last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # images, and what was said of them
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`look` answers, of any images."""
+        raise NotImplementedError
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Inside, what was said of the images that were looked at last is said again, if they are equal."""
+        self._last = (torch.empty(0), (torch.empty(0), torch.empty(0)))
+        try:
+            yield
+        finally:
+            self._last = None
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, windows, classes) float32 logits on the CPU, and the undefended labels (N,)."""
+        if self._last is None:
+            return self._look(images)
+        if self._last[0].device != images.device or not torch.equal(self._last[0], images):
+            self._last = images, self._look(images)
+        return self._last[1]
 
 
 class Cells(Protocol):

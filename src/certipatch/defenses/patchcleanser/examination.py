@@ -232,6 +232,7 @@ class Examination:
         answers = self.answers.pop(image)
         self.verdicts[image] = answers.verdict(self.truth[image], self.inference, **self.extra)
         self.room.append(self.place.pop(image))
+        self.network.decided(1)
 
     def _index(self, numbers: np.ndarray) -> Tensor:
         return torch.as_tensor(numbers, device=self.images.device)

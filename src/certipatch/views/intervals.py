@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import SoundnessError
+from ..errors import SoundnessError
 
 Box = tuple[Tensor, Tensor]  # the lower and the upper end, of one shape
 
