@@ -12,7 +12,8 @@ import pytest
 from certipatch.certification.certify import certify
 from certipatch.data.load import load_source
 from certipatch.geometry.masks import MaskSet
-from certipatch.models.runs import open_run
+from certipatch.models.build import build, describe
+from certipatch.models.runs import Opened, open_run
 from certipatch.runtime.devices import make_fabric
 from certipatch.verify.check import verify
 from tampering import forge, lines_of
@@ -61,3 +62,19 @@ def test_a_movement_that_is_none_is_named(certified: Path, tmp_path: Path, moved
     forge(tmp_path / "c", lines_of(certified), manifest)
     found = [str(finding) for finding in verify(tmp_path / "c").findings]
     assert any("environment.network.moved" in line for line in found), found
+
+
+def test_cells_that_are_said_to_be_shown_windows_are_named(photos: Path, tmp_path: Path):
+    """Verify would look at other evidence than the cells give, with which another function was certified."""
+    source = load_source(str(photos)).take([0, 1, 8, 9])
+    spec = describe("small-bagnet", classes=source.classes, num_classes=3, image_size=(32, 32))
+    model, out = Opened.of(spec, build(spec)), tmp_path / "c"
+    masks = MaskSet.covering(image_size=(32, 32), patch_size=(2, 2), masks_per_axis=1)
+    how = {"defense": "patchguard", "windows": "cells:5/1"}
+    certify(model, source, masks, out, fabric=make_fabric(device="cpu"), **how)
+    assert verify(out).confirmed
+    written = json.loads((out / "manifest.json").read_text())
+    for entry in ({"fill": [0.5] * 3}, {"tokens": "filled"}, {"fill": [0.5] * 3, "tokens": "filled"}):
+        forge(out, lines_of(out), {**written, "experiment": {**written["experiment"], **entry}})
+        found = [str(finding) for finding in verify(out).findings]
+        assert any("expected none, for cells see the whole image" in line for line in found), found

@@ -108,7 +108,7 @@ def measure_cells(cells: Function, image_size: Size, precision: str, device: tor
                     change = _difference(one, reference)
                     _refuse_more_than_rounding(change, reference, precision, "with the images of a batch")
                     moved = max(moved, change)
-    return moved
+    return max(moved, _rounding_inside(expected) if precision == "32-true" else 0.0)
 
 
 def _of_model(model: nn.Module, precision: str, probes: Tensor, loud: Tensor) -> float:

@@ -42,6 +42,8 @@ def _flaws(kind: Kind, experiment: Experiment) -> Iterator[str]:
         yield f"theta is {experiment['theta']!r}"
     if not kind.cells and (experiment.get("tokens") not in ("filled", "dropped") or "fill" not in experiment):
         yield f"tokens is {experiment.get('tokens')!r}, fill {experiment.get('fill')!r}"
+    if kind.cells and {"tokens", "fill"} & set(experiment):
+        yield "tokens or fill: expected none, for cells see the whole image"
     threat, size = experiment["threat"], experiment["model"]["image_size"]
     patches, shapes = threat.get("patches", 1), [threat["patch_size"], *threat.get("other_patch_sizes", [])]
     if type(patches) is not int or patches not in (1, 2):
