@@ -88,6 +88,7 @@ MIXING = {
     "neighbour": Twisted(lambda v: v + 0.1 * v.roll(1, 0)),
     "place in the batch": Twisted(lambda v: v + 0.1 * torch.arange(len(v))[:, None]),
     "size of the batch": Twisted(lambda v: v * (1 + (len(v) > 4))),
+    "large batches alone": Twisted(lambda v: v * (1 + (len(v) > 300))),
     "rounded by the batch": Twisted(lambda v: (v / v.abs().max() * 8).round() * v.abs().max()),
     "sorted batch": Twisted(lambda v: v.sort(0).values),
     "batch norm in a list": HiddenLayers(nn.BatchNorm2d(3)),
@@ -214,3 +215,62 @@ def test_a_model_is_looked_at_once_until_it_changes():
     model.register_forward_hook(lambda _module, _inputs, logits: logits - logits.mean(0))
     with pytest.raises(SoundnessError, match="one view alone"):
         build(PatchCleanser, model)
+
+
+class Cast(nn.Module):
+    """A network that computes in fewer bits by itself, and may give float32 back."""
+
+    def __init__(self, dtype: torch.dtype, back: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 4))
+        self.dtype, self.back = dtype, back
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype is not torch.float32):
+            logits = self.network(x)
+        return logits.float() if self.back else logits
+
+
+@pytest.mark.parametrize("back", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "least"), [(torch.bfloat16, 2**-4), (torch.float16, 2**-7), (torch.float32, 1e-3)]
+)
+def test_a_model_that_computes_in_fewer_bits_by_itself_is_counted_as_such(dtype, least, back):
+    """Whatever the precision is called: rounding moves its margins as far as in that of fewer bits."""
+    defense = build(PatchCleanser, Cast(dtype, back))
+    assert defense.describe()["precision"] == "32-true"
+    assert defense.least_margin == least
+    assert (defense.describe_network()["moved"] == least) == (dtype is not torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_autocast_around_the_call_changes_nothing(dtype: torch.dtype):
+    """The precision is the defense's own: in float32 nothing is cast, though the caller casts."""
+    defense, images = build(PatchCleanser, Cast(torch.float32, back=False)), torch.rand(2, 3, *SIZE)
+    labels = torch.tensor([0, 1])
+    expected = [verdict.margin for verdict in defense.certify(images, labels)]
+    with torch.autocast("cpu", dtype=dtype):
+        assert [verdict.margin for verdict in defense.certify(images, labels)] == expected
+        assert build(PatchCleanser, Cast(torch.float32, back=False)).least_margin == 1e-3
+
+
+@pytest.mark.parametrize("kind", [PatchCleanser, MinorityReports])
+def test_a_model_that_begins_to_mix_views_while_it_is_in_use_is_refused(kind: type[MaskedClassifier]):
+    """By a hook, or a setting; what was found of it before counts no more."""
+    images, labels = torch.rand(2, 3, *SIZE), torch.tensor([0, 1])
+    model = Colour()
+    defense = build(kind, model)
+    defense.certify(images, labels)
+    model.register_forward_hook(lambda _module, _inputs, logits: None)
+    defense.certify(images, labels)  # a hook that only looks
+    handle = model.register_forward_hook(lambda _module, _inputs, logits: logits - logits.mean(0))
+    with pytest.raises(SoundnessError, match="expected answers that depend on one view alone"):
+        defense.certify(images, labels)
+    with pytest.raises(SoundnessError, match="expected answers that depend on one view alone"):
+        defense.predict(images)
+    handle.remove()
+    defense.certify(images, labels)
+    model.forward = lambda x: (model.means(x) - model.means(x).mean(0)) @ model.weight
+    with pytest.raises(SoundnessError, match="expected answers that depend on one view alone"):
+        defense.certify(images, labels)

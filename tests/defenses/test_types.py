@@ -180,3 +180,22 @@ def test_what_is_no_model_or_no_masks(model: Any, masks: Any):
     for make in (PatchCleanser, lambda *each: MinorityReports(*each, threshold=0.5)):
         with pytest.raises(ConfigError, match="expected a M"):
             make(model, masks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("convert", "found"),
+    [
+        (lambda logits: logits.to(torch.complex64), "complex64"),
+        (lambda logits: logits.to_sparse(), "sparse"),
+    ],
+)
+def test_logits_that_are_no_real_numbers_in_a_dense_tensor_are_refused(
+    kind: str, convert: Callable[[Tensor], Tensor], found: str
+):
+    class Converted(Colours):
+        def forward(self, images: Tensor) -> Tensor:
+            return convert(super().forward(images))
+
+    with pytest.raises(SoundnessError, match=f"model output: expected real numbers in a dense .*{found}"):
+        made(kind, Converted())

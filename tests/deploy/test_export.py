@@ -298,11 +298,44 @@ def test_verify_looks_at_the_network_inside_the_graph(folder: Path, photos: Path
 
 def test_verify_finds_a_number_that_is_not_the_records(copy: Path, cli):
     stated = json.loads((copy / "defended.json").read_bytes())
-    stated["certificate"]["certified_robust_accuracy"]["count"] += 1
+    shares = {**stated["certificate"], **stated["certificate"]["proven_answers"]}
+    for name in (
+        *("vanilla_accuracy", "clean_accuracy", "certified_robust_accuracy"),
+        *("proven", "wrong", "forgeable"),
+    ):
+        for entry in ("count", "images", "share"):
+            shares[name][entry] += 1
+            reseal(copy, certificate=stated["certificate"])
+            done = cli("verify", copy)
+            assert done.code == 1
+            assert f"{name} says {shares[name]['count']} of" in done.out
+            shares[name][entry] -= 1
+    stated["certificate"].pop("proven_answers")
     reseal(copy, certificate=stated["certificate"])
+    assert "its proven_answers are not what was asked for" in cli("verify", copy).out
+
+
+@pytest.mark.parametrize("least", [0, -1.0, 9e-4])
+def test_verify_finds_a_least_margin_that_rounding_reaches(copy: Path, cli, least):
+    """With it the runner would say "Proven" of a tie."""
+    assert cli("verify", copy).code == 0
+    reseal(copy, least=least)
     done = cli("verify", copy)
     assert done.code == 1
-    assert "images are certified, the records" in done.out
+    assert f"least is {least!r}" in done.out
+
+
+def test_verify_finds_a_runner_that_is_not_ours(copy: Path, cli):
+    """Its hash is forged too; one of another version cannot be told."""
+    stated = json.loads((copy / "defended.json").read_bytes())
+    text = (copy / "runner.py").read_text().replace('proof == "unchangeable"', "True")
+    (copy / "runner.py").write_text(text)
+    reseal(copy, files={**stated["files"], "runner.py": of_export.sha256(text.encode())})
+    done = cli("verify", copy)
+    assert done.code == 1
+    assert "runner.py: is not what this version writes" in done.out
+    reseal(copy, versions={**stated["versions"], "certipatch": "0.0.1"})
+    assert cli("verify", copy).code == 0
 
 
 def test_an_answer_that_differs_is_refused_and_named(

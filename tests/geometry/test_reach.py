@@ -125,3 +125,14 @@ def test_windows_that_are_none_are_refused(kind, side, stride):
 def test_a_patch_larger_than_the_image_is_refused():
     with pytest.raises(ConfigError, match=r"patch '9x1': .* do not fit"):
         touched(columns((8, 8), 3), (8, 8), Threat((9, 1)))
+
+
+@pytest.mark.parametrize("patches", [0, 3, 7])
+def test_a_number_of_patches_that_is_not_reckoned_with_is_refused(patches: int):
+    """Its twin: three patches would be certified as if they were one."""
+    with pytest.raises(ConfigError, match=f"patches {patches}: expected 1 or 2 at once"):
+        Threat((1, 1), patches=patches)
+    threat = Threat((1, 1))
+    object.__setattr__(threat, "patches", 3)
+    bands = columns((1, 8), 1)
+    assert touched(bands, (1, 8), threat).touch.sum(axis=1).max() == 1

@@ -88,6 +88,22 @@ def test_an_untouched_folder(given: Given):
             "looked again at none (verify has no restatement of 'toy'); nothing wrong found"
         )
     assert found.to_json()["not_restated"] == "toy"
+    assert not found.confirmed  # for it was asked to look at images again
+    assert verify(folder).confirmed
+
+
+def test_a_forger_who_gives_another_name_to_a_defense_is_not_confirmed(given: Given, tmp_path: Path):
+    """What a name hides from the restatement is named, and not exit code 0."""
+    folder, model, source = given
+    shutil.copytree(folder, tmp_path / "c")
+    lines = lines_of(folder)
+    for line in lines:
+        if line["error"] is None:
+            line.update(certified=True, defended_label=line["label"], margin=9.0)
+    forge(tmp_path / "c", lines)
+    found = verify(tmp_path / "c", model=model, source=source, sample=None, device="cpu")
+    assert (found.findings, found.certified) == ([], 8)
+    assert not found.confirmed
 
 
 def change(field: str, value: Any, *, certified: bool = True) -> Callable[[Lines], object]:

@@ -41,6 +41,7 @@ def verify(
 ) -> None:
     """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 1 if
     anything is wrong or could not be confirmed."""
+    from ..deploy.bundle import runner
     from ..verify.card import check_card
     from ..verify.check import verify as check
     from ..verify.export import check_export
@@ -62,7 +63,8 @@ def verify(
         )
         for folder in folders_of_records(certified)
     ]
-    found[0].findings[:0] = [*check_export(certified), *check_card(certified, found)]
+    if found:
+        found[0].findings[:0] = [*check_export(certified, runner()), *check_card(certified, found)]
     _show(found, as_json, again=given is not None and source is not None)
     if not all(one.confirmed for one in found):
         raise typer.Exit(1)

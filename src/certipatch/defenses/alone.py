@@ -19,22 +19,37 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config import ROUNDING
 from ..errors import SoundnessError
 from ..geometry.patch import Size
 from ..views.masked import check_shape
-from ..views.network import Network, eager, fingerprint
+from ..views.network import Network, eager, fingerprint, parts_of
 
 # The share of the largest logit (of 1 where all are smaller) that rounding moves a difference of logits by at
 # most, several times what was measured (docs/trust.md). A GPU convolves in TF32, which rounds like 16-mixed.
 MOST_MOVED = {"32-true": 1e-3, "16-mixed": 0.01, "bf16-mixed": 0.05}
 
-MOST_COMPANIONS = 64  # Views of the largest batch that is tried where nothing demands full ones.
+# The precision that a model has which computes in numbers of few bits by itself.
+FEW_BITS = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}
+
+MOST_COMPANIONS = 512  # Views of the largest batch that is tried where nothing demands full ones.
 
 Function = Callable[[Tensor], Tensor]  # views (V, 3, H, W) -> logits (V, classes)
 
 # What was found of a model: its fingerprint then, and its movement by image size and precision. A command
 # makes many defenses of one model and looks at it once.
 _found: WeakKeyDictionary[nn.Module, tuple[object, dict[tuple[Size, str], float]]] = WeakKeyDictionary()
+
+# What was found of a network, and the parts of its model then: hooks may be added to it while it is in use.
+_in_use: WeakKeyDictionary[Network, tuple[object, float]] = WeakKeyDictionary()
+
+
+def movement_of(network: Network, image_size: Size) -> float:
+    """:func:`measure_movement`, once as long as the model has the same modules, hooks and plain settings."""
+    parts = parts_of(network.model)
+    if network not in _in_use or _in_use[network][0] != parts:
+        _in_use[network] = parts, measure_movement(network, image_size)
+    return _in_use[network][1]
 
 
 @torch.inference_mode()
@@ -93,7 +108,7 @@ def measure_cells(cells: Function, image_size: Size, precision: str, device: tor
                     change = _difference(one, reference)
                     _refuse_more_than_rounding(change, reference, precision, "with the images of a batch")
                     moved = max(moved, change)
-    return moved
+    return max(moved, _rounding_inside(expected) if precision == "32-true" else 0.0)
 
 
 def _of_model(model: nn.Module, precision: str, probes: Tensor, loud: Tensor) -> float:
@@ -111,11 +126,25 @@ def _of_model(model: nn.Module, precision: str, probes: Tensor, loud: Tensor) ->
                 "when a view is shown a second time": [probes[:1]],
                 "with the other views of a batch": _companies(probes, loud),
             }
-            known[key] = max(
+            moved = [
                 _movement(function, probes, batches, expected, precision, when)
                 for when, batches in cases.items()
-            )
+            ]
+            known[key] = max(*moved, _rounding_inside(expected) if precision == "32-true" else 0.0)
     return known[key]
+
+
+def _rounding_inside(logits: Tensor) -> float:
+    """What rounding moves a margin at most in a model that computes in fewer bits by itself, as one with an
+    autocast in its forward pass does; 0 for others.
+
+    Its logits are numbers of that type, all of them, which those of float32 are not by chance. Small whole
+    numbers are: those of a model that counts.
+    """
+    if bool(((logits == logits.round()) & (logits.abs() < 2**7)).all()):
+        return 0.0
+    few = (dtype for dtype in FEW_BITS if bool((logits == logits.to(dtype).double()).all()))
+    return max((ROUNDING[FEW_BITS[dtype]] for dtype in few), default=0.0)
 
 
 def _pictures(image_size: Size) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from ..geometry.masks import MaskSet
 from ..geometry.patch import Size, Threat, whole
 from ..views.masked import default_batch_size, find_mean
 from ..views.network import Network
-from .alone import measure_movement
+from .alone import movement_of
 from .contract import check_images, check_labels, check_model, check_same_type
 
 
@@ -53,14 +53,13 @@ class MaskedClassifier:
             compile=compile,
             shared_prefix=shared_prefix,
         )
-        self._moved = None if trains else measure_movement(self.network, masks.image_size)
+        if not trains:
+            movement_of(self.network, masks.image_size)
 
     @property
     def moved(self) -> float:
         """By how many logits the margin of a view moved at most with what is not in the view: rounding."""
-        if self._moved is None:
-            self._moved = measure_movement(self.network, self.masks.image_size)
-        return self._moved
+        return movement_of(self.network, self.masks.image_size)
 
     @property
     def least_margin(self) -> float:
@@ -80,8 +79,8 @@ class MaskedClassifier:
     def check(self, images: Tensor, labels: Tensor | None) -> None:
         """Look at every premise that can be looked at, before each use. Raises SoundnessError."""
         check_model(self.model)
-        _ = self.moved  # of a model that was in training mode until now, this is measured here
         self.network.check_unchanged()
+        _ = self.moved  # of a model in training mode until now, or with other hooks, this is measured here
         check_images(images, self.masks.image_size)
         check_labels(labels, images, self.network.classes)
         check_same_type(images, self.model)

@@ -83,7 +83,7 @@ def start(graph: Path | bytes, threads: int) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is wrong it raises, and so need not print
     try:
         model = graph if isinstance(graph, bytes) else str(graph)
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

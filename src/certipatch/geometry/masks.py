@@ -85,8 +85,6 @@ class MaskSet:
             raise ConfigError(f"image size {by(self.image_size)}: expected at least 1x1 pixels")
         for size in self.patch_sizes:
             check_patch(size, self.image_size, shown=by(size))
-        if self.patches not in (1, 2):
-            raise ConfigError(f"patches {self.patches}: expected 1 or 2 at once")
         for window in chain.from_iterable(self.windows):
             if min(window.top, window.left, window.height, window.width) < 0:
                 raise ConfigError(f"masks: expected windows with nothing negative, found {window}")

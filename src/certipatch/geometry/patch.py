@@ -53,7 +53,9 @@ class Threat:
 
     Attributes:
         patch_size, other_patch_sizes: (height, width) of each shape in pixels.
-        patches: how many patches there are at once; they may overlap.
+        patches: how many patches there are at once, 1 or 2; they may overlap.
+
+    Raises ConfigError for other numbers of patches, which nothing here reckons with, and sizes that are none.
     """
 
     patch_size: Size
@@ -65,6 +67,8 @@ class Threat:
         others = tuple(size_of(size, "patch size") for size in self.other_patch_sizes)
         object.__setattr__(self, "other_patch_sizes", others)
         object.__setattr__(self, "patches", whole(self.patches, "patches"))
+        if self.patches not in (1, 2):
+            raise ConfigError(f"patches {self.patches}: expected 1 or 2 at once")
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> Threat:

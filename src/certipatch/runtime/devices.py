@@ -98,15 +98,18 @@ def precision_of(fab: Fabric) -> str:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """A block that computes in this precision, as Fabric does under the same name.
 
-    The weights stay float32; torch casts where it holds that to be safe. Raises ConfigError for a precision
-    with other weights, for the hash of the float32 ones is what is recorded.
+    The weights stay float32; torch casts where it holds that to be safe. An autocast of the caller's around
+    the block does not count, for it is in no manifest. Raises ConfigError for a precision with other weights,
+    for the hash of the float32 ones is what is recorded.
     """
     if precision not in AUTOCAST:
         raise ConfigError(
             f"precision {precision!r}: expected one of {', '.join(AUTOCAST)}, which keep float32 weights"
         )
     dtype = AUTOCAST[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    if dtype is None and not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def derived_seed(*parts: int) -> int:

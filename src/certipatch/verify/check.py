@@ -25,7 +25,7 @@ from .findings import Experiment, Given, Record, Verification, place
 from .folder import Manifest, check_images, read_manifests, read_records
 from .geometry import flaws as mask_flaws
 from .methods import restatement_of
-from .record import LEAST_MARGIN, check_line, is_below
+from .record import LEAST_MARGIN, check_line, is_below, is_margin
 from .restatement import Line, Restatement
 from .views import TOLERANCE, look_again
 
@@ -89,6 +89,7 @@ def verify(
         again, moved = given.drawn(records, consistent, source), _stated_movement(manifests)
         on: dict[str, Any] = {"model": model, "source": source, "device": device, "tolerance": moved}
         look_again(again, experiment, restatement.compare, **on, found=found)
+    found.asked = model is not None and source is not None
     return found
 
 
@@ -258,6 +259,7 @@ def _stated_movement(manifests: dict[Path, Manifest]) -> float:
     resumed = [entry for manifest in manifests.values() for entry in manifest.get("resumed", [])]
     for attempt in (*manifests.values(), *resumed):
         moved = attempt.get("environment", {}).get("network", {}).get("moved")
-        if isinstance(moved, int | float):
-            least = max(least, moved)
+        if moved is not None and not is_margin(moved):
+            raise ValueError(f"environment.network.moved {moved!r}")
+        least = max(least, moved or 0.0)
     return least

@@ -66,6 +66,7 @@ class Verification:
         counted: what ``certified`` counts, in words.
         not_restated: the name of the folder's defense if ``verify`` has no restatement of it; then no image
             can be looked at again.
+        asked: a model and images were given, so that images were to be looked at again.
     """
 
     folder: str
@@ -78,11 +79,13 @@ class Verification:
     findings: list[Finding] = field(default_factory=list)
     counted: str = "certified"
     not_restated: str | None = None
+    asked: bool = False
 
     @property
     def confirmed(self) -> bool:
-        """Nothing is wrong, and whatever was looked at again is as the records say."""
-        return not self.findings and not self.undecided
+        """Nothing is wrong, and whatever was to be looked at again was, and is as the records say."""
+        unseen = self.asked and self.not_restated is not None
+        return not (self.findings or self.undecided or unseen)
 
     def add(self, where: str, what: str) -> None:
         """Note something that is wrong; values that make it long are cut."""

@@ -42,7 +42,16 @@ def _flaws(kind: Kind, experiment: Experiment) -> Iterator[str]:
         yield f"theta is {experiment['theta']!r}"
     if not kind.cells and (experiment.get("tokens") not in ("filled", "dropped") or "fill" not in experiment):
         yield f"tokens is {experiment.get('tokens')!r}, fill {experiment.get('fill')!r}"
+    if kind.cells and {"tokens", "fill"} & set(experiment):
+        yield "tokens or fill: expected none, for cells see the whole image"
     threat, size = experiment["threat"], experiment["model"]["image_size"]
+    patches, shapes = threat.get("patches", 1), [threat["patch_size"], *threat.get("other_patch_sizes", [])]
+    if type(patches) is not int or patches not in (1, 2):
+        yield f"threat.patches is {patches!r}, expected 1 or 2"
+        return
+    if any(type(side) is not int for shape in shapes for side in shape):
+        yield f"threat: patches of {shapes} are not whole numbers of pixels"
+        return
     if threat["image_size"] != size:
         yield f"threat.image_size {threat['image_size']} is not the model's {size}"
         return

@@ -64,8 +64,11 @@ def layers_of(network: nn.Module) -> list[nn.Module]:
         if not isinstance(network, nn.Linear):
             _step(network)  # refuses what is not known
     for part in (network, *layers):
-        if part._forward_hooks or part._forward_pre_hooks:
-            raise SoundnessError(f"bounds: expected layers without hooks, found some at {part}; remove them")
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            raise SoundnessError(
+                f"bounds: expected layers without hooks and as their type has them, found others at {part}; "
+                "remove its hooks, or the forward that was set on it"
+            )
     return layers
 
 
@@ -124,7 +127,9 @@ def _scaled(scale: Tensor, shift: Tensor, lower: Tensor, upper: Tensor) -> Box:
 
 
 def _monotone(layer: nn.Module, lower: Tensor, upper: Tensor) -> Box:
-    return layer(lower), layer(upper)
+    """Both ends; in order, for a pooling may be asked to divide by a negative number."""
+    one, other = layer(lower), layer(upper)
+    return torch.minimum(one, other), torch.maximum(one, other)
 
 
 STEPS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor], Box]] = {

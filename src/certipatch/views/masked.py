@@ -117,6 +117,10 @@ def check_shape(logits: Tensor, views: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != views or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SoundnessError(f"model output: expected (views, classes) = ({views}, 2 or more), found {found}")
+    if logits.layout != torch.strided or logits.is_complex():
+        raise SoundnessError(
+            f"model output: expected real numbers in a dense tensor, found {logits.dtype} ({logits.layout})"
+        )
     return logits
 
 

@@ -271,12 +271,16 @@ def fingerprint(model: nn.Module) -> tuple[list[Any], list[Any]]:
     counts otherwise, so that a permutation changes it: writes to ``.data`` and in inference mode are not
     counted.
     """
-    modules = [(id(each), _hooks(each), _settings(each)) for each in model.modules()]
     weights = []
     for each in (*model.parameters(), *model.buffers()):
         version = None if each.is_inference() else each._version
         weights.append((each.data_ptr(), tuple(each.shape), version, _weighted_sum(each.detach())))
-    return modules, weights
+    return parts_of(model), weights
+
+
+def parts_of(model: nn.Module) -> list[Any]:
+    """The modules of a model, their hooks and plain settings: a :func:`fingerprint` without the weights."""
+    return [(id(each), _hooks(each), _settings(each)) for each in model.modules()]
 
 
 def _hooks(module: nn.Module) -> tuple[int, ...]:

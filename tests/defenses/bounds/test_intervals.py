@@ -250,3 +250,71 @@ def test_bounds_go_through_the_small_network_of_ours():
     verdicts = defense.certify(images, defense.predict(images))
     assert [one.passes for one in verdicts] == [9, 9]
     assert all(len(one.weakest[0]) == 4 for one in verdicts)
+
+
+def test_a_pooling_that_turns_its_numbers_round_keeps_the_ends_in_order(monkeypatch):
+    """Torch divides by a negative number if asked to. The twin that maps both ends as they are breaks."""
+    torch.manual_seed(0)
+    layers = [nn.AvgPool2d(2, divisor_override=-4), nn.Flatten(), nn.Linear(12, 2)]
+    model = nn.Sequential(*layers).double().eval()
+    lower = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        logits = model(torch.rand(500, 3, 4, 4, dtype=torch.float64).round())
+        smallest = float((logits[:, 0] - logits[:, 1]).min())
+
+        def bound() -> float:
+            return float(bounds(model, lower, lower + 1, torch.tensor([0]))[0, 1])
+
+        assert bound() <= smallest
+        for kind in (nn.AvgPool2d, nn.Flatten):
+            monkeypatch.setitem(
+                intervals.STEPS, kind, lambda layer, lower, upper: (layer(lower), layer(upper))
+            )
+        assert bound() > smallest
+
+
+def patched(number):
+    """A network of which a part, or all of it, answers the contrary where a pixel is white."""
+    model = network(0, size=(2, 3), bias=2.0)
+    part = model[number] if number is not None else model
+    plain = type(part).forward
+
+    def contrary(values):
+        found, white = plain(part, values), values.flatten(1).amax(dim=1) >= 1
+        return torch.where(white.view(-1, *[1] * (found.ndim - 1)), -found, found)
+
+    part.forward = contrary
+    return model
+
+
+@pytest.mark.parametrize("number", [None, 1, 2, 4])
+def test_a_forward_that_was_set_on_a_module_is_refused(number):
+    world = World((2, 3), (1, 1), 3, values=3, fill=0)
+    with pytest.raises(SoundnessError, match="the forward that was set on it"):
+        IntervalDefense(patched(number), world.masks)
+
+
+def test_the_twin_that_reads_types_only_breaks(monkeypatch):
+    monkeypatch.setattr(IntervalDefense, "_check_bounds", lambda _: None)
+    monkeypatch.setattr("certipatch.defenses.bounds.intervals.vars", lambda _: {}, raising=False)
+    world = World((2, 3), (1, 1), 3, values=3, fill=0)
+    assert broken(world, IntervalDefense(patched(None), world.masks))["broken"]
+
+
+class Clipped(nn.Module):
+    """It calls itself Normalize, and says of white what that is not."""
+
+    mean = std = torch.ones(3, dtype=torch.float64) / 2
+
+    def forward(self, values):
+        return torch.where(values >= 1, -9.0, (values - 0.5) / 0.5)
+
+
+Clipped.__name__ = "Normalize"
+
+
+def test_a_layer_that_is_not_what_its_name_says_at_the_ends_of_a_box_is_refused():
+    torch.manual_seed(0)
+    model = nn.Sequential(Clipped(), nn.Flatten(), nn.Linear(18, 3)).double().eval()
+    with pytest.raises(SoundnessError, match="a layer does not do what its type says"):
+        IntervalDefense(model, World((2, 3), (1, 1), 3, values=3, fill=0).masks)

@@ -14,6 +14,7 @@ from ...geometry.masks import MaskSet
 from ...geometry.patch import Threat
 from ...views.intervals import bounds, layers_of
 from ...views.masked import check_logits, visible, window_tensor
+from ...views.network import eager
 from ..contract import Verdict, check_images, check_labels, check_model, check_same_type
 
 PRECISION = "32-true"  # of the answers; the bounds are in float64
@@ -79,12 +80,14 @@ class IntervalDefense:
         Raises SoundnessError.
         """
         layers_of(self.model)
-        image = torch.rand(1, 3, *self.masks.image_size, generator=torch.Generator().manual_seed(0))
-        image = image.to(next(self.model.parameters(), torch.zeros(())))
-        logits = check_logits(self.model(image), 1).double()
+        noise = torch.rand(2, 3, *self.masks.image_size, generator=torch.Generator().manual_seed(0))
+        black, white = torch.zeros_like(noise[:1]), torch.ones_like(noise[:1])
+        images = torch.cat([noise[:1], noise[1:].round(), black, white])  # the ends of a box are 0 and 1
+        images = images.to(next(self.model.parameters(), torch.zeros(())))
+        logits = check_logits(eager(self.model, PRECISION)(images), len(images)).double()
         label = logits.argmax(dim=1)
-        found = bounds(self.model, image.double(), image.double(), label)
-        off = float((found - (logits[:, label[0]].unsqueeze(1) - logits)).abs().max())
+        found = bounds(self.model, images.double(), images.double(), label)
+        off = float((found - (logits.gather(1, label[:, None]) - logits)).abs().max())
         if not off <= MOST_OFF * max(1.0, float(logits.abs().max())):
             raise SoundnessError(
                 f"bounds: expected those of a single image to be its logits, found them off by {off:.2g}; a "
@@ -122,7 +125,7 @@ class IntervalDefense:
         check_same_type(images, self.model)
         if not len(images):
             return []
-        logits = check_logits(self.model(images), len(images))
+        logits = check_logits(eager(self.model, PRECISION)(images), len(images))
         check_labels(labels, images, logits.shape[1])
         answers = logits.argmax(dim=1).tolist()
         if labels is None:

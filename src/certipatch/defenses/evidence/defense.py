@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...errors import SoundnessError
 from ...geometry.patch import Threat
 from ...geometry.reach import Reach, touched
 from ..contract import Verdict, check_images, check_labels, check_same_type
@@ -55,7 +56,8 @@ class WindowDefense:
         rule: from what a patch can reach to the rule.
         threat: what the certificate is against. The rule may answer alike for any.
 
-    Raises ConfigError for a patch larger than the image.
+    Raises ConfigError for a patch larger than the image, and SoundnessError for a rule that reckons with a
+    smaller spread than the evidence has.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class WindowDefense:
         self.name, self.windows, self.evidence, self._threat = name, windows, evidence, threat
         self.reach = touched(windows.sights, windows.image_size, threat)
         self._make_rule, self.rule = rule, rule(self.reach)
+        _check_spread(evidence, self.rule)
 
     def against(self, threat: Threat) -> WindowDefense:
         """The same network, windows and evidence against another threat."""
@@ -190,3 +193,13 @@ class WindowDefense:
     def describe_network(self) -> dict[str, Any]:
         """How the network is run: what changes rounding only."""
         return self.windows.describe_network()
+
+
+def _check_spread(evidence: Evidence, rule: Rule) -> None:
+    """What a clean image shows says nothing of what an attacked one may. Raises SoundnessError."""
+    reckoned = getattr(rule, "spread", None)
+    if reckoned is not None and (evidence.spread is None or evidence.spread > reckoned):
+        raise SoundnessError(
+            f"rule {rule.name}: expected a spread of at least {evidence.name}'s, {evidence.spread}, found "
+            f"{reckoned}; give the rule the spread of the evidence"
+        )

@@ -20,7 +20,7 @@ from ...geometry.sights import sights_of
 from ...views.ablated import Ablated, Tokens
 from ...views.masked import Masked, check_logits, window_tensor
 from ...views.network import Network
-from ..alone import measure_movement
+from ..alone import movement_of
 from ..contract import check_model
 from ..masked import colour, mean_as_fill, views_at_once
 from .windows import Remembering
@@ -66,7 +66,7 @@ class ShownWindows(Remembering):
         hiding = Ablated.but(self.sights, image_size)
         how: dict[str, Any] = {"batch_size": self.batch_size, "precision": precision, "compile": compile}
         self.network = Network(model, hiding, fill=self.fill, **how)
-        self._moved = measure_movement(self.network, image_size)
+        self._moved = movement_of(self.network, image_size)
         self.precision, self.passes = self.network.precision, len(self.sights) + 1
         self._hidden = window_tensor(hiding, self.network.device)
         self._groups = self._grouped()
@@ -95,6 +95,7 @@ class ShownWindows(Remembering):
         """Look at every premise on the model again. Raises SoundnessError."""
         check_model(self.model)
         self.network.check_unchanged()
+        self._moved = movement_of(self.network, self.image_size)
 
     @torch.inference_mode()
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
