@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,25 @@ def examine_blocks(
     progress: Progress,
     method: Method,
 ) -> None:
-    """Append a record for each image of ``blocks`` that has none yet, and show the share of certificates so
+    """As :func:`write_blocks`, with what ``examine`` finds in this process."""
+    write_blocks(partial(examined, examine, images), blocks, store, progress, method)
+
+
+def examined(
+    examine: Callable[[list[Item]], list[Line]], images: Images, blocks: list[range]
+) -> Iterator[list[Line]]:
+    """The lines of each block, which is looked at in this process."""
+    return map(examine, _read_ahead(images, blocks))
+
+
+def write_blocks(
+    lines_of: Callable[[list[range]], Iterator[list[Line]]],
+    blocks: list[range],
+    store: Store,
+    progress: Progress,
+    method: Method,
+) -> None:
+    """Append a record for each image of ``blocks`` that has none yet, block by block, and show the share of certificates so
     far.
 
     A block shares its forward passes, so it is always computed as a whole: an interrupted run that is
@@ -49,8 +68,8 @@ def examine_blocks(
     kept = sum(method.keeps(record, least) for record in before)
     progress.resume(len(before))
 
-    for items in _read_ahead(images, [block for block in blocks if not done.issuperset(block)]):
-        new = [record for record in examine(items) if record.index not in done]
+    for lines in lines_of([block for block in blocks if not done.issuperset(block)]):
+        new = [record for record in lines if record.index not in done]
         store.append(record.model_dump(mode="json") for record in new)
         kept += sum(method.keeps(record, least) for record in new)
         progress.advance(len(new), f"{method.promise} {percent(kept, progress.done + len(new))}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from torch import nn
 
 from ..data.source import Images, Source
 from ..geometry.masks import MaskSet
@@ -16,25 +14,14 @@ from ..models.runs import Opened
 from ..records.manifest import begin_manifest, network_used
 from ..records.schema import RECORDS
 from ..records.store import Store
-from ..runtime.devices import environment, precision_of
+from ..runtime.devices import precision_of
 from ..runtime.progress import progress_bar
-from ..views.network import LARGE, fastest_batch_size, usable_precision
-from .blocks import blocks_of, examine_blocks, look
+from ..runtime.team import Team, engine_of
+from ..views.network import LARGE
+from .blocks import blocks_of, examined, write_blocks
 from .experiment import experiment_of
-from .methods import Method, Way, check_options, method_of
-
-
-@dataclass(frozen=True)
-class WayAsked:
-    """How the network shall be run. None: as in the run that is resumed, or else what is fastest.
-
-    That is: in a large run compiled and with a shared prefix, with the batch size that a quick trial finds
-    best; in a small one neither. All of this changes rounding only; the manifest states it.
-    """
-
-    batch_size: int | None = None
-    compile: bool | None = None
-    shared_prefix: bool | None = None
+from .methods import Method, check_options, method_of
+from .work import Examiner, OnTeam, WayAsked, Work
 
 
 def certify(
@@ -47,6 +34,7 @@ def certify(
     defense: str = "patchcleanser",
     data: str = "",
     way: WayAsked | None = None,
+    team: Team | None = None,
     shard: tuple[int, int] = (1, 1),
     resume: bool = False,
     **options: Any,
@@ -59,6 +47,7 @@ def certify(
         defense: a name in :data:`certipatch.certification.methods.METHODS`; with "minority-reports" the
             records are of detection, for every threshold at once.
         data: how the data set is called in tables.
+        team: workers that do it, each on a device of its own, and have the model sent; None: this process.
         shard: (i, n): only the i-th of n parts, 1 <= i <= n, with files of its own. Parts need no
             communication, may run in any order and anywhere, and have the records that one process would
             write.
@@ -71,44 +60,34 @@ def certify(
     """
     method, options = method_of(defense), check_options(defense, options)
     name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
-    model = opened.network.to(fabric.device).eval()
     pixels = len(source) * method.views(masks, **options) * masks.image_size[0] * masks.image_size[1]
-    earlier = network_used(out, name)
-    built = method.build(
-        model, masks, _way(way or WayAsked(), earlier, model, masks, fabric, large=pixels >= LARGE), **options
+    work = Work(
+        *(opened, masks, defense, options, precision_of(fabric)),
+        asked=way or WayAsked(),
+        earlier=network_used(out, name),
+        large=pixels >= LARGE,
     )
-    experiment = experiment_of(opened, source, built, fabric.device.type)
-    run_on = {"network": built.describe_network(), **environment(fabric)}
+    here = OnTeam(team, work, source, fabric.device) if team else Examiner(work, fabric)
+    found = here.lead() if isinstance(here, OnTeam) else here.facts()
+    run_on = {"network": found.network, **found.environment, **(engine_of(team) if team else {})}
+    experiment = experiment_of(opened, source, found, found.device)
     about = {**begin_manifest(method.kind, experiment, **run_on), "data": data}
     blocks = blocks_of(len(source), shard)
+    images = Images(source, opened.spec)
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
         progress_bar(
             sum(map(len, blocks)), f"{method.kind} {_against(method, masks)} {name}".strip()
         ) as progress,
     ):
-        examine = partial(look, built, fabric.device)
-        examine_blocks(examine, Images(source, opened.spec), blocks, store, progress, method)
+        if isinstance(here, OnTeam):
+            lines = partial(here.lines, store=store)
+        else:
+            lines = partial(examined, here.look, images)
+        write_blocks(lines, blocks, store, progress, method)
         store.finish()
 
 
 def _against(method: Method, masks: MaskSet) -> str:
     """What is certified against, for the progress: with k where the method has masks."""
     return masks.name if method.masks else masks.threat.file_name
-
-
-def _way(
-    asked: WayAsked, earlier: dict[str, Any], model: nn.Module, masks: MaskSet, fabric: Fabric, *, large: bool
-) -> Way:
-    """What was asked for; else what an earlier attempt of the run did; else what is fastest."""
-    precision = usable_precision(model, masks, precision_of(fabric))
-    batch_size = asked.batch_size or earlier.get("batch_size")
-    if batch_size is None and large:
-        batch_size = fastest_batch_size(model, masks, precision)
-    prefix = asked.shared_prefix
-    return Way(
-        precision=precision,
-        batch_size=batch_size,
-        compile=earlier.get("compiled", large) if asked.compile is None else asked.compile,
-        shared_prefix=earlier.get("shared_prefix", large) or False if prefix is None else prefix,
-    )

@@ -14,6 +14,7 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..runtime.console import print_table, stdout
 from . import options as ask
+from .engine import check_engine, own_device, team_of
 from .open import open_both, resumable
 from .parse import check_out, geometries, parse_devices, parse_inference, parse_shard
 
@@ -50,6 +51,9 @@ def certify(
     windows: ask.WindowsShown = None,
     theta: ask.Theta = None,
     tokens: ask.TokensShown = None,
+    engine: ask.Engine = None,
+    address: ask.Address = None,
+    devices_per_node: ask.DevicesPerNode = None,
     shard: ask.Shard = "1/1",
     resume: ask.Resume = False,
     as_json: ask.AsJson = False,
@@ -63,6 +67,7 @@ def certify(
         geometry=(patch, _masks_per_axis(defense, masks_per_axis), patches),
         out=out,
         machine={"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes},
+        engine=(engine, address, devices_per_node),
         way={"batch_size": batch_size, "compile": compile, "shared_prefix": shared_prefix},
         defense=defense,
         options=_options(
@@ -83,7 +88,7 @@ class CertificationAsked:
 
     Attributes:
         geometry: ``--patch``, ``--masks-per-axis`` (None: without masks) and ``--patches``.
-        machine, way: arguments of ``make_fabric`` and of ``WayAsked``.
+        machine, way: arguments of ``make_fabric`` and of ``WayAsked``. engine: those of ``team_of``.
         defense, options: a certified defense by name, and its own options.
     """
 
@@ -93,6 +98,7 @@ class CertificationAsked:
     geometry: tuple[str, str | None, int]
     out: Path
     machine: dict[str, Any]
+    engine: tuple[str | None, str | None, int | None]
     way: dict[str, Any]
     defense: str
     options: dict[str, Any]
@@ -111,14 +117,17 @@ class Written:
 
 def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | None:
     """Certify for each patch and k; None on a process that has nothing to say."""
-    from ..certification.certify import WayAsked
     from ..certification.certify import certify as certify_source
+    from ..certification.work import WayAsked
     from ..runtime.devices import make_fabric
     from ..runtime.processes import alone, in_turn, launched, together
 
+    _check_machine(asked)
+    device = asked.machine["device"]
     # Processes that certify meet at the end only: who is first must not give up on the others.
-    fab = make_fabric(**asked.machine, patience=timedelta(days=30))
-    with resumable(asked.out), launched(fab):
+    machine = {**asked.machine, "device": own_device(asked.engine[0], device), "patience": timedelta(days=30)}
+    fab = make_fabric(**machine)
+    with resumable(asked.out), launched(fab), team_of(*asked.engine, device) as team:
         source, opened = in_turn(
             fab, lambda: open_both(asked.model, asked.data, limit=asked.limit, every_class=True)
         )
@@ -130,6 +139,7 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
             "defense": asked.defense,
             "data": asked.data.place,
             "way": WayAsked(**asked.way),
+            "team": team,
             "shard": mine,
             "resume": asked.resume,
             **asked.options,
@@ -138,6 +148,16 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
             for folder, fine in folders.items():
                 certify_source(opened, source, fine, folder, fabric=alone(fab), **how)
     return Written(list(folders), mine, len(source)) if fab.is_global_zero else None
+
+
+def _check_machine(asked: CertificationAsked) -> None:
+    """Raises ConfigError for an engine beside processes of this command."""
+    check_engine(*asked.engine)
+    if asked.engine[0] is not None and (asked.machine.get("devices", 1), asked.machine.get("nodes", 1)) != (
+        1,
+        1,
+    ):
+        raise ConfigError("--devices and --nodes: start processes without an engine; drop them or --engine")
 
 
 def _masks_per_axis(defense: str, asked: str | None) -> str | None:

@@ -60,6 +60,19 @@ Precision = Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed")]
 Workers = Annotated[int, typer.Option(min=0, help="processes that load images")]
 Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
 Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
+Engine = Annotated[
+    str | None, typer.Option(help="ray: workers of a Ray cluster do it, one a device; default: this process")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="of the Ray cluster: auto, ray://..., host:port; default: one at hand, else this machine"
+    ),
+]
+DevicesPerNode = Annotated[
+    int | None,
+    typer.Option(min=1, help="with --engine: workers on each machine; default: all GPUs, or one on its CPUs"),
+]
 Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="run the network compiled; default: in large runs"),

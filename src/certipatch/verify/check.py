@@ -258,7 +258,9 @@ def _stated_movement(manifests: dict[Path, Manifest]) -> float:
     least = 0.0
     resumed = [entry for manifest in manifests.values() for entry in manifest.get("resumed", [])]
     for attempt in (*manifests.values(), *resumed):
-        moved = attempt.get("environment", {}).get("network", {}).get("moved")
-        if isinstance(moved, int | float):
-            least = max(least, moved)
+        environment = attempt.get("environment", {})
+        for one in (environment, *environment.get("workers", [])):
+            moved = one.get("network", {}).get("moved")
+            if isinstance(moved, int | float):
+                least = max(least, moved)
     return least
