@@ -54,8 +54,8 @@ def write_blocks(
     progress: Progress,
     method: Method,
 ) -> None:
-    """Append a record for each image of ``blocks`` that has none yet, block by block, and show the share of certificates so
-    far.
+    """Append a record for each image of ``blocks`` that has none yet, in their order, and show the share of
+    certificates so far.
 
     A block shares its forward passes, so it is always computed as a whole: an interrupted run that is
     resumed, or a shard, computes the very same numbers.

@@ -16,7 +16,7 @@ from ..records.schema import RECORDS
 from ..records.store import Store
 from ..runtime.devices import precision_of
 from ..runtime.progress import progress_bar
-from ..runtime.team import Team, engine_of
+from ..runtime.team import Team
 from ..views.network import LARGE
 from .blocks import blocks_of, examined, write_blocks
 from .experiment import experiment_of
@@ -67,11 +67,12 @@ def certify(
         earlier=network_used(out, name),
         large=pixels >= LARGE,
     )
-    here = OnTeam(team, work, source, fabric.device) if team else Examiner(work, fabric)
-    found = here.lead() if isinstance(here, OnTeam) else here.facts()
-    run_on = {"network": found.network, **found.environment, **(engine_of(team) if team else {})}
-    experiment = experiment_of(opened, source, found, found.device)
-    about = {**begin_manifest(method.kind, experiment, **run_on), "data": data}
+    here = OnTeam(team, work, source, fabric) if team else Examiner(work, fabric)
+    if isinstance(here, OnTeam):
+        experiment = experiment_of(opened, source, here.lead, here.lead.device)
+    else:
+        experiment = experiment_of(opened, source, here.defense, fabric.device.type)
+    about = {**begin_manifest(method.kind, experiment, **here.run_on), "data": data}
     blocks = blocks_of(len(source), shard)
     images = Images(source, opened.spec)
     with (

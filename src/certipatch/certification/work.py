@@ -7,23 +7,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ..config import differences
 from ..data.source import Item, Source
 from ..data.travel import Block, Seen, packed
 from ..defenses.contract import CertifiedDefense
 from ..geometry.masks import MaskSet
 from ..models.runs import Opened
 from ..models.weights import weights_sha256
-from ..records.manifest import versions
 from ..records.schema import Line
 from ..records.store import Store
 from ..runtime.devices import environment, make_fabric
-from ..runtime.probe import probe, why_other
+from ..runtime.probe import Facts
 from ..runtime.team import Team, Unseen
 from ..views.network import fastest_batch_size, usable_precision
 from .blocks import look
@@ -81,28 +77,6 @@ class Work:
         )
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a certification says of where it is computed.
-
-    Attributes:
-        name, described: of the defense. network: how it runs its network. environment: the machine.
-        weights_sha256, logits: of the model as it is there, and of its probe; only of a worker.
-    """
-
-    name: str
-    described: dict[str, Any]
-    network: dict[str, Any]
-    environment: dict[str, Any]
-    device: str
-    weights_sha256: str | None = None
-    logits: np.ndarray | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """What the defense says of itself."""
-        return self.described
-
-
 class Examiner:
     """A defense on a device, which looks at blocks of images."""
 
@@ -110,14 +84,10 @@ class Examiner:
         self.work, self.fabric = work, fabric
         self.defense = work.build(work.opened.network.to(fabric.device).eval())
 
-    def facts(self) -> Facts:
-        return Facts(
-            name=self.defense.name,
-            described=self.defense.describe(),
-            network=self.defense.describe_network(),
-            environment=environment(self.fabric),
-            device=self.fabric.device.type,
-        )
+    @property
+    def run_on(self) -> dict[str, Any]:
+        """What a manifest says of where and how the network is run."""
+        return {"network": self.defense.describe_network(), **environment(self.fabric)}
 
     def look(self, items: list[Item]) -> list[Line]:
         return look(self.defense, self.fabric.device, items)
@@ -131,12 +101,12 @@ class WorkingExaminer(Examiner):
         self.seen = Seen(source, work.opened.spec, sample)
 
     def facts(self) -> Facts:
-        network, size = self.work.opened.network, self.work.masks.image_size
+        network, defense = self.work.opened.network, self.defense
         return replace(
-            super().facts(),
-            environment={**environment(self.fabric), "versions": versions()},
-            weights_sha256=weights_sha256(network),
-            logits=probe(network, size, self.work.precision),
+            Facts.of(network, weights_sha256(network), self.work.masks.image_size, self.fabric),
+            name=defense.name,
+            described=defense.describe(),
+            network=defense.describe_network(),
         )
 
     def __call__(self, block: Block) -> list[Line] | Unseen:
@@ -149,46 +119,36 @@ class OnTeam:
     """A certification on a team of workers, of which the first decides how all run the network.
 
     The model is loaded, compiled, and its premises are checked, once on each device.
+
+    Attributes:
+        lead: what the first worker says, which is true of all.
     """
 
     team: Team
     work: Work
     source: Source
-    device: torch.device
+    fabric: Fabric
 
-    def lead(self) -> Facts:
-        """Let the first worker build the defense; what it says is true of all."""
-        network = self.work.opened.network
-        sample, size = self.source.sample(), self.work.masks.image_size
-        logits = probe(network.to(self.device).eval(), size, self.work.precision)
-        network.cpu()  # it is sent to machines that have another device, or none
-        self._expected = Facts("", {}, {}, {}, self.device.type, self.work.opened.weights_sha256, logits)
-        held = partial(WorkingExaminer, source=self.source, sample=sample)
-        lead: Facts = self.team.lead(partial(held, self.work), self._refuse)
-        self._expected = replace(self._expected, described=lead.described)
-        self.team.others(partial(held, replace(self.work, asked=WayAsked(), earlier=lead.network)))
-        return lead
+    def __post_init__(self) -> None:
+        opened, size = self.work.opened, self.work.masks.image_size
+        self._expected = Facts.of(opened.network, opened.weights_sha256, size, self.fabric)
+        opened.network.cpu()  # it is sent to machines that have another device, or none
+        held = partial(WorkingExaminer, source=self.source, sample=self.source.sample())
+        self.lead: Facts = self.team.lead(partial(held, self.work), self._refuse)
+        self._expected = replace(self._expected, described=self.lead.described)
+        self.team.others(partial(held, replace(self.work, asked=WayAsked(), earlier=self.lead.network)))
 
     def _refuse(self, found: Facts) -> str | None:
-        """Why a worker does not compute what the driver would; None if it does."""
-        expected = self._expected
-        assert found.logits is not None  # those of a worker are there
-        assert expected.logits is not None
-        here, there = versions()["certipatch"], found.environment["versions"]["certipatch"]
-        if here != there:
-            return f"it has certipatch {there}, the driver {here}"
-        if found.weights_sha256 != expected.weights_sha256:
-            return "its weights are not those that were sent"
-        other = differences(found.described, expected.described) if expected.described else []
-        if other:
-            return f"its defense is another ({'; '.join(other[:3])})"
-        same = found.device == expected.device
-        return why_other(found.logits, expected.logits, self.work.precision, same_device=same)
+        return self._expected.why_refused(found)
+
+    @property
+    def run_on(self) -> dict[str, Any]:
+        """What a manifest says of where and how the network is run; each worker is noted when it joins."""
+        return {**self.lead.noted, **self.team.noted}
 
     def lines(self, blocks: list[range], store: Store) -> Iterator[list[Line]]:
-        """The lines of each block, in order; the environment of each worker is noted in the manifest."""
+        """The lines of each block, in order."""
+        tasks = [Block(block) for block in blocks]
         return self.team.map(
-            [Block(block) for block in blocks],
-            send=partial(packed, self.source),
-            joined=lambda facts: store.note_worker({**facts.environment, "network": facts.network}),
+            tasks, send=partial(packed, self.source), joined=lambda facts: store.note_worker(facts.noted)
         )

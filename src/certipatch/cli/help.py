@@ -17,7 +17,8 @@ GROUPS = {
     "Check": "sample every min_margin require",
     "Recipe": "only scale dry_run tflops",
     "Measure": "what repeats full only_certified strategies train_batch_size",
-    "Speed": "batch_size device devices nodes precision compile shared_prefix workers threads shard engine address devices_per_node",
+    "Speed": "batch_size device devices nodes precision compile shared_prefix workers threads shard "
+    "engine address devices_per_node",
     "Service": "host port max_bytes queue",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }

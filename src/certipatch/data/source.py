@@ -34,7 +34,7 @@ class Source:
     ``open(i)`` returns a PIL image, or raises one of ``decode.UNREADABLE`` for an image that cannot be read.
     It is no lambda: where processes that load images are spawned and not forked, it is sent to them.
     ``remarks`` are lines for the user: what lies among the images and was left out, or is there twice.
-    ``encoded(i)`` are the bytes of the file that ``open(i)`` opens, where it is one; it raises the same errors.
+    ``encoded(i)`` are the bytes of the file that ``open(i)`` opens, where it is one; it raises the same.
     """
 
     classes: tuple[str, ...]

@@ -18,14 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ..config import ROUNDING, differences, parse_json
+from ..config import ROUNDING, differences, parse_json, versions
 from ..errors import RecordsError, brief
 from .experiment import (
     Attack,
@@ -183,11 +182,6 @@ def begin_manifest(kind: str, experiment: dict[str, Any], **environment: Any) ->
         "started": now(),
         "finished": None,
     }
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that decide on numbers."""
-    return {name: metadata.version(name) for name in ("certipatch", "torch", "timm", "numpy")}
 
 
 def with_worker(manifest: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:

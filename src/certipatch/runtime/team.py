@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
+import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -132,6 +136,14 @@ class Team:
     members: list[Member] = field(default_factory=list)
 
     def __enter__(self) -> Self:
+        self._open = ExitStack()
+        self._open.enter_context(redirect_stdout(self._open.enter_context(open(os.devnull, "w"))))
+        with self._open:  # Ray writes there what becomes of its processes; results are for who asked
+            self._enter()
+            self._open = self._open.pop_all()
+        return self
+
+    def _enter(self) -> None:
         self._ray = connect(self.asked.address)
         self._pending: dict[Any, Member] = {}
         self._deaths: Counter[tuple[str, int]] = Counter()
@@ -139,21 +151,17 @@ class Team:
         self._looked = self._idle_since = time.monotonic() - LOOK_SECONDS
         self._make: Any = None
         self._said_waiting = False
-        try:
-            self.device = self._choose_device()
-        except BaseException:
-            self._ray.shutdown()
-            raise
-        return self
+        self._open.callback(self._ray.shutdown)
+        self._open.callback(lambda: [self._ray.kill(member.actor) for member in self.members])
+        self.device = self._choose_device()
 
     def __exit__(self, *_: object) -> None:
-        for member in self.members:
-            self._ray.kill(member.actor)
-        self._ray.shutdown()
+        self._open.close()
 
     @property
-    def version(self) -> str:
-        return str(self._ray.__version__)
+    def noted(self) -> dict[str, Any]:
+        """What a manifest says of the engine; the workers are added as they join."""
+        return {"engine": f"ray {self._ray.__version__}", "workers": []}
 
     def lead(self, make: Make, accept: Accept) -> Any:
         """Let one worker make what all shall hold, and give its facts: others may be made after them.
@@ -347,24 +355,26 @@ def connect(address: str | None) -> Any:
         raise MachineError(
             "engine ray: expected the package ray, found none; pip install 'certipatch[ray]'"
         ) from error
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "include_dashboard": False,
-        "logging_level": logging.ERROR,
-    }
+    before = signal.getsignal(signal.SIGTERM)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(address=address, **options)
+        _check_answers(address)
+        ray.init(address=address, include_dashboard=False, **quiet)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ConfigError(
             f"address {address or 'auto'}: expected a Ray cluster that answers ({brief(error, 160)})"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray has taken it
     return ray
+
+
+def _check_answers(address: str | None) -> None:
+    """Raises OSError for an address where nothing listens: Ray would try for minutes."""
+    found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address or "")
+    if found is not None:
+        socket.create_connection((found[1], int(found[2])), timeout=5).close()
 
 
 def _say(line: str) -> None:
     stderr.print(one_line(line), markup=False, soft_wrap=True)
-
-
-def engine_of(team: Team) -> dict[str, Any]:
-    """What a manifest says of the engine, in the environment of a run."""
-    return {"engine": f"ray {team.version}", "workers": []}
