@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,8 +110,8 @@ def test_an_error_of_ours_stays_one(team, tmp_path):
 
 
 def test_what_cannot_be_sent(team):
-    with open(__file__) as file, pytest.raises(ConfigError, match="that can be sent to workers"):
-        team.lead(partial(Squares, folder=file), lambda facts: None)
+    with pytest.raises(ConfigError, match="that can be sent to workers"):
+        team.lead(partial(Squares, folder=threading.Lock()), lambda facts: None)
 
 
 def test_strangers_are_refused_by_name(team, tmp_path, capsys):

@@ -169,8 +169,7 @@ class Team:
         Raises what ``make`` raises there, and ProcessError if no worker is accepted.
         """
         self._begin(make, accept)
-        for member in self.members:
-            member.state = "refused" if member.state == "refused" else "new"
+        self._drop_work()
         while True:
             self._look(at_most=1)
             self._receive()
@@ -181,6 +180,17 @@ class Team:
     def others(self, make: Make) -> None:
         """From now on workers make this."""
         self._begin(make, self._accept)
+
+    def _drop_work(self) -> None:
+        """Forget what was done before, and workers that are still at it after an error."""
+        for member in self._pending.values():
+            self._ray.kill(member.actor)
+            self.members.remove(member)
+        self._pending.clear()
+        self._deaths.clear()
+        self._looked = 0.0
+        for member in self.members:
+            member.state, member.facts = "refused" if member.state == "refused" else "new", None
 
     def _begin(self, make: Make, accept: Accept) -> None:
         try:
@@ -271,6 +281,7 @@ class Team:
         """Forget a worker that is gone; the task that it had is done again. Raises ProcessError for a task
         that has cost several workers."""
         self.members.remove(member)
+        self._looked = 0.0  # there may be room for another
         self._deaths[member.place] += 1
         _say(f"{member.name} has ended (killed, or out of memory?)")
         if member.state != "busy":
@@ -303,7 +314,8 @@ class Team:
 
     def _check_hope(self) -> None:
         """Say once that no worker is there yet. Raises ProcessError if none can be any more."""
-        if not any(member.state != "refused" for member in self.members):
+        given_up = self.members or max(self._deaths.values(), default=0) >= DEATHS
+        if given_up and all(member.state == "refused" for member in self.members):
             raise ProcessError(
                 "engine ray: no worker is left, each was refused or has ended; what was written is kept: run "
                 "the same command with --resume"
@@ -312,7 +324,7 @@ class Team:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > WAIT_SECONDS and not self._said_waiting:
             self._said_waiting = True
-            _say(f"waiting for a worker: {len(self.members)} asked for, none has started yet")
+            _say(f"waiting for a worker: {len(self.members)} asked for, none is ready yet")
 
     def _start(self, node: dict[str, Any], number: int) -> Member:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
