@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -15,6 +16,8 @@ from ..errors import ConfigError
 from ..runtime.console import print_table, stdout
 from . import options as ask
 from .engine import check_engine, own_device, team_of
+from .jobs import SubmitAsked, words_of_job
+from .jobs import submit as submit_jobs
 from .open import open_both, resumable
 from .parse import check_out, geometries, parse_devices, parse_inference, parse_shard
 
@@ -55,11 +58,16 @@ def certify(
     address: ask.Address = None,
     devices_per_node: ask.DevicesPerNode = None,
     shard: ask.Shard = "1/1",
+    submit: ask.Submit = None,
+    partition: ask.Partition = None,
+    gpus: ask.Gpus = None,
+    time: ask.Time = None,
     resume: ask.Resume = False,
     as_json: ask.AsJson = False,
 ) -> None:
     """Certify a model on labelled images, one record each."""
     check_out(out, data)
+    jobs = SubmitAsked(submit, partition, gpus, time)
     asked = CertificationAsked(
         model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
         data=DataAsked(data, split, class_map),
@@ -77,6 +85,9 @@ def certify(
         ),
         resume=resume,
     )
+    if jobs.jobs:
+        submit_jobs(jobs, words_of_job(sys.argv[1:]), out)
+        return
     written = run(asked, parse_shard(shard))
     if written is not None:
         _show(written, out, as_json)

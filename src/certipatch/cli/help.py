@@ -18,7 +18,7 @@ GROUPS = {
     "Recipe": "only scale dry_run tflops",
     "Measure": "what repeats full only_certified strategies train_batch_size",
     "Speed": "batch_size device devices nodes precision compile shared_prefix workers threads shard "
-    "engine address devices_per_node",
+    "engine address devices_per_node submit partition gpus time",
     "Service": "host port max_bytes queue",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MachineError, ProcessError, brief
+from ..errors import ConfigError, MachineError, ProcessError, one_line
+from ..runtime.console import stdout
 
 # By scheduler: the variables of a job's number, of the first number, of the step, and of how many there are.
 JOBS = {
@@ -59,7 +61,7 @@ def _read(
     number, first, step, count = (_number(environment, name) for name in names)
     n = count or shards
     if n is None:
-        raise ConfigError(f"shard auto: {scheduler} does not say how many jobs there are; give --shard auto/n")
+        raise ConfigError(f"shard auto: {scheduler} does not say how many jobs it has; give --shard auto/n")
     i = ((number or 0) - (first or 0)) // (step or 1) + 1
     if (shards or n) != n or not 1 <= i <= n:
         stated = f"{i} of {n}"
@@ -77,64 +79,95 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
 
 
 @dataclass(frozen=True)
+class SubmitAsked:
+    """What ``--submit``, ``--partition``, ``--gpus`` and ``--time`` ask for.
+
+    Raises ConfigError for any of the others without the first.
+    """
+
+    jobs: int | None
+    partition: str | None
+    gpus: int | None
+    time: str | None
+
+    def __post_init__(self) -> None:
+        if self.jobs is None and (self.partition, self.gpus, self.time) != (None, None, None):
+            raise ConfigError("--partition, --gpus and --time: expected --submit with them")
+
+
 class Job:
     """A shard as submitit runs it, in a process of its own; one that is preempted is queued again and goes on
     behind its last image."""
 
-    words: tuple[str, ...]
-    shard: str
+    def __init__(self, words: list[str], shard: str) -> None:
+        self.words = [sys.executable, "-m", "certipatch", *words, "--shard", shard, "--resume"]
 
-    def __call__(self) -> int:
-        words = [sys.executable, "-m", "certipatch", *self.words, "--shard", self.shard, "--resume"]
-        return subprocess.run(words, check=False).returncode
+    def __call__(self) -> None:
+        code = subprocess.run(self.words, check=False).returncode
+        if code:
+            raise RuntimeError(f"certipatch has ended with exit code {code}")
 
-    def checkpoint(self, *_: Any) -> Any:
+    def checkpoint(self) -> Any:
         """What submitit queues again when the job was stopped."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def submit(words: list[str], jobs: int, out: Path, *, partition: str | None, gpus: int, time: str) -> list[str]:
-    """Have Slurm run the command ``words`` as so many shards; the numbers of the jobs.
-
-    With the partition "local" they are processes of this machine, for which this waits.
+def submit(asked: SubmitAsked, words: list[str], out: Path) -> None:
+    """Have Slurm run the command ``words`` in shards; with the partition "local", processes of this machine,
+    for which this waits.
 
     Raises MachineError without submitit or Slurm, ProcessError for a local job that fails.
     """
-    minutes = parse_minutes(time)
+    minutes, jobs = parse_minutes(asked.time or "2h"), asked.jobs or 1
     try:
         import submitit
     except ModuleNotFoundError as error:
         raise MachineError(
             "--submit: expected the package submitit, found none; pip install 'certipatch[slurm]'"
         ) from error
-    local = partition == "local"
+    local = asked.partition == "local"
     if not local and shutil.which("sbatch") is None:
         raise MachineError(
-            "--submit: expected Slurm (sbatch) on this machine, found none; --partition local runs the jobs here"
+            "--submit: expected Slurm (sbatch) on this machine, found none; with --partition local the jobs "
+            "run here"
         )
-    executor = submitit.AutoExecutor(folder=out.parent / f"{out.name}-jobs", cluster="local" if local else "slurm")
-    executor.update_parameters(timeout_min=minutes, gpus_per_node=gpus, name=out.name)
-    if partition and not local:
-        executor.update_parameters(slurm_partition=partition)
-    started = executor.map_array(Job(tuple(words), ""), []) if False else executor.map_array(
-        lambda job: job(), [Job(tuple(words), f"{i + 1}/{jobs}") for i in range(jobs)]
-    )
+    folder = out.parent / f"{out.name}-jobs"
+    executor = submitit.AutoExecutor(folder=folder, cluster="local" if local else "slurm")
+    gpus = 1 if asked.gpus is None else asked.gpus
+    executor.update_parameters(name=out.name, timeout_min=minutes, gpus_per_node=gpus)
+    if asked.partition and not local:
+        executor.update_parameters(slurm_partition=asked.partition)
+    with executor.batch():
+        started = [executor.submit(Job(words, f"{i}/{jobs}")) for i in range(1, jobs + 1)]
     if local:
-        _wait(started, out)
-    return [str(job.job_id) for job in started]
+        _wait(started)
+    numbers = ", ".join(str(job.job_id) for job in started[:3]) + (" ..." if jobs > 3 else "")
+    done = "done" if local else "submitted"
+    stdout.print(f"{done}: {jobs} jobs ({numbers}); what they say: {folder}", markup=False, soft_wrap=True)
+    stdout.print(f"next: {shlex.join(['certipatch', 'report', str(out)])}", markup=False, soft_wrap=True)
 
 
-def _wait(started: list[Any], out: Path) -> None:
+def _wait(started: list[Any]) -> None:
     for number, job in enumerate(started, start=1):
-        try:
-            code = job.result()
-        except Exception as error:
-            raise ProcessError(f"job {number}/{len(started)} has failed ({brief(error)})") from error
-        if code:
-            said = (job.stderr() or "").strip().splitlines()[-1:]
-            raise ProcessError(f"job {number}/{len(started)} ended with exit code {code}: {''.join(said)}")
+        if job.exception() is None:
+            continue
+        lines = [line for line in (job.stderr() or "").splitlines() if line.startswith("certipatch")]
+        said = one_line(lines[-1]) if lines else f"see {job.paths.stderr}"
+        raise ProcessError(f"job {number}/{len(started)} has failed: {said}")
+
+
+def words_of_job(words: list[str]) -> list[str]:
+    """The words of a command without those that say how it is submitted."""
+    left, drop = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if drop or name in ("--submit", "--partition", "--gpus", "--time"):
+            drop = not drop and not equals
+        else:
+            left.append(word)
+    return left
 
 
 def parse_minutes(text: str) -> int:

@@ -175,8 +175,16 @@ SharedPrefix = Annotated[
     ),
 ]
 Shard = Annotated[
-    str, typer.Option(help="i/n: only the i-th of n parts, into files of its own in the same folder")
+    str,
+    typer.Option(
+        help="i/n: only the i-th of n parts, into files of its own in the same folder; auto, auto/n: as the "
+        "scheduler numbers its jobs"
+    ),
 ]
+Submit = Annotated[int | None, typer.Option(min=1, help="have Slurm run so many shards as jobs")]
+Partition = Annotated[str | None, typer.Option(help="with --submit: Slurm's; local: on this machine")]
+Gpus = Annotated[int | None, typer.Option(min=0, help="with --submit: of each job; default 1")]
+Time = Annotated[str | None, typer.Option(help="with --submit: of each job: minutes, 2h, 1d; default 2h")]
 
 # Of predict and bench, which take a geometry or a folder that has one.
 CertifiedFolder = Annotated[

@@ -14,6 +14,7 @@ from ..defenses.patchcleanser.algorithms import INFERENCES, Inference
 from ..errors import ConfigError
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size, parse_patches
+from .jobs import shard_of_job
 
 
 def model_name(text: str | None) -> str | None:

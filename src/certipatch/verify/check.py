@@ -152,7 +152,12 @@ def _check_attack(
     if given.model is not None and given.source is not None and sound:
         source = given.source.first(certified["data"]["images"])
         again = given.drawn(records, consistent, source)
-        on: dict[str, Any] = {"model": given.model, "source": source, "device": given.device, "team": given.team}
+        on: dict[str, Any] = {
+            "model": given.model,
+            "source": source,
+            "device": given.device,
+            "team": given.team,
+        }
         replay(again, experiment, pictures, **on, found=found)
 
 

@@ -132,7 +132,7 @@ def look_again(
     eyes: dict[str, Any] = dict(experiment=experiment, compare=compare, model=model, tolerance=tolerance)
     if team is None:
         here, images = Eyes(device=device, **eyes), Images(source, model.spec)
-        everything = (here.look(images[index], record) for index, record in records.items())
+        everything: Iterator[Looked] = (here.look(images[index], record) for index, record in records.items())
     else:
         everything = _by_workers(team, records, source, device, eyes)
     with progress_bar(len(records), "verify") as progress:
