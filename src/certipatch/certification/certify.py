@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ..data.source import Images, Source
 from ..geometry.masks import MaskSet
 from ..models.runs import Opened
 from ..records.manifest import begin_manifest, network_used
-from ..records.schema import RECORDS
+from ..records.schema import RECORDS, Line
 from ..records.store import Store
 from ..runtime.devices import precision_of
 from ..runtime.progress import progress_bar
@@ -74,19 +75,23 @@ def certify(
         experiment = experiment_of(opened, source, here.defense, fabric.device.type)
     about = {**begin_manifest(method.kind, experiment, **here.run_on), "data": data}
     blocks = blocks_of(len(source), shard)
-    images = Images(source, opened.spec)
     with (
         Store(out, about, RECORDS, shard=name, resume=resume) as store,
         progress_bar(
             sum(map(len, blocks)), f"{method.kind} {_against(method, masks)} {name}".strip()
         ) as progress,
     ):
-        if isinstance(here, OnTeam):
-            lines = partial(here.lines, store=store)
-        else:
-            lines = partial(examined, here.look, images)
-        write_blocks(lines, blocks, store, progress, method)
+        write_blocks(_lines(here, source, store), blocks, store, progress, method)
         store.finish()
+
+
+def _lines(
+    here: Examiner | OnTeam, source: Source, store: Store
+) -> Callable[[list[range]], Iterator[list[Line]]]:
+    """What finds the lines of blocks, in order: this process, or a team."""
+    if isinstance(here, OnTeam):
+        return partial(here.lines, store=store)
+    return partial(examined, here.look, Images(source, here.work.opened.spec))
 
 
 def _against(method: Method, masks: MaskSet) -> str:

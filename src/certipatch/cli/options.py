@@ -65,9 +65,7 @@ Engine = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
-        help="of the Ray cluster: auto, ray://..., host:port; default: one at hand, else this machine"
-    ),
+    typer.Option(help="of the Ray cluster: auto or host:port; default: one at hand, else this machine"),
 ]
 DevicesPerNode = Annotated[
     int | None,
