@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from . import options as ask
 from .engine import check_engine, own_device, team_of
 from .open import open_both, resumable
 from .parse import check_out
+
+if TYPE_CHECKING:
+    from ..records.read import Folder
 
 
 def attack(
@@ -49,11 +52,8 @@ def attack(
     from ..certification.methods import ANSWERING
     from ..certification.restore import read_certification, restore
     from ..records.read import read_folder
-    from ..records.schema import ATTACKS
     from ..redteam.attack import attack as attack_certified
     from ..redteam.climb import AttackConfig
-    from ..redteam.found import PICTURES
-    from ..report.attack import attack_text, certification_of, summarize_attack
     from ..runtime.devices import make_fabric
 
     check_out(out, data, str(records))
@@ -71,8 +71,17 @@ def attack(
             defense = restore(manifest, opened, fab, plain=team is not None)
             how |= {"team": team, "restored": partial(restore, manifest)}
             attack_certified(opened, source, defense, folder, out, **how)
+    _show(out, folder, as_json)
+
+
+def _show(out: Path, certified: Folder[Any], as_json: bool) -> None:
+    from ..records.read import read_folder
+    from ..records.schema import ATTACKS
+    from ..redteam.found import PICTURES
+    from ..report.attack import attack_text, certification_of, summarize_attack
+
     attacked = read_folder(out)
-    found = summarize_attack(attacked, certification_of(attacked, [folder]))
+    found = summarize_attack(attacked, certification_of(attacked, [certified]))
     if as_json:
         print(json.dumps(found))
         return

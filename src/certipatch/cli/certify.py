@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -16,8 +15,7 @@ from ..errors import ConfigError
 from ..runtime.console import print_table, stdout
 from . import options as ask
 from .engine import check_engine, own_device, team_of
-from .jobs import SubmitAsked, words_of_job
-from .jobs import submit as submit_jobs
+from .jobs import SubmitAsked, jobs_asked
 from .open import open_both, resumable
 from .parse import check_out, geometries, parse_devices, parse_inference, parse_shard
 
@@ -67,7 +65,8 @@ def certify(
 ) -> None:
     """Certify a model on labelled images, one record each."""
     check_out(out, data)
-    jobs = SubmitAsked(submit, partition, gpus, time)
+    if jobs_asked(SubmitAsked(submit, partition, gpus, time), out):
+        return
     asked = CertificationAsked(
         model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
         data=DataAsked(data, split, class_map),
@@ -78,16 +77,9 @@ def certify(
         engine=(engine, address, devices_per_node),
         way={"batch_size": batch_size, "compile": compile, "shared_prefix": shared_prefix},
         defense=defense,
-        options=_options(
-            defense,
-            **{"exhaustive": exhaustive, "inference": inference, "places": places, "prove": prove},
-            **{"windows": windows, "theta": theta, "tokens": tokens},
-        ),
+        options=_options(defense, exhaustive, inference, places, prove, windows, theta, tokens),
         resume=resume,
     )
-    if jobs.jobs:
-        submit_jobs(jobs, words_of_job(sys.argv[1:]), out)
-        return
     written = run(asked, parse_shard(shard))
     if written is not None:
         _show(written, out, as_json)
@@ -182,11 +174,14 @@ def _masks_per_axis(defense: str, asked: str | None) -> str | None:
     return None
 
 
-def _options(defense: str, **asked: Any) -> dict[str, Any]:
-    """The defense's own options, of those that were given."""
+OPTIONS = ("exhaustive", "inference", "places", "prove", "windows", "theta", "tokens")
+
+
+def _options(defense: str, *values: Any) -> dict[str, Any]:
+    """The defense's own options, of those that were given: the values of ``OPTIONS``, in their order."""
     from ..certification.methods import check_options
 
-    given = check_options(defense, asked)
+    given = check_options(defense, dict(zip(OPTIONS, values, strict=True)))
     if "theta" in given and not 0 <= given["theta"] <= 1:  # NaN is not either
         raise ConfigError(f"theta {given['theta']:g}: expected a confidence from 0 to 1")
     return {**given, **({"inference": parse_inference(given["inference"])} if "inference" in given else {})}

@@ -158,6 +158,13 @@ def _wait(started: list[Any]) -> None:
         raise ProcessError(f"job {number}/{len(started)} has failed: {said}")
 
 
+def jobs_asked(asked: SubmitAsked, out: Path) -> bool:
+    """Submit this process's own command, if that was asked for; whether it was."""
+    if asked.jobs is not None:
+        submit(asked, words_of_job(sys.argv[1:]), out)
+    return asked.jobs is not None
+
+
 def words_of_job(words: list[str]) -> list[str]:
     """The words of a command without those that say how it is submitted."""
     left, drop = [], False

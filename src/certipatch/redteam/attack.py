@@ -60,17 +60,18 @@ def attack(
     check_one_patch(defense.threat)
     check_precision(defense, precision_of(fabric))
     chosen = _chosen(certified, len(source), limit)
-    here = Attacker(opened, defense, certified.path, config, fabric)
-    workers = AttackersOnTeam(team, here, source, restored) if team and restored else None
+    here: Attacker | AttackersOnTeam = Attacker(opened, defense, certified.path, config, fabric)
+    if team and restored:
+        here = AttackersOnTeam(team, here, source, restored)
     experiment = {
         "certification": certified.manifest.stated,
         "records_sha256": digest(certified.records),
         "attack": config.model_dump(),
         "images": len(chosen),
-        "device": workers.lead.device if workers else fabric.device.type,
+        "device": here.device,
         "precision": precision_of(fabric),
     }
-    about = begin_manifest("attack", experiment, **(workers or here).run_on)
+    about = begin_manifest("attack", experiment, **here.run_on)
     with (
         Store(out, about, ATTACKS, resume=resume) as store,
         progress_bar(len(chosen), f"attack {_against(defense)}") as progress,
@@ -80,9 +81,7 @@ def attack(
         progress.resume(len(done))
         manifests = {"attack": store.manifest, "certification": certified.manifest.written}
         blocks = _blocks(chosen, done)
-        for block, (items, found) in zip(
-            blocks, _attacked(workers or here, blocks, source, store), strict=True
-        ):
+        for block, (items, found) in zip(blocks, _attacked(here, blocks, source, store), strict=True):
             new = _saved(out, items, block, found, manifests, done)
             store.append(record.model_dump(mode="json") for record in new)
             broken += sum(record.broken for record in new)

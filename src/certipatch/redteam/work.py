@@ -50,6 +50,11 @@ class Attacker:
     fabric: Fabric
 
     @property
+    def device(self) -> str:
+        """On what kind of device it runs."""
+        return self.fabric.device.type
+
+    @property
     def run_on(self) -> dict[str, Any]:
         """What a manifest says of where and how the network is run."""
         return {"network": self.defense.describe_network(), **environment(self.fabric)}
@@ -101,7 +106,7 @@ class WorkingAttacker:
 
 
 class AttackersOnTeam:
-    """An attack on a team of workers; ``lead`` is what the first says of itself."""
+    """An attack on a team of workers; ``lead`` is what the first says of itself, ``device`` its kind."""
 
     def __init__(self, team: Team, here: Attacker, source: Source, restored: Restored) -> None:
         self.team, self.source, opened = team, source, here.opened
@@ -117,6 +122,7 @@ class AttackersOnTeam:
             sample=source.sample(),
         )
         self.lead: Facts = team.lead(make, expected.why_refused)
+        self.device = self.lead.device
 
     @property
     def run_on(self) -> dict[str, Any]:

@@ -91,14 +91,8 @@ def verify(
     if model is not None and source is not None and restatement.compare is not None and sound:
         source = source.first(experiment["data"]["images"])
         again, moved = given.drawn(records, consistent, source), _stated_movement(manifests)
-        on: dict[str, Any] = {
-            "model": model,
-            "source": source,
-            "device": device,
-            "tolerance": moved,
-            "team": team,
-        }
-        look_again(again, experiment, restatement.compare, **on, found=found)
+        on: dict[str, Any] = {"model": model, "source": source, "device": device, "team": team}
+        look_again(again, experiment, restatement.compare, **on, tolerance=moved, found=found)
     return found
 
 
