@@ -60,9 +60,8 @@ def attack(
     check_one_patch(defense.threat)
     check_precision(defense, precision_of(fabric))
     chosen = _chosen(certified, len(source), limit)
-    here: Attacker | AttackersOnTeam = Attacker(opened, defense, certified.path, config, fabric)
-    if team and restored:
-        here = AttackersOnTeam(team, here, source, restored)
+    alone = Attacker(opened, defense, certified.path, config, fabric)
+    here = AttackersOnTeam(team, alone, source, restored) if team and restored else alone
     experiment = {
         "certification": certified.manifest.stated,
         "records_sha256": digest(certified.records),
@@ -81,7 +80,8 @@ def attack(
         progress.resume(len(done))
         manifests = {"attack": store.manifest, "certification": certified.manifest.written}
         blocks = _blocks(chosen, done)
-        for block, (items, found) in zip(blocks, _attacked(here, blocks, source, store), strict=True):
+        results = _attacked(here, blocks, source, store)
+        for block, (items, found) in zip(blocks, results, strict=True):
             new = _saved(out, items, block, found, manifests, done)
             store.append(record.model_dump(mode="json") for record in new)
             broken += sum(record.broken for record in new)
