@@ -18,7 +18,7 @@ GROUPS = {
     "Recipe": "only scale dry_run tflops",
     "Measure": "what repeats full only_certified strategies train_batch_size",
     "Speed": "batch_size device devices nodes precision compile compile_step shared_prefix workers threads "
-    "shard",
+    "shard engine address devices_per_node submit partition gpus time",
     "Service": "host port max_bytes queue",
     "Hub": "to license private names dry_run_to yes",
     "Output": "out html figures seed resume as_json tensorboard log config like help",

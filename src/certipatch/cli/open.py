@@ -20,6 +20,7 @@ from ..config import DataAsked, ModelAsked, ModelSpec
 from ..errors import ConfigError, DataError, one_line
 from ..geometry.patch import Size
 from ..runtime.console import stderr
+from ..runtime.signals import SIGNALS, stopped_by
 from .parse import parse_size
 
 if TYPE_CHECKING:
@@ -268,10 +269,11 @@ def folders_of_records(folder: Path) -> list[Path]:
 
 @contextmanager
 def resumable(out: Path, advice: str = "run the same command with --resume") -> Iterator[None]:
-    """A block that may be interrupted: then a line says what is kept and how to go on, and the exit code is
-    130."""
+    """A block that may be interrupted, by Ctrl-C or a scheduler: then a line says what is kept and how to go
+    on, and the exit code is 130."""
     try:
-        yield
+        with stopped_by(*SIGNALS):
+            yield
     except KeyboardInterrupt:
         print(f"interrupted; what is done is kept in {out}: {advice}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -14,6 +14,7 @@ from ..defenses.patchcleanser.algorithms import INFERENCES, Inference
 from ..errors import ConfigError
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size, parse_patches
+from .jobs import shard_of_job
 
 
 def model_name(text: str | None) -> str | None:
@@ -53,7 +54,10 @@ def parse_inference(name: str | None) -> Inference:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
+    """``3/8`` -> (3, 8); ``auto`` and ``auto/8`` as the scheduler says in the environment."""
     number, slash, shards = text.partition("/")
+    if number == "auto" and (not slash or (shards.isdecimal() and int(shards))):
+        return shard_of_job(os.environ, int(shards) if slash else None)
     if not (slash and number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
         raise ConfigError(f"shard {text!r}: expected i/n with 1 <= i <= n, such as 1/8")
     return int(number), int(shards)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..certification.blocks import blocks_of, examine_blocks, look
+from ..certification.blocks import blocks_of, examined, look, write_blocks
 from ..certification.experiment import experiment_of
 from ..certification.methods import method_of
 from ..config import ROUNDING
@@ -179,7 +179,7 @@ def certify(original: Original, source: Source, out: Path, stated: dict[str, Any
         progress_bar(len(source), "certify the export") as progress,
     ):
         examine = partial(look, defense, torch.device("cpu"))
-        examine_blocks([(examine, store)], images, blocks, progress, method_of(defense.name))
+        write_blocks(partial(examined, [examine], images), blocks, [store], progress, method_of(defense.name))
         store.finish()
     return folder
 
