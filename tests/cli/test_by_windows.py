@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inputs import refused, typed, write_photos
-from tampering import lines_of
+from tampering import forge, lines_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,6 +167,29 @@ class TestFoldersOfOtherDefenses:
         assert defense.predict(images).shape == (2,)
         assert [one.passes for one in defense.certify(images, torch.tensor([0, 1]))] == [33, 33]
         assert defense.threat.patch_size == (5, 5)
+
+
+def test_a_transformer_drops_tokens_and_verify_does_so_too(cli, tmp_path: Path):
+    """Trained on bands and certified without the tokens that show nothing; who says that they were filled is
+    found out."""
+    photos = write_photos(tmp_path / "photos", each=4, size=64)
+    run, out = tmp_path / "run", tmp_path / "c"
+    trained = cli(
+        *typed("train", model="test_vit", image_size=64, data=photos, val_data=photos, patch=4, device="cpu"),
+        *typed(strategy="random-band", windows="columns:20/5", epochs=6, lr=0.02, batch_size=4, out=run),
+    )
+    assert trained.code == 0, trained.err
+    given = typed(model=run, data=photos, device="cpu")
+    done = cli("certify", *given, patch=4, defense="smoothed-vit", windows="columns:20/5", out=out)
+    assert done.code == 0, done.err
+    manifest, lines = json.loads((out / "manifest.json").read_text()), lines_of(out)
+    assert manifest["experiment"]["tokens"] == "dropped"
+    assert cli("verify", out, *given, "--all").code == 0
+    filled = {**manifest, "experiment": {**manifest["experiment"], "tokens": "filled"}}
+    forge(out, lines, filled)
+    found = cli("verify", out, *given, "--all")
+    assert found.code == 1
+    assert "slack" in found.out
 
 
 def test_crosscert_is_a_join_of_two_folders(cli, banded: Path, photos: Path, tmp_path: Path):
