@@ -22,6 +22,7 @@ from certipatch.records.schema import (
     AttackRecord,
     DetectionRecord,
     Indexed,
+    IntervalRecord,
     PatchCleanserRecord,
     WindowRecord,
 )
@@ -199,6 +200,7 @@ def test_a_notebook_runs(name: str):
         ("A record of `certify`", PatchCleanserRecord),
         ("A record of `attack`", AttackRecord),
         ("A record of `certify` by windows", WindowRecord),
+        ("A record of `certify` by bounds", IntervalRecord),
         ("A record of `detect`", DetectionRecord),
     ],
 )
@@ -211,6 +213,6 @@ def test_every_field_of_a_record_is_explained(heading: str, kind: type[Indexed])
         for row in re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
         for field in re.findall(r"`(\w+)`", row)
     }
-    if kind in (DetectionRecord, WindowRecord):  # the rest is "as above"
+    if kind in (DetectionRecord, WindowRecord, IntervalRecord):  # the rest is "as above"
         explained |= set(re.findall(r"`(\w+)`", section.strip().splitlines()[0]))
     assert explained == set(kind.model_fields)
