@@ -197,7 +197,9 @@ def compare(original: Original, source: Source, out: Path, stated: dict[str, Any
     vanilla = _where(pairs, lambda its, mine: its.vanilla_label != mine.vanilla_label)
     deployed = Deployed(stated, Graph.of(out / GRAPH, stated))
     _refuse(out, "undefended answers", [one for one in vanilla if _margin(deployed, source, one) >= least])
-    both = [abs(its.margin - mine.margin) for its, mine in pairs if its.certified and mine.certified]
+    both = [
+        (its.margin or 0.0, mine.margin or 0.0) for its, mine in pairs if its.certified and mine.certified
+    ]
     listed = {
         "answers_differ": _where(pairs, _differ),
         "undefended_answers_differ": vanilla,
@@ -208,7 +210,7 @@ def compare(original: Original, source: Source, out: Path, stated: dict[str, Any
         "images": len(pairs),
         "tolerance": least,
         **{what: [one.name for one in images] for what, images in listed.items()},
-        "largest_change_of_a_margin": max(both, default=0.0),
+        "largest_change_of_a_margin": max((abs(a - b) for a, b in both), default=0.0),
     }
 
 
