@@ -198,9 +198,7 @@ def compare(original: Original, source: Source, out: Path, stated: dict[str, Any
     deployed = Deployed(stated, Graph.of(out / GRAPH, stated))
     _refuse(out, "undefended answers", [one for one in vanilla if _margin(deployed, source, one) >= least])
     both = [
-        abs((its.margin or 0.0) - (mine.margin or 0.0))
-        for its, mine in pairs
-        if its.certified and mine.certified
+        (its.margin or 0.0, mine.margin or 0.0) for its, mine in pairs if its.certified and mine.certified
     ]
     listed = {
         "answers_differ": _where(pairs, _differ),
@@ -212,7 +210,7 @@ def compare(original: Original, source: Source, out: Path, stated: dict[str, Any
         "images": len(pairs),
         "tolerance": least,
         **{what: [one.name for one in images] for what, images in listed.items()},
-        "largest_change_of_a_margin": max(both, default=0.0),
+        "largest_change_of_a_margin": max((abs(a - b) for a, b in both), default=0.0),
     }
 
 
