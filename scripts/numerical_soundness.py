@@ -4,7 +4,8 @@
     runs/digits-k6-bf16 --data digits --limit 20
 
 For some images of a certification, every one- and two-mask view is computed alone, in batches of two sizes
-and in another order, and with two threads, in float32 and in bf16, and the two are compared. A certificate
+and in another order, and with two threads, in float32 and in bf16, and the two are compared; with
+``--compiled`` by compiled code too. A certificate
 can flip only if the margin of one of its views is smaller than what the margin moves by; records of the same
 precision say how many certificates have such a margin, and how many one below the tolerance of ``verify``.
 """
@@ -28,12 +29,13 @@ from certipatch.views.masked import check_logits, window_tensor
 from certipatch.views.network import Network
 
 WAYS = (
-    (128, 1, False),
-    (128, 1, True),
-    (32, 1, True),
-    (128, 2, False),
-    (1, 1, False),
-)  # batch size, threads, shuffled
+    (128, 1, False, False),
+    (128, 1, True, False),
+    (32, 1, True, False),
+    (128, 2, False, False),
+    (1, 1, False, False),
+)  # batch size, threads, shuffled, compiled
+COMPILED = (32, 1, False, True)
 
 
 def main() -> None:
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--class-map")
     parser.add_argument("--weights")
     parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
 
     folders = [read_folder(path) for path in arguments.records]
@@ -84,11 +87,17 @@ def main() -> None:
     exact = None
     for precision in ("32-true", "bf16-mixed"):
         ways = []
-        for batch_size, threads, shuffle in WAYS:
+        for batch_size, threads, shuffle, compiled in (*WAYS, *([COMPILED] if arguments.compiled else [])):
             order = shuffled if shuffle else torch.arange(len(which))
             torch.set_num_threads(threads)
             look = Network(
-                opened.network, masks, fill=fill, batch_size=batch_size, precision=precision, compile=False
+                opened.network,
+                masks,
+                fill=fill,
+                batch_size=batch_size,
+                precision=precision,
+                compile=compiled,
+                frozen=True,
             )
             parts = [
                 check_logits(look(images[which[some]], pairs[some]), len(some))

@@ -29,9 +29,10 @@ def certification(
     seed: int = 0,
     weights: str = "ab" * 32,
     images_of: int | None = None,
+    places: bool = False,
     **trained: Any,
 ) -> Path:
-    """A folder as ``certify`` writes it, with invented answers of every kind."""
+    """A folder as ``certify`` writes it, with invented answers of every kind; by place if asked for."""
     rng = random.Random(seed)
     masks = MaskSet.covering(image_size=(32, 32), patch_size=(patch, patch), masks_per_axis=k)
     experiment = {
@@ -50,13 +51,15 @@ def certification(
         "precision": "32-true",
         "exhaustive": False,
         "block": 32,
+        **({"places": True} if places else {}),
     }
     with Store(
         folder, {**begin_manifest("certify", experiment), "data": f"photos/{HOSTILE[0]}"}, RECORDS
     ) as store:
-        store.append(
-            invented(index, len(masks), classes, rng).model_dump(mode="json") for index in range(images)
-        )
+        records = [invented(index, len(masks), classes, rng) for index in range(images)]
+        if places:
+            records = [by_place(record, len(masks), rng) for record in records]
+        store.append(record.model_dump(mode="json") for record in records)
         store.finish()
     return folder
 
@@ -88,3 +91,14 @@ def invented(index: int, masks: int, classes: tuple[str, ...], rng: random.Rando
         certified=kind == "certified",
         **({"failing_pair": None, "failing_label": None} if kind == "certified" else wrong),
     )
+
+
+def by_place(record: PatchCleanserRecord, masks: int, rng: random.Random) -> PatchCleanserRecord:
+    """The record with rows that could be proven, where it is of an image that was looked at."""
+    if record.error is not None:
+        return record
+    wrong = set(record.failing_pair or ())
+    rows = [row not in wrong and (record.certified or rng.random() < 0.5) for row in range(masks)]
+    proven = "".join("01"[row] for row in rows)
+    margins = tuple(rng.random() for row in rows if row)
+    return PatchCleanserRecord(**record.model_dump() | {"proven": proven, "proven_margins": margins})

@@ -132,13 +132,17 @@ class TestRefusals:
         path = folder / "manifest.json"
         whole = json.loads(path.read_text())
         write_manifest(path, {**whole, "experiment": {**whole["experiment"], "defense": "prayer"}})
-        words = "expected a certification of patchcleanser, found one of prayer"
-        with pytest.raises(ConfigError, match=words):
+        any_known = "patchcleanser, ds, smoothed-vit or patchguard, found one of prayer"
+        with pytest.raises(ConfigError, match=any_known):
             load_defense(trained, folder)
-        for line in (
-            typed("predict", photos / "red" / "0.png", model=trained, certified=folder),
-            typed("attack", model=trained, data=photos, records=folder, out=tmp_path / "a"),
-            typed("bench", model=trained, data=photos, certified=folder),
+        for line, words in (
+            (typed("predict", photos / "red" / "0.png", model=trained, certified=folder), any_known),
+            (typed("attack", model=trained, data=photos, records=folder, out=tmp_path / "a"), any_known),
+            (
+                typed("bench", model=trained, data=photos, certified=folder),
+                "patchcleanser, found one of prayer",
+            ),
+            (typed("serve", model=trained, certified=folder), "patchcleanser, found one of prayer"),
         ):
             refused = cli(*line)
             assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1), refused.err

@@ -148,7 +148,7 @@ class TestHelp:
     def test_groups(self, cli):
         shown = cli("certify", "--help").out
         found = re.findall(r"^(\w+):", shown, flags=re.MULTILINE)
-        assert found == ["Usage", "Data", "Model", "Threat", "Speed", "Output"]
+        assert found == ["Usage", "Data", "Model", "Threat", "Defense", "Proof", "Speed", "Output"]
 
 
 class TestExitCodes:

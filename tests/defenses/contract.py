@@ -101,6 +101,10 @@ class DefenseContract(ABC):
         """Models and defenses around them with a part of the proof taken away, some certificate of which is
         false."""
 
+    def model(self, world: World, seed: int) -> nn.Module:
+        """A random classifier of a world's images."""
+        return LookedUp(world, random_classifier(world, seed)).eval()
+
     def keeps(self, verdict: Verdict, label: int) -> bool:
         """Whether the defense kept its promise on an attacked image."""
         return verdict.defended_label == label
@@ -134,7 +138,7 @@ class DefenseContract(ABC):
         counts: Counter[str] = Counter()
         for world in self.worlds:
             for seed in range(SEEDS):
-                model = LookedUp(world, random_classifier(world, seed)).eval()
+                model = self.model(world, seed)
                 counts.update(self._broken(world, self.build(model, world.masks, world.fill / world.values)))
         assert counts["broken"] == 0
         assert counts["certified"] >= 100

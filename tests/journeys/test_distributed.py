@@ -229,7 +229,9 @@ def test_every_image_goes_to_one_process_at_most(images: int, batch_size: int, p
         assert [image for share in shares for image in share] == batch[: sum(map(len, shares))], "in order"
 
 
-@pytest.mark.parametrize("name", ["random-cutout", "random-coarse", "random-fine", "random-both"])
+@pytest.mark.parametrize(
+    "name", ["random-cutout", "random-coarse", "random-fine", "random-both", "random-band"]
+)
 def test_parts_of_a_batch_draw_what_the_whole_does(name: str):
     masks = MaskSet.covering(image_size=(18, 18), patch_size=(3, 3), masks_per_axis=6)
 

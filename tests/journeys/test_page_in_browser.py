@@ -6,6 +6,7 @@ It asks the network for nothing, obeys nothing that it shows, and can be used, b
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,14 @@ import numpy as np
 import pytest
 
 from certipatch.records.read import read_folder, read_records
+from certipatch.report.certification import summarize
 from certipatch.report.compared import compare
 from certipatch.report.images import address as address_of
 from certipatch.report.page.html import write_page
+from certipatch.report.places import ByPlace
 from invented import HOSTILE, certification
 
+CELL = re.compile(r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+z")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 pytestmark = pytest.mark.skipif(
@@ -43,6 +47,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         certification(folder / "a", k=3),
         certification(folder / "b", k=2),
         certification(folder / HOSTILE[1].replace("/", ""), patch=7),
+        certification(folder / "p", places=True, seed=3),
     ]
     grey = address_of(np.full((32, 32, 3), 90, dtype=np.uint8))
     with pytest.MonkeyPatch.context() as patch:
@@ -105,6 +110,39 @@ def test_hovering_shows_the_masked_image(tab, address):
     tab.locator("#heat .cell").nth(4).hover()
     assert tab.locator("#pairs button[aria-pressed=true]").count() == 1
     assert "under the failing masks of" in tab.locator("#heat .cell title").first.text_content()
+
+
+def test_the_map_of_proven_places(tab, address):
+    """Green lies where a mask with a proven row hides the patch, and nowhere else, on cards and in the
+    viewer; a run without places says so."""
+    assert "not certified by place" in tab.inner_text("#places-what")
+    assert tab.is_hidden("#places-maps")
+    tab.select_option("#run", "3")
+    folder = read_folder(Path(unquote(urlparse(address).path)).parent / "p")
+    shares = ByPlace.of(folder, min_margin=summarize(folder).min_margin).shares()
+    told = tab.inner_text("#places-what")
+    assert told.startswith(f"{(shares == 1).sum()} of 60 images are proven at every place")
+    assert tab.get_attribute("#places-mean svg", "aria-label").startswith("map of the share of images")
+    cards = tab.locator("#places-cards button")
+    assert cards.count() == 12
+    tab.evaluate("window.scrollTo(0, document.getElementById('places').offsetTop)")
+    for card in (cards.first, cards.last):
+        share = float(card.inner_text().splitlines()[-1].split(" %")[0].lstrip("<>"))
+        assert covered(card.locator("svg"), ".proven") == pytest.approx(share / 100, abs=0.001)
+        assert covered(card.locator("svg"), ".unproven") == pytest.approx(1 - share / 100, abs=0.001)
+    cards.first.focus()
+    tab.keyboard.press("Enter")
+    assert tab.is_checked("#viewer-map")
+    assert tab.locator("#viewer-plane svg .proven, #viewer-plane svg .unproven").count() >= 1
+    tab.uncheck("#viewer-map")
+    assert tab.locator("#viewer-plane svg .unproven").count() == 0
+
+
+def covered(drawing, which: str) -> float:
+    """The share of the places of a 5x5 patch in 32x32 pixels that the rectangles of a map cover."""
+    paths = drawing.locator(which).all()
+    drawn = [tuple(map(float, cell)) for path in paths for cell in CELL.findall(path.get_attribute("d"))]
+    return sum(h * w for _, _, h, w in drawn) / 28**2
 
 
 def test_images_are_filtered_and_paged(tab, address):

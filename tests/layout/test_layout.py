@@ -45,6 +45,7 @@ INTEGERS = (  # files of integers only: no torch
     "certipatch.defenses.evidence.robust_masking",
     "certipatch.defenses.evidence.two_masks",
     "certipatch.defenses.evidence.votes",
+    "certipatch.defenses.evidence.rules",
 )
 RECORD_FILES = re.compile(
     r"\b(?:manifest\.json|records\.jsonl|records\.sha256|attacks\.jsonl|epochs\.jsonl)\b"

@@ -22,8 +22,8 @@ from certipatch.geometry.patch import Window
 from certipatch.models.runs import open_run
 from certipatch.records.experiment import MaskedCertification
 from certipatch.records.manifest import Manifest
-from certipatch.records.read import Folder
-from certipatch.report.certification import Summary
+from certipatch.records.read import Folder, read_folder
+from certipatch.report.certification import Summary, summarize
 from certipatch.report.figures.masks import draw_panels, geometry, panels_of
 from certipatch.report.figures.paper import _names, draw_comparisons
 from certipatch.report.figures.style import STYLE, save
@@ -31,6 +31,7 @@ from certipatch.report.shares import Share
 from certipatch.runtime.devices import make_fabric
 from certipatch.training.strategies import STRATEGIES
 from inputs import typed, write_photos
+from invented import certification
 
 SIZE = (32, 32)
 
@@ -109,7 +110,9 @@ GRID = [
 
 def test_lines_show_the_summaries():
     figures, notes = draw_comparisons(GRID)
-    assert notes == []
+    assert notes == [
+        "skipped places: needs a run that was certified by place, against one patch (certify --places)"
+    ]
     assert set(figures) == {
         *(f"certified-against-patch-k{k}" for k in (2, 3)),
         *(f"certified-against-k-{p}x{p}" for p in (3, 5)),
@@ -144,6 +147,34 @@ def test_strategies_beside_each_other():
         "greedy-fine",
         "random-cutout",
     ]
+
+
+def test_the_mean_map_of_proven_places(tmp_path: Path):
+    """Each pixel of the map is counted by hand: the records whose proven masks hide a patch there."""
+    folder = read_folder(certification(tmp_path / "by-place", places=True, strategy="greedy-fine", epochs=3))
+    plain = read_folder(certification(tmp_path / "plain", strategy="greedy-fine", epochs=3))
+    figures, notes = draw_comparisons([summarize(folder), summarize(plain)])
+    assert not any(note.startswith("skipped places") for note in notes)
+    axes, bar = figures["places-5x5-k3"].axes
+    (image,) = axes.get_images()
+    height, width = SIZE
+    expected = np.zeros((height - 4, width - 4))
+    least = summarize(folder).min_margin
+    for (top, left), record in product(np.ndindex(*expected.shape), folder.records):
+        rows = np.flatnonzero([bit == "1" for bit in record.proven or ""])
+        held = [row for row, margin in zip(rows, record.proven_margins or (), strict=True) if margin >= least]
+        windows = [folder.manifest.certification.windows[row][0] for row in held]
+        expected[top, left] += any(
+            y <= top and x <= left and top + 5 <= y + h and left + 5 <= x + w for y, x, h, w in windows
+        )
+    assert len(folder.records) == 60
+    assert 0 < expected.min() < expected.max()
+    np.testing.assert_allclose(image.get_array(), 100 * expected / 60, rtol=1e-6)
+    # A patch of 5 pixels at the top left corner has its centre in pixel 2, which reaches from 2 to 3.
+    assert image.get_extent() == [2, 30, 30, 2]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, width), (height, 0))
+    assert "images proven there" in bar.get_ylabel()
+    assert f"{summarize(folder).certified_share_of_places.percent:.1f} % of places" in axes.get_title()
 
 
 def test_patches_that_are_not_square_by_their_area():
@@ -192,6 +223,7 @@ def test_only_comparable_runs_are_drawn_and_the_rest_is_named():
         "skipped certified-against-k: needs one model certified for two k against the same patch (certify "
         "--masks-per-axis 3,6)",
         "skipped strategies: needs two models certified against the same patch with the same k",
+        "skipped places: needs a run that was certified by place, against one patch (certify --places)",
     ]
     # Another shape besides, or two patches, is another threat and not another size.
     shapes = certified("greedy-fine", 3, 3, 100, masks__other_patch_sizes=[[2, 4]])
@@ -320,6 +352,7 @@ def test_report_writes_figures(cli, certificates: Path, tmp_path: Path, drawn: l
     assert sorted(path.stem for path in (tmp_path / "f").iterdir()) == sorted(2 * names)
     assert done.err.splitlines() == [
         "skipped strategies: needs two models certified against the same patch with the same k",
+        "skipped places: needs a run that was certified by place, against one patch (certify --places)",
         "masks: drawn at random; --model RUN draws what each search finds, --data on an image",
     ]
     ((image, size, _, caption),) = drawn

@@ -35,6 +35,7 @@ PASSES = {
     "random-coarse": 0,
     "random-fine": 0,
     "random-both": 0,
+    "random-band": 0,
     "gutout-coarse": 2,  # and as many backward passes
     "gutout-fine": 2,
     "gutout-both": 4,
@@ -648,6 +649,36 @@ def test_random_masks_are_pairs_of_the_set(name, sets):
         drawn = {keep.tobytes() for keep in copy.numpy()}
         assert drawn <= pairs
         assert len(drawn) == len(pairs) if keeps is COARSE else len(drawn) > 0.9 * len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("windows", "size", "different"),
+    [
+        ("columns:4", (18, 18), 18),
+        ("columns:5/3", (18, 18), 6),
+        ("blocks:6/3", (18, 12), 24),
+        (None, SIZE, 18),
+    ],
+)
+def test_a_random_band_is_all_that_is_shown(windows, size, different):
+    """Every window of the set is drawn for some image, as often as any other, and nothing else is shown."""
+    n = 4000
+    (keep,) = masked_copies(
+        "random-band", Constant(), torch.zeros(n, 3, *size), torch.zeros(n), windows=windows
+    )
+    drawn, counts = np.unique(keep.numpy().reshape(n, -1), axis=0, return_counts=True)
+    kind, _, rest = (windows or f"columns:{size[1] // 8}").partition(":")
+    side, stride = (int(part) for part in (*rest.split("/"), 1)[:2])
+    y, x = np.indices(size)
+    tops = range(0, size[0], stride) if kind == "blocks" else [0]
+    high = side if kind == "blocks" else size[0]
+    expected = {
+        (((y - top) % size[0] < high) & ((x - left) % size[1] < side)).tobytes()
+        for top, left in product(tops, range(0, size[1], stride))
+    }
+    assert {row.tobytes() for row in drawn} == expected
+    assert len(expected) == different
+    assert abs(counts - n / different).max() < 5 * np.sqrt(n / different)
 
 
 @pytest.mark.parametrize(("size", "square"), [((12, 12), (7, 7)), ((8, 14), (5, 8))])

@@ -28,7 +28,7 @@ from certipatch.training.strategies import STRATEGIES
 from certipatch.training.train import train
 from certipatch.views.masked import frozen, mask_images, visible, window_tensor
 from certipatch.views.network import Network, fastest_batch_size
-from certipatch.views.prefix import CARRY_NAN, _equal, _Watch, find
+from certipatch.views.prefix import CARRY_NAN, Watch, _equal, find
 from inputs import typed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -297,7 +297,7 @@ def test_operations_that_are_said_to_carry_nan_do(operation, layout):
     for at in (0, 5, 11):  # some layers leave pixels out
         hurt = images.clone()
         hurt[:, :, at, at] = torch.nan
-        with _Watch() as watch:
+        with Watch() as watch:
             found = operation(hurt)
         assert watch.carried
         found = found.isnan()
@@ -326,7 +326,7 @@ def test_operations_that_are_said_to_carry_nan_do(operation, layout):
     ],
 )
 def test_other_operations_are_not_taken_for_such(operation):
-    with _Watch() as watch:
+    with Watch() as watch:
         operation(torch.randn(1, 4, 12, 12))
     assert not watch.carried
 
@@ -338,7 +338,7 @@ def test_an_operation_of_others_is_not_trusted_by_its_name(name: str):
     with torch.library._scoped_library("strangers", "FRAGMENT") as library:
         library.define(f"{name}(Tensor x) -> Tensor")
         library.impl(name, lambda x: x.nan_to_num(), "CPU")
-        with _Watch() as watch:
+        with Watch() as watch:
             getattr(torch.ops.strangers, name)(torch.randn(1, 4, 12, 12))
     assert not watch.carried
 
@@ -405,7 +405,7 @@ def test_a_wrong_reach_is_caught(monkeypatch, capsys):
     with pytest.raises(ConfigError, match="shared prefix '_1_5'"):
         find(model, MASKS, layer="_1_5")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("certipatch.views.prefix._Watch", lambda: nullcontext(SimpleNamespace(carried=True)))
+    monkeypatch.setattr("certipatch.views.prefix.Watch", lambda: nullcontext(SimpleNamespace(carried=True)))
     with pytest.raises(ConfigError, match="shared prefix '_1_5'"):
         find(model, MASKS, layer="_1_5")
     assert "shared prefix: not used, pasting at _1_5" in capsys.readouterr().err
@@ -567,6 +567,25 @@ def test_compiled_answers(precision):
         if other.margin > (1e-4 if precision == "32-true" else 0.02):
             assert settled([one]) == settled([other])
         assert one.margin == pytest.approx(other.margin, abs=1e-4 if precision == "32-true" else 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_compiled_code_rounds_where_the_model_does(frozen):
+    """In bf16 a BatchNorm with large means, folded into a convolution's weights and bias of 8 bits, would
+    move logits by whole units; the code answers within a few steps of bf16."""
+    model = cnn().float()
+    with torch.no_grad():
+        model[1][0].bias += 3.7
+        model[1][1].running_mean += 3.7
+        model[1][1].running_var.fill_(0.01)
+    images, windows = pictures(4).float(), window_tensor(MASKS, torch.device("cpu"))[:4]
+    make = partial(Network, model, MASKS, fill=torch.full((3,), 0.5), batch_size=4, precision="bf16-mixed")
+    code, plain = make(compile=True, frozen=frozen), make(compile=False)
+    assert code.compiled
+    answers, expected = code(images, windows).float(), plain(images, windows).float()
+    step = float(expected.abs().max()) / 256
+    assert float((answers - expected).abs().max()) <= 2 * step
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,33 +27,43 @@ def blocks_of(images: int, shard: tuple[int, int]) -> list[range]:
     return blocks[number - 1 :: shards]
 
 
+Examine = Callable[[list[Item]], list[Line]]
+
+
 def examine_blocks(
-    examine: Callable[[list[Item]], list[Line]],
+    parts: Sequence[tuple[Examine, Store]],
     images: Images,
     blocks: list[range],
-    store: Store,
     progress: Progress,
     method: Method,
 ) -> None:
-    """Append a record for each image of ``blocks`` that has none yet, and show the share of certificates so
-    far.
+    """Append a record for each image of ``blocks`` that has none yet to each of some stores, and show the
+    share of certificates so far, in the first.
 
     A block shares its forward passes, so it is always computed as a whole: an interrupted run that is
     resumed, or a shard, computes the very same numbers.
+
+    Args:
+        parts: what examines images, and where the records go: one for each size of the patch.
     """
     mine = {index for block in blocks for index in block}
-    written = read_folder(store.folder)
-    before = [record for record in written.records if record.index in mine]
-    least = written.manifest.rounding
-    done = {record.index for record in before}
-    kept = sum(method.keeps(record, least) for record in before)
-    progress.resume(len(before))
+    written = [read_folder(store.folder) for _, store in parts]
+    before = [[record for record in one.records if record.index in mine] for one in written]
+    done = [{record.index for record in of_part} for of_part in before]
+    least = written[0].manifest.rounding
+    kept = sum(method.keeps(record, least) for record in before[0])
+    progress.resume(len(before[0]))
 
-    for items in _read_ahead(images, [block for block in blocks if not done.issuperset(block)]):
-        new = [record for record in examine(items) if record.index not in done]
-        store.append(record.model_dump(mode="json") for record in new)
-        kept += sum(method.keeps(record, least) for record in new)
-        progress.advance(len(new), f"{method.promise} {percent(kept, progress.done + len(new))}")
+    everywhere = set.intersection(*done)
+    for items in _read_ahead(images, [block for block in blocks if not everywhere.issuperset(block)]):
+        for part, (examine, store) in enumerate(parts):
+            if done[part].issuperset(item.index for item in items):
+                continue
+            new = [record for record in examine(items) if record.index not in done[part]]
+            store.append(record.model_dump(mode="json") for record in new)
+            if part == 0:
+                kept += sum(method.keeps(record, least) for record in new)
+                progress.advance(len(new), f"{method.promise} {percent(kept, progress.done + len(new))}")
 
 
 def _read_ahead(images: Images, blocks: list[range]) -> Iterator[list[Item]]:

@@ -7,6 +7,7 @@ masks, fill, precision and inference, or not at all.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import nn
 from ..config import ModelAsked, ModelSpec, differences
 from ..data.source import Source
 from ..defenses.contract import CertifiedDefense, check_precision
-from ..defenses.patchcleanser.defense import PatchCleanser
 from ..errors import ConfigError, DataError, RecordsError, SoundnessError, brief
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Threat
@@ -27,7 +27,7 @@ from ..models.named import is_function, whole
 from ..models.runs import Opened, open_run, run_folder
 from ..records.manifest import Manifest, read_manifest
 from ..runtime.devices import make_fabric
-from .methods import Way, method_of
+from .methods import ANSWERING, Defended, Way, method_of
 
 
 def load_defense(
@@ -37,7 +37,7 @@ def load_defense(
     weights: str | None = None,
     pretrained: bool = False,
     device: str = "auto",
-) -> PatchCleanser:
+) -> Defended:
     """The defended model, exactly as a folder of ``certify`` certified it.
 
     Args:
@@ -53,7 +53,7 @@ def load_defense(
         be had, or the folder is of detection. SoundnessError: it is of another model, or the model does not
         run here in the precision that it was certified in.
     """
-    manifest = read_certification(Path(certified))
+    manifest = read_certification(Path(certified), ANSWERING)
     fabric = make_fabric(device=device, precision=manifest.certification.precision)
     if isinstance(model, nn.Module):
         opened = Opened.of(certified_spec(manifest), whole(model))
@@ -104,7 +104,7 @@ def certified_spec(manifest: Manifest) -> ModelSpec:
         ) from error
 
 
-def restore(manifest: Manifest, opened: Opened, fabric: Fabric) -> PatchCleanser:
+def restore(manifest: Manifest, opened: Opened, fabric: Fabric) -> Defended:
     """The defense that a certification is about, around the model that it is of, on the device of ``fabric``.
 
     Raises SoundnessError if it is of another model, or does not run here in its precision.
@@ -122,7 +122,7 @@ def restore(manifest: Manifest, opened: Opened, fabric: Fabric) -> PatchCleanser
     defense: Any = method.build(opened.network.to(fabric.device).eval(), masks, way, **options)
     check_precision(defense, certified.precision)
     _check_same(manifest, defense)
-    found: PatchCleanser = defense
+    found: Defended = defense
     return found
 
 
@@ -163,15 +163,19 @@ def certified_masks(manifest: Manifest, opened: Opened) -> MaskSet:
     return masks
 
 
-def read_certification(folder: Path) -> Manifest:
-    """The manifest of a folder of ``certify``. Raises ConfigError if it is of another kind or defense."""
+def read_certification(folder: Path, defenses: Sequence[str] = ANSWERING[:1]) -> Manifest:
+    """The manifest of a folder of ``certify`` with one of some defenses; by default PatchCleanser.
+
+    Raises ConfigError if it is of another kind or defense.
+    """
     manifest = read_manifest(folder)
     if manifest.kind != "certify":
         raise ConfigError(f"certified {folder}: expected records of certify, found those of {manifest.kind}")
-    if manifest.defense != PatchCleanser.name:
+    if manifest.defense not in defenses:
+        *some, last = defenses
+        known = f"{', '.join(some)} or {last}" if some else last
         raise ConfigError(
-            f"certified {folder}: expected a certification of {PatchCleanser.name}, found one of "
-            f"{manifest.defense}"
+            f"certified {folder}: expected a certification of {known}, found one of {manifest.defense}"
         )
     return manifest
 

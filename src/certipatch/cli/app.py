@@ -22,6 +22,7 @@ from .checks import checks
 from .command import Command, configurable
 from .demo import demo
 from .detect import detect
+from .export import export
 from .help import epilog
 from .masks import masks
 from .predict import predict
@@ -37,6 +38,7 @@ COMMANDS = (
     certify,
     detect,
     predict,
+    export,
     serve,
     attack,
     verify,

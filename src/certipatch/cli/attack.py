@@ -41,6 +41,7 @@ def attack(
 ) -> None:
     """Attack the defended model with patches, on the images of a certification: an upper bound beside the
     proven lower one."""
+    from ..certification.methods import ANSWERING
     from ..certification.restore import read_certification, restore
     from ..records.read import read_folder
     from ..records.schema import ATTACKS
@@ -52,7 +53,7 @@ def attack(
 
     check_out(out, data, str(records))
     asked = ModelAsked(model, weights, pretrained, image_size, crop_pct)
-    manifest = read_certification(records)
+    manifest = read_certification(records, ANSWERING)
     folder = read_folder(records, manifest)
     source, opened = open_both(asked, DataAsked(data, split, class_map), as_in=manifest)
     config = AttackConfig(steps=steps, restarts=restarts, certified_restarts=certified_restarts, seed=seed)

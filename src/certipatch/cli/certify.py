@@ -26,7 +26,7 @@ def certify(
     data: ask.Data,
     patch: ask.PatchesToCertify,
     out: ask.OutEach,
-    masks_per_axis: ask.SeveralMasksPerAxis = "6",
+    masks_per_axis: ask.SeveralMasksPerAxis = None,
     patches: ask.Patches = 1,
     weights: ask.Weights = None,
     pretrained: ask.Pretrained = False,
@@ -47,6 +47,9 @@ def certify(
     compile: ask.Compile = None,
     shared_prefix: ask.SharedPrefix = None,
     defense: ask.Defense = "patchcleanser",
+    windows: ask.WindowsShown = None,
+    theta: ask.Theta = None,
+    tokens: ask.TokensShown = None,
     shard: ask.Shard = "1/1",
     resume: ask.Resume = False,
     as_json: ask.AsJson = False,
@@ -57,12 +60,16 @@ def certify(
         model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
         data=DataAsked(data, split, class_map),
         limit=limit,
-        geometry=(patch, masks_per_axis, patches),
+        geometry=(patch, _masks_per_axis(defense, masks_per_axis), patches),
         out=out,
         machine={"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes},
         way={"batch_size": batch_size, "compile": compile, "shared_prefix": shared_prefix},
         defense=defense,
-        options=_options(defense, inference, exhaustive=exhaustive, places=places, prove=prove),
+        options=_options(
+            defense,
+            **{"exhaustive": exhaustive, "inference": inference, "places": places, "prove": prove},
+            **{"windows": windows, "theta": theta, "tokens": tokens},
+        ),
         resume=resume,
     )
     written = run(asked, parse_shard(shard))
@@ -75,7 +82,7 @@ class CertificationAsked:
     """What ``certify`` or ``detect`` was asked for.
 
     Attributes:
-        geometry: ``--patch``, ``--masks-per-axis`` and ``--patches``.
+        geometry: ``--patch``, ``--masks-per-axis`` (None: without masks) and ``--patches``.
         machine, way: arguments of ``make_fabric`` and of ``WayAsked``.
         defense, options: a certified defense by name, and its own options.
     """
@@ -83,7 +90,7 @@ class CertificationAsked:
     model: ModelAsked
     data: DataAsked
     limit: int | None
-    geometry: tuple[str, str, int]
+    geometry: tuple[str, str | None, int]
     out: Path
     machine: dict[str, Any]
     way: dict[str, Any]
@@ -104,8 +111,7 @@ class Written:
 
 def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | None:
     """Certify for each patch and k; None on a process that has nothing to say."""
-    from ..certification.certify import WayAsked
-    from ..certification.certify import certify as certify_source
+    from ..certification.certify import WayAsked, certify_sizes
     from ..runtime.devices import make_fabric
     from ..runtime.processes import alone, in_turn, launched, together
 
@@ -128,21 +134,29 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
             **asked.options,
         }
         with together(fab):
-            for folder, fine in folders.items():
-                certify_source(opened, source, fine, folder, fabric=alone(fab), **how)
+            certify_sizes(opened, source, folders, fabric=alone(fab), **how)
     return Written(list(folders), mine, len(source)) if fab.is_global_zero else None
 
 
-def _options(defense: str, inference: str | None, **flags: bool) -> dict[str, Any]:
-    """The options of PatchCleanser; other defenses have none yet."""
-    if defense != "patchcleanser":
-        if inference or any(flags.values()):
-            raise ConfigError(
-                f"defense {defense!r}: has no --exhaustive, no --inference, no --places and no --prove; drop "
-                "them"
-            )
-        return {}
-    return {"inference": parse_inference(inference), **flags}
+def _masks_per_axis(defense: str, asked: str | None) -> str | None:
+    """k as it is typed; None for a defense that has no masks. Raises ConfigError if that was given one."""
+    from ..certification.methods import method_of
+
+    if method_of(defense).masks:
+        return asked or "6"
+    if asked is not None:
+        raise ConfigError(f"defense {defense!r}: has no masks; drop --masks-per-axis")
+    return None
+
+
+def _options(defense: str, **asked: Any) -> dict[str, Any]:
+    """The defense's own options, of those that were given."""
+    from ..certification.methods import check_options
+
+    given = check_options(defense, asked)
+    if "theta" in given and not 0 <= given["theta"] <= 1:  # NaN is not either
+        raise ConfigError(f"theta {given['theta']:g}: expected a confidence from 0 to 1")
+    return {**given, **({"inference": parse_inference(given["inference"])} if "inference" in given else {})}
 
 
 def _show(written: Written, out: Path, as_json: bool) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 GROUPS = {
     "Data": "data split class_map class_names limit val_data val_split",
     "Model": "model weights pretrained image_size crop_pct",
-    "Threat": "patch patches masks_per_axis defense inference thresholds certified records",
+    "Threat": "patch patches masks_per_axis inference thresholds certified records",
+    "Defense": "defense windows theta tokens",
     "Proof": "places prove exhaustive",
-    "Training": "strategy epochs lr optimizer schedule weight_decay momentum augment ema keep clean_fraction "
-    "gradcam_layer search_every search_precision",
+    "Training": "strategy loss epochs lr optimizer schedule weight_decay momentum augment ema keep "
+    "clean_fraction gradcam_layer search_every search_precision",
     "Attack": "steps restarts certified_restarts",
     "Check": "sample every min_margin require",
     "Recipe": "only scale dry_run tflops",
     "Measure": "what repeats full only_certified strategies train_batch_size",
-    "Speed": "batch_size device devices nodes precision compile compile_step shared_prefix workers shard",
+    "Speed": "batch_size device devices nodes precision compile compile_step shared_prefix workers threads "
+    "shard",
     "Service": "host port max_bytes queue",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }
@@ -40,6 +42,10 @@ EXAMPLES = {
     "predict": (
         "--model runs/mine --certified runs/mine-certified photo.jpg",
         "--model runs/mine --patch 3% --masks-per-axis 3 photo.jpg",
+    ),
+    "export": (
+        "runs/mine --certified runs/mine-certified --data photos/val --out deployed",
+        "package.module:function --certified runs/mine-certified --data photos/val --out deployed",
     ),
     "serve": (
         "--model runs/mine --certified runs/mine-certified",

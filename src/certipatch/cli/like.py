@@ -56,7 +56,10 @@ def _recipe(manifest: Manifest) -> dict[str, Any]:
     ]
     return {
         "patch": stated["patch_size"],
-        **{name: stated.get(name) for name in (*names, "search_every", "search_precision", "seed")},
+        **{
+            name: stated.get(name)
+            for name in (*names, "search_every", "search_precision", "windows", "loss", "seed")
+        },
     }
 
 

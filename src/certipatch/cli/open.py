@@ -24,6 +24,7 @@ from .parse import parse_size
 
 if TYPE_CHECKING:
     from ..data.source import Source
+    from ..deploy.deployed import Deployed
     from ..models.runs import Opened
     from ..records.manifest import Manifest
 
@@ -126,6 +127,35 @@ def open_run_asked(model: ModelAsked, *, classes: tuple[str, ...] | None = None)
             "--image-size and --crop-pct"
         )
     return open_run(run_folder(model.name) or Path(model.name), classes=classes)
+
+
+def open_deployed(model: ModelAsked, device: str) -> Deployed | None:
+    """The exported predictor that ``--model`` names; None for another kind of model.
+
+    Raises ConfigError for what an export does not take, and errors of a folder that is damaged.
+    """
+    from ..deploy.deployed import Deployed
+
+    if not is_export(model):
+        return None
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device {device!r}: an export runs, and is certified, on the CPU; drop --device")
+    return Deployed.open(Path(model.name))
+
+
+def is_export(model: ModelAsked) -> bool:
+    """Whether ``--model`` names a folder that ``export`` wrote. Raises ConfigError for what it does not
+    take."""
+    from ..deploy.deployed import is_deployed
+
+    if not is_deployed(Path(model.name)):
+        return False
+    if not model.bare:
+        raise ConfigError(
+            f"model {model.name}: an export has its own weights and size; drop --weights, --pretrained, "
+            "--image-size and --crop-pct"
+        )
+    return True
 
 
 def open_to_train(model: ModelAsked, source: Source, *, seed: int) -> Opened:

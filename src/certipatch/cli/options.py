@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..defenses.patchcleanser.algorithms import INFERENCES
+from ..training.config import LOSSES
 from ..training.strategies import STRATEGIES
 from .parse import model_name
 
@@ -97,6 +98,7 @@ OutEach = Annotated[Path, typer.Option(help="folder to write; of several patches
 ValData = Annotated[str | None, typer.Option(help="like --data; default: --data with --val-split")]
 ValSplit = Annotated[str | None, typer.Option(help="like --split, of the validation data")]
 Strategy = Annotated[str, typer.Option(help=f"which pixels to hide in training: {', '.join(STRATEGIES)}")]
+Loss = Annotated[str, typer.Option(help=f"what a step minimises: {', '.join(LOSSES)}")]
 Epochs = Annotated[int, typer.Option(min=1)]
 Lr = Annotated[float | None, typer.Option(help="default: 0.01, or 0.001 for ViT and ConvNeXt")]
 Optimizer = Annotated[
@@ -118,6 +120,10 @@ CleanFraction = Annotated[float, typer.Option(min=0, max=1, help="share of each 
 GradcamLayer = Annotated[
     str | None, typer.Option(help="module that gutout looks at; default: the last feature map")
 ]
+WindowsToTrain = Annotated[
+    str | None,
+    typer.Option(help="of random-band: columns:4, columns:19/5 or blocks:75/10; default: 1/8 of the width"),
+]
 Log = Annotated[str | None, typer.Option(help="write curves too, for tensorboard, wandb or mlflow")]
 Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="as --log tensorboard")]
 
@@ -133,10 +139,23 @@ PatchesToDetect = Annotated[
     str, typer.Option(help="the largest patch: 3% of the area, 39 or 39x20 pixels; several: 1%,2%,3%")
 ]
 SeveralMasksPerAxis = Annotated[
-    str, typer.Option(help="k: more masks, more certified images, more passes; several: 3,6")
+    str | None,
+    typer.Option(help="k: more masks, more certified images, more passes; several: 3,6; default 6"),
 ]
 KsToDetect = Annotated[str, typer.Option(help="k; several: 3,6")]
-Defense = Annotated[str, typer.Option(hidden=True)]  # until there are more to choose from
+Defense = Annotated[
+    str,
+    typer.Option(help="patchcleanser; or by windows of limited sight: ds, smoothed-vit, patchguard"),
+]
+WindowsShown = Annotated[
+    str | None,
+    typer.Option(help="of a defense by windows: columns:4, columns:19/5 (width/stride) or blocks:75/10"),
+]
+Theta = Annotated[float | None, typer.Option(help="of ds: the confidence that is a vote; default 0.2")]
+TokensShown = Annotated[
+    str | None,
+    typer.Option(help="of smoothed-vit: dropped (default of a transformer) or filled"),
+]
 Exhaustive = Annotated[bool, typer.Option("--exhaustive", help="compute every pair, also where settled")]
 ByPlace = Annotated[
     bool, typer.Option("--places", help="also prove at which places of the patch each image is safe")

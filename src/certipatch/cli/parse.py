@@ -100,17 +100,20 @@ def mask_set(patch: str, masks_per_axis: int, size: Size, patches: int = 1) -> M
 
 
 def geometries(
-    patch: str, masks_per_axis: str, size: Size, out: Path, patches: int = 1
+    patch: str, masks_per_axis: str | None, size: Size, out: Path, patches: int = 1
 ) -> dict[Path, MaskSet]:
-    """The mask set for each patch and k, by the folder its records go to."""
+    """The mask set for each patch and k, by the folder its records go to.
+
+    Without ``masks_per_axis`` only the threat of a set matters, and a folder is named by it.
+    """
     try:
-        ks = [int(k) for k in masks_per_axis.split(",")]
+        ks = [int(k) for k in (masks_per_axis or "1").split(",")]
     except ValueError:
         raise ConfigError(
             f"masks per axis {masks_per_axis!r}: expected a whole number, or several like 3,6"
         ) from None
     sets = {
-        fine.name: fine
+        fine.name if masks_per_axis else fine.threat.file_name: fine
         for each in patch.split(",")
         for k in ks
         for fine in [mask_set(each, k, size, patches)]

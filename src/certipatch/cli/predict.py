@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 from ..config import ModelAsked
 from ..errors import ConfigError, DataError
 from . import options as ask
-from .open import is_run, open_run_asked
+from .open import is_run, open_deployed, open_run_asked
 from .parse import mask_set, parse_inference
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..certification.methods import Defended
     from ..defenses.patchcleanser.defense import PatchCleanser
     from ..models.runs import Opened
 
@@ -44,26 +46,53 @@ def predict(
     class_names: ask.ClassNames = None,
 ) -> None:
     """Classify images with the defended model: one JSON line an image."""
-    from ..data.source import evaluation_transform
-    from ..data.words import read_class_names
-    from ..deploy.predictor import Predictor
-    from ..records.store import BLOCK
-
     if places and not prove:
         raise ConfigError("--places: expected --prove with it")
-    opened, defense, least = _opened(
-        ModelAsked(model, weights, pretrained),
-        certified,
-        (patch, masks_per_axis, patches),
-        device,
-        {"precision": precision, "inference": inference},
-    )
-    named = read_class_names(class_names) if class_names else None
-    predictor = Predictor.of(opened.spec, defense, least, named)
-    answer = partial(predictor.prove, places=places) if prove else predictor.answer
-    failed = print_answers(images, evaluation_transform(opened.spec), answer, at_once=BLOCK if prove else 1)
+    asked = ModelAsked(model, weights, pretrained)
+    if deployed := open_deployed(asked, device):
+        given = (certified, patch, masks_per_axis, patches, precision, inference, class_names)
+        if any(given) or places:
+            raise ConfigError(f"model {model}: an export has all of its own; drop the options but --prove")
+        answers = deployed.prove if prove else deployed.answer
+        failed = print_answers(images, deployed.preprocess, answers, at_once=1)
+    else:
+        opened, defense, least = _opened(
+            asked,
+            certified,
+            (patch, masks_per_axis, patches),
+            device,
+            {"precision": precision, "inference": inference},
+        )
+        failed = _answers(images, Asked(opened, defense, least, class_names), prove=prove, places=places)
     if failed:
         raise DataError(f"{failed} of {len(images)} images cannot be read; they are named in the output")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A defended model, the least margin of a proof, and the file with words for its classes."""
+
+    opened: Opened
+    defense: Defended
+    least: float
+    class_names: Path | None
+
+
+def _answers(images: Sequence[Path], asked: Asked, *, prove: bool, places: bool) -> int:
+    """Print the answers of a model in torch; how many images cannot be read."""
+    from ..data.source import evaluation_transform
+    from ..data.words import read_class_names
+    from ..defenses.patchcleanser.defense import PatchCleanser
+    from ..deploy.predictor import Predictor
+    from ..deploy.windows import WindowPredictor
+    from ..records.store import BLOCK
+
+    named = read_class_names(asked.class_names) if asked.class_names else None
+    kind = Predictor if isinstance(asked.defense, PatchCleanser) else WindowPredictor
+    predictor: Any = cast(Any, kind).of(asked.opened.spec, asked.defense, asked.least, named)
+    answer = partial(predictor.prove, places=places) if prove else predictor.answer
+    transform = evaluation_transform(asked.opened.spec)
+    return print_answers(images, transform, answer, at_once=BLOCK if prove else 1)
 
 
 def _opened(
@@ -72,12 +101,12 @@ def _opened(
     geometry: tuple[str | None, int | None, int | None],
     device: str,
     way: dict[str, str | None],
-) -> tuple[Opened, PatchCleanser, float]:
+) -> tuple[Opened, Defended, float]:
     """The model, its defense as it was certified or as it is asked for, and the least margin of a proof."""
     patch, masks_per_axis, patches = geometry
     if certified is not None:
         _refuse_besides(certified, any((*geometry, way["precision"])), way["inference"])
-        return as_certified(certified, asked, device)
+        return as_certified(certified, asked, device, answering=True)
     if patch is None:
         raise ConfigError(
             "patch: expected --certified FOLDER, or --patch with the --masks-per-axis and --precision of "
@@ -103,13 +132,19 @@ def _refuse_besides(certified: Path, geometry: bool, inference: str | None) -> N
         raise ConfigError(f"certified {certified}: has its own inference; drop --inference")
 
 
-def as_certified(certified: Path, asked: ModelAsked, device: str) -> tuple[Opened, PatchCleanser, float]:
-    """The model, the defense that was certified, and the least margin of what is proven with it."""
+def as_certified(
+    certified: Path, asked: ModelAsked, device: str, *, answering: bool = False
+) -> tuple[Opened, Defended, float]:
+    """The model, the defense that was certified, and the least margin of what is proven with it.
+
+    ``answering``: take any defense that answers, not PatchCleanser alone.
+    """
+    from ..certification.methods import ANSWERING
     from ..certification.restore import open_certified, read_certification, restore
     from ..report.certification import in_other_environments
     from ..runtime.devices import make_fabric
 
-    manifest = read_certification(certified)
+    manifest = read_certification(certified, ANSWERING if answering else ANSWERING[:1])
     for line in in_other_environments([manifest]):
         print(f"{line} This runs as the first part did.", file=sys.stderr)
     opened = open_certified(asked, manifest)

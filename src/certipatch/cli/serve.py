@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config import ModelAsked
-from ..errors import ConfigError
+from ..errors import ConfigError, MachineError
 from ..runtime.console import stdout
 from . import options as ask
+from .open import open_deployed
 from .predict import as_certified
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ PATENTS = "Two patents bear on these methods: US 12,400,006 B2 and US 12,236,695
 
 def serve(
     model: ask.Model,
-    certified: Annotated[Path, typer.Option(help="folder that certify wrote of this model")],
+    certified: Annotated[
+        Path | None, typer.Option(help="folder that certify wrote of this model; an export has its own")
+    ] = None,
     weights: ask.Weights = None,
     pretrained: ask.Pretrained = False,
     host: Annotated[str, typer.Option(help="address to listen on; the default: this machine")] = "127.0.0.1",
@@ -37,7 +40,7 @@ def serve(
     """Answer over HTTP with the model as it was certified: /predict, /prove, /about, /health and a page."""
     service = _library()
     with service.bind(host, port) as listening:
-        answering, known = _as_certified(certified, ModelAsked(model, weights, pretrained), device)
+        answering, known = _answering(certified, ModelAsked(model, weights, pretrained), device)
         limits = service.Limits(bytes=max_bytes, queue=queue, prove=prove)
         hosts = {*LOOPBACK, "[::1]"} if host in LOOPBACK else None
         app = service.service(answering, known, limits, hosts)
@@ -50,15 +53,24 @@ def _library() -> Any:
     try:
         return import_module("..deploy.service", __package__)
     except ImportError as error:
-        raise ConfigError(
+        raise MachineError(
             f"serve: expected the extra serve, found no {error.name}; pip install 'certipatch[serve]'"
         ) from error
 
 
-def _as_certified(certified: Path, asked: ModelAsked, device: str) -> tuple[Answering, dict[str, Any]]:
+def _answering(certified: Path | None, asked: ModelAsked, device: str) -> tuple[Answering, dict[str, Any]]:
+    """The model that answers, an export or as it was certified, and what the records say of it."""
+    if deployed := open_deployed(asked, device):
+        if certified is not None:
+            raise ConfigError(f"model {asked.name}: an export has its own certificate; drop --certified")
+        return deployed, {}
+    if certified is None:
+        raise ConfigError(f"model {asked.name}: expected --certified FOLDER with it, or a folder of export")
+    from ..defenses.patchcleanser.defense import PatchCleanser
     from ..deploy.predictor import Predictor
 
     opened, defense, least = as_certified(certified, asked, device)
+    assert isinstance(defense, PatchCleanser)  # as the manifest says
     return Predictor.of(opened.spec, defense, least), about(certified)
 
 

@@ -13,6 +13,7 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..geometry.patch import parse_patch
 from ..runtime.console import stdout
+from ..training.config import LOSSES
 from ..training.strategies import STRATEGIES
 from . import options as ask
 from .like import Like
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 RECIPE = (
     *("strategy", "masks_per_axis", "epochs", "batch_size", "lr", "optimizer", "schedule", "weight_decay"),
     *("momentum", "augment", "ema", "keep", "clean_fraction", "gradcam_layer", "search_every"),
-    *("search_precision", "compile_step", "seed"),
+    *("search_precision", "compile_step", "windows", "loss", "seed"),
 )
 
 
@@ -40,6 +41,7 @@ def train(
     out: ask.Out,
     val_data: ask.ValData = None,
     masks_per_axis: ask.MasksPerAxis = 6,
+    loss: ask.Loss = LOSSES[0],
     epochs: ask.Epochs = 10,
     batch_size: ask.BatchSize = None,
     lr: ask.Lr = None,
@@ -59,6 +61,7 @@ def train(
     crop_pct: ask.CropPct = None,
     clean_fraction: ask.CleanFraction = 0.0,
     gradcam_layer: ask.GradcamLayer = None,
+    windows: ask.WindowsToTrain = None,
     search_every: ask.SearchEvery = 1,
     search_precision: ask.SearchPrecision = None,
     compile: ask.Compile = None,
@@ -89,9 +92,7 @@ def train(
         recipe={name: given[name] for name in RECIPE},
         out=out,
     )
-    machine = {"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes}
-    log = log or ("tensorboard" if tensorboard else None)
-    _train(asked, machine, {"workers": workers, "compile": compile, "resume": resume, "log": log}, as_json)
+    _train(asked, *_machine_and_way(given), as_json)
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,14 @@ def _validation(data: DataAsked, val_data: str | None, val_split: str | None) ->
         )
     own_split = None if data.place == "digits" else data.split
     return DataAsked(val_data or data.place, val_split or own_split)
+
+
+def _machine_and_way(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of all options those that are arguments of ``make_fabric``, and those that are of ``train``."""
+    machine = {name: given[name] for name in ("device", "precision", "nodes")}
+    how = {name: given[name] for name in ("workers", "compile", "resume")}
+    log = given["log"] or ("tensorboard" if given["tensorboard"] else None)
+    return {**machine, "devices": parse_devices(given["devices"])}, {**how, "log": log}
 
 
 def _train(asked: TrainingAsked, machine: dict[str, Any], how: dict[str, Any], as_json: bool) -> None:

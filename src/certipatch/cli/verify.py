@@ -12,7 +12,7 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..runtime.console import stdout
 from . import options as ask
-from .open import folders_of_records, is_run, open_both, open_data, open_run_asked
+from .open import folders_of_records, is_export, is_run, open_both, open_data, open_run_asked
 
 if TYPE_CHECKING:
     from ..data.source import Source
@@ -42,12 +42,14 @@ def verify(
     """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 1 if
     anything is wrong or could not be confirmed."""
     from ..verify.check import verify as check
+    from ..verify.export import check_export
 
     source, given = _given(
         _model(model, weights, pretrained, image_size, crop_pct),
         DataAsked(data, split, class_map) if data else None,
     )
     images = None if every else sample
+    flaws = check_export(certified)
     found = [
         check(
             folder,
@@ -60,6 +62,8 @@ def verify(
         )
         for folder in folders_of_records(certified)
     ]
+    if found:
+        found[0].findings[:0] = flaws
     _show(found, as_json, again=given is not None and source is not None)
     if not all(one.confirmed for one in found):
         raise typer.Exit(1)
@@ -87,6 +91,11 @@ def _given(model: ModelAsked | None, data: DataAsked | None) -> tuple[Source | N
     """The images and the model to compare with, as far as they were named."""
     if model is None:
         return (open_data(data) if data else None), None
+    if is_export(model):
+        from ..deploy.again import open_again
+
+        export = open_again(Path(model.name))
+        return (open_data(data, export, model.name) if data else None), export
     if data is not None:
         return open_both(model, data)
     if is_run(model.name):

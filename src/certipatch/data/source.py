@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +22,7 @@ from torch.utils.data import Dataset
 from ..config import ModelSpec
 from ..errors import ConfigError, DataError
 from .decode import UNREADABLE, decode, why_unreadable
-
-LONGEST = 20  # of a picture more than so many times as long as the crop, only the middle is resized
+from .pillow import middle
 
 
 @dataclass(frozen=True)
@@ -202,20 +200,7 @@ def evaluation_transform(spec: ModelSpec) -> Callable[[Image.Image], Tensor]:
 def _middle_transformed(
     transform: Callable[[Image.Image], Tensor], size: tuple[int, int], image: Image.Image
 ) -> Tensor:
-    return transform(_middle(image, size))
-
-
-def _middle(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture, or of one that is more than LONGEST times as long as a crop of this size the middle.
-
-    timm resizes the whole of a picture to crop it afterwards, which would make 77 GB of 1 x 100,000 pixels.
-    """
-    longest = math.ceil(LONGEST * max(size) / min(size) * min(image.size))
-    if max(image.size) <= longest:
-        return image
-    longest -= (max(image.size) - longest) % 2  # so that the middle stays in the middle
-    left, top = (max(0, side - longest) // 2 for side in image.size)
-    return image.crop((left, top, image.width - left, image.height - top))
+    return transform(middle(image, size))
 
 
 def check_training_classes(train: Source, validation: Source) -> None:

@@ -69,6 +69,33 @@ def measure_movement(network: Network, image_size: Size) -> float:
     return max(moved)
 
 
+@torch.inference_mode()
+def measure_cells(cells: Function, image_size: Size, precision: str, device: torch.device) -> float:
+    """By how many logits a difference of two logits of a cell moved at most with what is not in the probe.
+
+    Args:
+        cells: images (N, 3, H, W) -> logits (N, cells, classes), as they are certified.
+
+    Raises SoundnessError if more than rounding moved it, or the network draws random numbers.
+    """
+    probes, loud = (views.to(device) for views in _pictures(image_size))
+
+    def all_logits(views: Tensor) -> Tensor:
+        return cells(views).flatten(1)
+
+    moved = 0.0
+    with _without_chance(device):
+        expected = _alone(all_logits, probes)
+        for batch in (probes[:1], *_companies(probes, loud)):
+            found = all_logits(batch).double()
+            for probe, reference in zip(probes, expected, strict=True):
+                for one in found[(batch == probe).flatten(1).all(dim=1)]:
+                    change = _difference(one, reference)
+                    _refuse_more_than_rounding(change, reference, precision, "with the images of a batch")
+                    moved = max(moved, change)
+    return moved
+
+
 def _of_model(model: nn.Module, precision: str, probes: Tensor, loud: Tensor) -> float:
     """The movement of a model that runs as it is; of one that was looked at before, what was found then."""
     key, made_of = ((probes.shape[2], probes.shape[3]), precision), fingerprint(model)

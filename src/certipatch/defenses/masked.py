@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..config import ROUNDING
 from ..errors import ConfigError, SoundnessError
 from ..geometry.masks import MaskSet
-from ..geometry.patch import Threat, whole
+from ..geometry.patch import Size, Threat, whole
 from ..views.masked import default_batch_size, find_mean
 from ..views.network import Network
 from .alone import measure_movement
@@ -39,11 +39,8 @@ class MaskedClassifier:
         _check_types(model, masks)
         _check_masks(masks)
         self.masks = masks
-        self.fill = _mean_as_fill(model) if fill is None else _colour(fill)
-        asked = _default_batch_size(model, masks) if batch_size is None else batch_size
-        self.batch_size = whole(asked, f"batch size {asked!r}")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch size {batch_size!r}: expected a whole number, at least 1 view")
+        self.fill = mean_as_fill(model) if fill is None else colour(fill)
+        self.batch_size = views_at_once(model, masks.image_size, batch_size)
         trains = any(module.training for module in model.modules())
         if compile or shared_prefix or not trains:  # both run the model as it is now
             check_model(model)
@@ -117,7 +114,7 @@ def _check_masks(masks: MaskSet) -> None:
         )
 
 
-def _mean_as_fill(model: nn.Module) -> Tensor:
+def mean_as_fill(model: nn.Module) -> Tensor:
     """The mean of the model's Normalize layer, in [0, 1]."""
     mean = torch.as_tensor(find_mean(model)).reshape(-1)
     if len(mean) not in (1, 3):
@@ -128,10 +125,10 @@ def _mean_as_fill(model: nn.Module) -> Tensor:
             f"model: expected a Normalize layer for images in [0, 1], found the mean {values}; images are in "
             "[0, 1]: if it is for 0 to 255, divide its mean and deviation by 255"
         )
-    return _colour(mean)
+    return colour(mean)
 
 
-def _colour(fill: float | tuple[float, ...] | Tensor) -> Tensor:
+def colour(fill: float | tuple[float, ...] | Tensor) -> Tensor:
     """(3,) float32 in [0, 1]."""
     try:
         colour = torch.as_tensor(fill, dtype=torch.float32).reshape(-1)
@@ -142,8 +139,17 @@ def _colour(fill: float | tuple[float, ...] | Tensor) -> Tensor:
     return colour.expand(3)
 
 
-def _default_batch_size(model: nn.Module, masks: MaskSet) -> int:
+def views_at_once(model: nn.Module, image_size: Size, asked: int | None) -> int:
+    """The batch size asked for, or what suits the device. Raises ConfigError for what is no batch size."""
+    asked = _batch_size_for(model, image_size) if asked is None else asked
+    size = whole(asked, f"batch size {asked!r}")
+    if size < 1:
+        raise ConfigError(f"batch size {asked!r}: expected a whole number, at least 1 view")
+    return size
+
+
+def _batch_size_for(model: nn.Module, image_size: Size) -> int:
     """A CPU is fastest while a batch stays in its caches, an accelerator wants large ones."""
     parameter = next(model.parameters(), None)
     on_cpu = parameter is None or parameter.device.type == "cpu"
-    return default_batch_size(masks.image_size, pixels=2**17 if on_cpu else 2**23)
+    return default_batch_size(image_size, pixels=2**17 if on_cpu else 2**23)

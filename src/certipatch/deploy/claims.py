@@ -27,8 +27,13 @@ def patches_in_words(threat: Mapping[str, Any]) -> str:
     return f"{number} of at most {sizes} pixels"
 
 
-def statement(proof: Proof, name: str, threat: Mapping[str, Any]) -> str:
-    """The sentence about an answer ``name``: what was proven of it, or that nothing was."""
+def statement(
+    proof: Proof, name: str, threat: Mapping[str, Any], views: str = "all masked views say {name}"
+) -> str:
+    """The sentence about an answer ``name``: what was proven of it, or that nothing was.
+
+    ``views``: in words what the proof is made of.
+    """
     what = patches_in_words(threat)
     if proof == "unchangeable":
         return (
@@ -37,10 +42,8 @@ def statement(proof: Proof, name: str, threat: Mapping[str, Any]) -> str:
             "answer is right."
         )
     if proof == "too close":
-        return (
-            f"Not proven: all masked views say {name}, but one of them so narrowly that rounding could turn "
-            "it."
-        )
+        said = views.format(name=name)
+        return f"Not proven: {said}, but one of them so narrowly that rounding could turn it."
     return (
         f"Not proven: {what} may have changed this answer, or could. This does not say that one did: an "
         "image without a proof may well be clean."

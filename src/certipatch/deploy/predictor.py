@@ -22,7 +22,7 @@ from ..data.words import in_words
 from ..defenses.patchcleanser.defense import PatchCleanser
 from ..defenses.patchcleanser.examination import PatchCleanserVerdict
 from ..geometry.places import Places
-from .claims import proof_of, statement
+from .said import Said
 
 
 @dataclass(frozen=True)
@@ -63,72 +63,49 @@ class Predictor:
         """
         return self._transform(decode(open_bytes(data)))
 
+    @cached_property
+    def _said(self) -> Said:
+        network, masks = self.defense.network, self.defense.masks
+        way = {"masks_per_axis": masks.masks_per_axis, "precision": network.precision}
+        way |= {"inference": self.defense.inference}
+        return Said(self.spec.classes, self.shown, dict(self.defense.threat), way, self.least)
+
     def about(self) -> dict[str, Any]:
         """What does not depend on the image: classes, image size, threat and masks, as JSON."""
         return {
             "model": self.spec.arch,
             "classes": list(self.spec.classes),
             "image_size": list(self.spec.image_size),
-            **self.defense.threat,
-            **self._way(),
+            **self._said.threat,
+            **self._said.way,
             "windows": self.defense.masks.to_json()["windows"],
             "min_margin": self.least,
         }
 
-    def _way(self) -> dict[str, Any]:
-        network, masks = self.defense.network, self.defense.masks
-        way = {"masks_per_axis": masks.masks_per_axis, "precision": network.precision}
-        return {**way, "inference": self.defense.inference}
-
     def answer(self, pixels: Sequence[Tensor]) -> list[dict[str, Any]]:
         """The answer to each image (3, H, W) uint8, as JSON."""
-        return [self._plain(verdict) for verdict in self.defense.examine(self._images(pixels))]
+        return [self._said.plain(verdict) for verdict in self.defense.examine(self._images(pixels))]
 
     def prove(self, pixels: Sequence[Tensor], *, places: bool = False) -> list[dict[str, Any]]:
         """The same, and what is proven of each answer: of all places of the patch, or by place too."""
         verdicts = self.defense.examine_proven(self._images(pixels), places=places)
-        return [self._proven(verdict) for verdict in verdicts]
+        return [self._said.proven(verdict, **self._by_place(verdict)) for verdict in verdicts]
 
     def look(self, pixels: Tensor, *, prove: bool) -> dict[str, Any]:
         """The answer to one image, or its proof, with what a person wants to see of the views behind it."""
         images = self._images([pixels])
         (verdict,) = self.defense.examine_proven(images) if prove else self.defense.examine(images)
-        found = self._proven(verdict) if prove else self._plain(verdict)
-        views = {"passes": verdict.passes, "one_mask": list(verdict.one_mask)}
-        failing = {"failing_pair": verdict.failing_pair, "failing_label": verdict.failing_label}
-        return {**found, **views, **(failing if prove else {})}
+        return self._said.seen(verdict, prove=prove)
 
     def _images(self, pixels: Sequence[Tensor]) -> Tensor:
         return as_float(torch.stack(list(pixels)).to(self.defense.network.device))
 
-    def _plain(self, verdict: PatchCleanserVerdict) -> dict[str, Any]:
-        label, vanilla = verdict.defended_label, verdict.vanilla_label
-        words = {} if self.shown[label] == self.spec.classes[label] else {"class_in_words": self.shown[label]}
-        return {
-            **{"label": label, "class": self.spec.classes[label], "case": verdict.case},
-            **{"vanilla_label": vanilla, "vanilla_class": self.spec.classes[vanilla]},
-            "margin": verdict.margin,
-            **self.defense.threat,
-            **self._way(),
-            **words,
-        }
-
-    def _proven(self, verdict: PatchCleanserVerdict) -> dict[str, Any]:
-        plain, threat = self._plain(verdict), dict(self.defense.threat)
-        proof = proof_of(bool(verdict.unchangeable), verdict.margin, self.least)
-        by_place = {} if verdict.proven is None else self._by_place(verdict)
-        return {
-            **plain,
-            "unchangeable": proof == "unchangeable",
-            "min_margin": self.least,
-            "passes": verdict.passes,
-            **by_place,
-            "statement": statement(proof, plain["class"], threat),
-        }
-
     def _by_place(self, verdict: PatchCleanserVerdict) -> dict[str, Any]:
-        """The masks whose rows are proven beyond rounding, and the share of places that they hide."""
-        rows = np.array([bit == "1" for bit in verdict.proven or ""])
+        """The masks whose rows are proven beyond rounding, and the share of places that they hide; nothing
+        if it was not asked for."""
+        if verdict.proven is None:
+            return {}
+        rows = np.array([bit == "1" for bit in verdict.proven])
         rows[rows] = np.array(verdict.proven_margins) >= self.least
         masks = self.defense.masks
         share = Places.of(masks.windows, masks.image_size, masks.threat).share(rows)

@@ -43,7 +43,7 @@ def touched(sights: Sequence[Sight], image_size: Size, threat: Threat) -> Reach:
     found: dict[bytes, tuple[np.ndarray, Patches]] = {}
     for size in threat.patch_sizes:
         check_patch(size, image_size, shown=by(size))
-        for place, row in _rows(sights, image_size, size):
+        for place, row in every_place(sights, image_size, size):
             found.setdefault(row.tobytes(), (row, (place,)))
     singles = _largest(list(found.values()))
     if threat.patches == 2:
@@ -54,7 +54,9 @@ def touched(sights: Sequence[Sight], image_size: Size, threat: Threat) -> Reach:
     return Reach(np.array(rows, dtype=bool).reshape(len(rows), len(sights)), places)
 
 
-def _rows(sights: Sequence[Sight], image_size: Size, patch_size: Size) -> Iterator[tuple[Window, np.ndarray]]:
+def every_place(
+    sights: Sequence[Sight], image_size: Size, patch_size: Size
+) -> Iterator[tuple[Window, np.ndarray]]:
     """Every place of a patch with the windows (windows,) bool that show a pixel of it."""
     (h, w), (height, width) = patch_size, image_size
     most = max((len(sight) for sight in sights), default=1)

@@ -7,10 +7,12 @@ is in ``reach.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise, product
 
 from ..errors import ConfigError
+from .coverage import Mask
 from .patch import Size, Window, by
 
 Sight = tuple[Window, ...]  # the rectangles that one window shows
@@ -59,6 +61,44 @@ def cells(image_size: Size, field: int, stride: int) -> tuple[Sight, ...]:
     _check("cells", image_size, field, min(image_size), stride)
     tops, lefts = (range(0, n - field + 1, stride) for n in image_size)
     return tuple((Window(top, left, field, field),) for top, left in product(tops, lefts))
+
+
+def sights_of(windows: str, image_size: Size) -> tuple[Sight, ...]:
+    """The windows as they are typed: ``columns:4`` (width), ``columns:19/5`` (width/stride), ``blocks:75/10``
+    or ``cells:17/8``; without a stride it is 1.
+
+    Raises ConfigError for another text, and for windows that do not fit the image or leave a gap.
+    """
+    found = re.fullmatch(r"(columns|blocks|cells):(\d{1,5})(?:/(\d{1,5}))?", windows)
+    if found is None:
+        raise ConfigError(
+            f"windows {windows!r}: expected columns:4, columns:19/5 (width/stride), blocks:75/10 or "
+            "cells:17/8"
+        )
+    kinds: dict[str, Callable[[Size, int, int], tuple[Sight, ...]]]
+    kinds = {"columns": columns, "blocks": blocks, "cells": cells}
+    return kinds[found[1]](image_size, int(found[2]), int(found[3] or 1))
+
+
+def hidden_by(sight: Sight, image_size: Size) -> Mask:
+    """The rectangles of an image that a window does not show, as few as rows of pixels allow; at least one,
+    which may be empty.
+
+    Rows that show the same pixels and lie together give one rectangle for each stretch that is hidden.
+    """
+    height, width = image_size
+    edges = sorted({0, height, *(y for shown in sight for y in (shown.top, shown.top + shown.height))})
+    found = []
+    for top, bottom in pairwise(edges):
+        shown = sorted(
+            (r.left, r.left + r.width) for r in sight if r.top <= top and bottom <= r.top + r.height
+        )
+        start = 0
+        for left, right in [*shown, (width, width)]:
+            if start < left:
+                found.append(Window(top, start, bottom - top, left - start))
+            start = max(start, right)
+    return tuple(found) or (Window(0, 0, 0, 0),)
 
 
 def _pieces(start: int, side: int, n: int) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Models from a name: a timm name, or ``small-cnn``, as a module from images in [0, 1] to logits.
+"""Models from a name: of timm, or of our own (``own.py``), as a module from images in [0, 1] to logits.
 
 A model that a training run ended with is opened in ``runs.py``.
 """
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..config import ModelSpec
 from ..errors import ConfigError, ModelError, brief
 from .named import check_outputs, is_function, module_of, whole
-from .small import SMALL_CNN, Normalize, SmallCNN
+from .own import OWN, describe_own
+from .small import Normalize
 from .weights import LITE0_PACKAGE, bare_names, first_names, lite0_state, load_state, read_weights
 
 
@@ -32,8 +33,8 @@ def describe(
 
     Raises ConfigError for a name or tag that timm does not know.
     """
-    if name == SMALL_CNN:
-        return _describe_small_cnn(classes, num_classes, image_size)
+    if name in OWN:
+        return describe_own(name, classes, num_classes, image_size, crop_pct)
     config = timm.data.resolve_data_config(pretrained_cfg=_pretrained_cfg(name).to_dict())
     return ModelSpec(
         arch=name,
@@ -45,20 +46,6 @@ def describe(
         crop_pct=crop_pct or config["crop_pct"],
         crop_mode=config["crop_mode"],
         interpolation=config["interpolation"],
-    )
-
-
-def _describe_small_cnn(
-    classes: tuple[str, ...], num_classes: int, image_size: tuple[int, int] | None
-) -> ModelSpec:
-    size, half = (32, 32), (0.5, 0.5, 0.5)
-    if image_size not in (None, size):
-        raise ConfigError(
-            f"model {SMALL_CNN}: expected --image-size 32, found {image_size}; choose a timm model for "
-            "other sizes"
-        )
-    return ModelSpec(
-        arch=SMALL_CNN, num_classes=num_classes, classes=classes, image_size=size, mean=half, std=half
     )
 
 
@@ -81,7 +68,7 @@ def _hint(name: str) -> str:
     """What may have been meant by a model's unknown name: its new name in timm, or one that is near."""
     if renamed := timm.models.get_deprecated_models().get(name):  # papers' codes have names of older timm
         return f"did you mean {renamed}?"
-    near = difflib.get_close_matches(name, [*timm.list_models(), *timm.list_pretrained()])
+    near = difflib.get_close_matches(name, [*OWN, *timm.list_models(), *timm.list_pretrained()])
     return f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
 
 
@@ -96,7 +83,7 @@ def _classes_there(
         return 1000
     if state is not None:
         return classes_in(state, spec)
-    if pretrained and spec.arch != SMALL_CNN:
+    if pretrained and spec.arch not in OWN:
         return int(_pretrained_cfg(spec.arch).num_classes)
     return spec.num_classes
 
@@ -107,13 +94,14 @@ def classes_in(state: dict[str, Tensor], spec: ModelSpec) -> int:
     Where it has none, they are 0 if a network without one would fit, else those of the spec, so that loading
     names what does not fit.
     """
-    classifier = SmallCNN.HEAD if spec.arch == SMALL_CNN else _pretrained_cfg(spec.arch).classifier
+    own = OWN.get(spec.arch)
+    classifier = own.head if own else _pretrained_cfg(spec.arch).classifier
     heads = [classifier] if isinstance(classifier, str) else [*(classifier or ())]  # some have two
     names = {f"{head}{inner}.weight" for head in heads for inner in ("", ".fc")}
     for key, value in state.items():
         if value.ndim and not names.isdisjoint(bare_names(key)):
             return len(value)
-    if spec.arch == SMALL_CNN:
+    if own:
         return spec.num_classes
     with torch.device("meta"):
         body = _network(spec.model_copy(update={"num_classes": 0}), pretrained=False).state_dict()
@@ -240,10 +228,10 @@ def architecture(name: str, image_size: tuple[int, int]) -> nn.Module:
 
 def _network(spec: ModelSpec, pretrained: bool) -> nn.Module:
     """The bare network of a spec, with timm's weights or random ones."""
-    if spec.arch == SMALL_CNN:
+    if own := OWN.get(spec.arch):
         if pretrained:
-            raise ConfigError(f"model {SMALL_CNN}: has no pretrained weights; drop --pretrained")
-        return SmallCNN(spec.num_classes)
+            raise ConfigError(f"model {spec.arch}: has no pretrained weights; drop --pretrained")
+        return own.build(spec.num_classes, spec.image_size)
     _pretrained_cfg(spec.arch)  # refuses an unknown name
     try:
         return _timm_network(spec, pretrained)

@@ -1,4 +1,4 @@
-"""The parts of models that are our own: the normalisation in front, and a small network for the demo."""
+"""The parts of models that are our own: the normalisation in front, and small networks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 SMALL_CNN = "small-cnn"
+IBP_SMALL = "ibp-small"
 
 
 class Normalize(nn.Module):
@@ -34,3 +35,17 @@ class SmallCNN(nn.Sequential):
 
         layers = [*block(3, 16, 2), *block(16, 32, 2), *block(32, 64, 1), *block(64, 64, 2)]
         super().__init__(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, num_classes))
+
+
+def small_ibp(num_classes: int, image_size: tuple[int, int]) -> nn.Sequential:
+    """A network that bounds go through (:mod:`certipatch.views.intervals`): three convolutions and
+    two linear layers, each with ReLU but the last; nothing else. 1.1 million weights at 32 pixels.
+
+    Source: the shape of the networks of Chiang et al. (ICLR 2020), made smaller for a CPU.
+    """
+    height, width = ((n + 3) // 4 for n in image_size)  # halved twice, rounded up
+    convolutions: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 32, 2), (32, 64, 2), (64, 64, 1)):
+        convolutions += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU()]
+    hidden = nn.Linear(64 * height * width, 256)
+    return nn.Sequential(*convolutions, nn.Flatten(), hidden, nn.ReLU(), nn.Linear(256, num_classes))

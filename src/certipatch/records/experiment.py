@@ -87,7 +87,8 @@ class Data(Expected):
 class Certification(Expected):
     """The experiment of a certification, by whatever defense.
 
-    Folders from before there was a choice do not name their ``defense``: it is PatchCleanser.
+    Folders from before there was a choice do not name their ``defense``: it is PatchCleanser. Of a defense by
+    windows, ``windows_shown`` are these as they are typed.
     """
 
     defense: str = "patchcleanser"
@@ -101,6 +102,8 @@ class Certification(Expected):
     inference: Literal["double-masking", "challenger"] = "double-masking"
     places: bool = False
     prove: bool = False
+    patch_size_known: bool | None = None
+    windows_shown: str | None = Field(default=None, alias="windows")
     masks: Masks | None = None
     threat: Against | None = None
 
@@ -117,6 +120,12 @@ class Certification(Expected):
         found = self.masks or self.threat
         assert found is not None  # as validated
         return found
+
+    @property
+    def knows_patch_size(self) -> bool | None:
+        """Whether the answer depends on the size of the patch that is reckoned with, as that of every defense
+        with masks does; None for a defense that does not say."""
+        return True if self.masks else self.patch_size_known
 
     @property
     def masks_per_axis(self) -> int:
@@ -145,7 +154,7 @@ class TrainingRun(Expected):
 class Attack(Expected):
     """The experiment of ``attack``."""
 
-    certification: MaskedCertification
+    certification: Certification
     images: Count
     records_sha256: str | None = None
     attack: Any = None

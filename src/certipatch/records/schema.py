@@ -158,6 +158,45 @@ class PatchCleanserRecord(Record):
         return self
 
 
+class WindowRecord(Record):
+    """One image of ``certify`` with a defense by evidence (ds, smoothed-vit, patchguard ...).
+
+    ``slack`` is what the true label has to spare, in units of evidence, against the patch (or patches) at
+    ``weakest`` ([top, left, height, width] each), where the class ``rival`` is nearest to winning: certified
+    if it is 0 or more. ``slack_published`` is the same by the papers' own condition, which does not know the
+    place; null where theirs is the same. ``margin``: by how many logits two classes may move in every window
+    at once without loss of the certificate; null where there is none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    ORDER = (
+        *("index", "name", "label", "pixels", "vanilla_label", "defended_label", "certified"),
+        *("slack", "slack_published", "weakest", "rival", "margin", "passes", "error"),
+    )
+
+    slack: int | None
+    slack_published: int | None
+    weakest: tuple[tuple[int, int, int, int], ...] | None
+    rival: int | None = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _spared(self) -> Self:
+        """Certified is a slack of 0 or more, with a margin; the published slack is never the larger one."""
+        if self.slack is None:
+            if self.error is None or any((self.slack_published, self.weakest, self.rival)):
+                raise ValueError("without a slack, but its other fields say it was looked at")
+            return self
+        flaws = (
+            self.certified != (self.slack >= 0),
+            self.certified != (self.margin is not None),
+            not self.weakest or self.rival is None or self.rival == self.label,
+            self.slack_published is not None and self.slack_published > self.slack,
+        )
+        if any(flaws):
+            raise ValueError("slack, but its other fields say something else")
+        return self
+
+
 class DetectionRecord(Line):
     """One image of ``detect``: what Minority Reports found, for every threshold at once.
 
@@ -265,7 +304,16 @@ class AttackRecord(Indexed):
 
 
 # The schema of a method that adds fields of its own; the lines of other defenses are read as plain records.
-SCHEMAS: dict[str, type[Line]] = {"patchcleanser": PatchCleanserRecord, "minority-reports": DetectionRecord}
+SCHEMAS: dict[str, type[Line]] = {
+    "patchcleanser": PatchCleanserRecord,
+    "minority-reports": DetectionRecord,
+    "ds": WindowRecord,
+    "smoothed-vit": WindowRecord,
+    "patchguard": WindowRecord,
+    "clipped-bagnet": WindowRecord,
+    "bagcert": WindowRecord,
+    "patchcure-srf": WindowRecord,
+}
 
 
 def digest(records: Sequence[Record]) -> str:

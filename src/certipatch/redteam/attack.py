@@ -12,13 +12,13 @@ import torch
 from lightning_fabric import Fabric
 
 from ..data.source import Images, Item, Source, as_float, pixels_sha256
-from ..defenses.contract import check_precision
+from ..defenses.contract import CertifiedDefense, check_precision
 from ..defenses.patchcleanser.defense import PatchCleanser
-from ..errors import RecordsError, SoundnessError
+from ..errors import ConfigError, RecordsError, SoundnessError
 from ..models.runs import Opened
 from ..records.manifest import begin_manifest
 from ..records.read import Folder, read_folder
-from ..records.schema import ATTACKS, AttackRecord, PatchCleanserRecord, digest
+from ..records.schema import ATTACKS, AttackRecord, Record, digest
 from ..records.store import BLOCK, Store
 from ..runtime.devices import derived_seed, environment, precision_of
 from ..runtime.progress import percent, progress_bar
@@ -27,15 +27,16 @@ from .found import Found, check_certificate, save
 from .goals import Goal, clean_tables, goals
 from .harness import Harness, check_one_patch
 from .places import attack_places
+from .windows import attack_windows, by_windows
 
-Records = Sequence[PatchCleanserRecord]
+Records = Sequence[Record]
 
 
 def attack(
     opened: Opened,
     source: Source,
-    defense: PatchCleanser,
-    certified: Folder[PatchCleanserRecord],
+    defense: CertifiedDefense,
+    certified: Folder[Any],
     out: Path,
     *,
     fabric: Fabric,
@@ -55,9 +56,9 @@ def attack(
         SoundnessError: a certified image was broken (the folder that it names has all that is needed to
             replay it), or an image is not the one that was certified.
         RecordsError: records that are not complete, or ``out`` cannot be used.
-        ConfigError: masks against two patches.
+        ConfigError: a defense against two patches.
     """
-    check_one_patch(defense.masks)
+    check_one_patch(defense.threat)
     check_precision(defense, precision_of(fabric))
     chosen = _chosen(certified, len(source), limit)
     experiment = {
@@ -72,7 +73,7 @@ def attack(
     images = Images(source, opened.spec)
     with (
         Store(out, about, ATTACKS, resume=resume) as store,
-        progress_bar(len(chosen), f"attack {defense.masks.name}") as progress,
+        progress_bar(len(chosen), f"attack {_against(defense)}") as progress,
     ):
         before = read_folder(out).records
         done, broken = {record.index for record in before}, sum(record.broken for record in before)
@@ -88,6 +89,11 @@ def attack(
             attacked = progress.done + len(new)
             progress.advance(len(new), f"attacked accuracy {percent(attacked - broken, attacked)}")
         store.finish()
+
+
+def _against(defense: CertifiedDefense) -> str:
+    """What is attacked, for the progress."""
+    return defense.masks.name if isinstance(defense, PatchCleanser) else defense.threat.file_name
 
 
 def _saved(
@@ -109,7 +115,7 @@ def _saved(
     return new
 
 
-def _chosen(certified: Folder[PatchCleanserRecord], images: int, limit: int | None) -> Records:
+def _chosen(certified: Folder[Any], images: int, limit: int | None) -> Records:
     """The records of the images to attack, spread over all."""
     records = certified.records
     if certified.manifest.finished is None or len(records) != images:
@@ -128,7 +134,7 @@ def _blocks(chosen: Records, done: set[int]) -> list[Records]:
     return [block for block in blocks if not done.issuperset(record.index for record in block)]
 
 
-def _as_certified(item: Item, record: PatchCleanserRecord, certified: Path) -> Item:
+def _as_certified(item: Item, record: Record, certified: Path) -> Item:
     """The image. Raises SoundnessError if its pixels or its label are not those that were certified."""
     pixels = None if item.pixels is None else pixels_sha256(item.pixels)
     if (pixels, item.label) != (record.pixels, record.label):
@@ -140,23 +146,31 @@ def _as_certified(item: Item, record: PatchCleanserRecord, certified: Path) -> I
 
 
 def _attack_block(
-    opened: Opened, defense: PatchCleanser, items: list[Item], records: Records, config: AttackConfig
+    opened: Opened, defense: CertifiedDefense, items: list[Item], records: Records, config: AttackConfig
 ) -> list[Found]:
     """Attack those images of a block that the defended model is right on; a block is always attacked as a
     whole."""
-    found = _clean_answers(defense, items)
+    found = _clean_answers(opened, defense, items)
     right = [a for a, one in enumerate(found) if one.clean and one.clean.defended_label == items[a].label]
     if not right:
         return found
     device = next(opened.network.parameters()).device
     pixels = torch.stack([items[a].readable() for a in right]).to(device)
     labels = torch.tensor([items[a].label for a in right], device=device)
+    if by_windows(defense):
+        seeds = [derived_seed(config.seed, records[a].index) for a in right]
+        attacked = attack_windows(Harness(defense, pixels), labels, config, seeds)
+        for a, (open_at, judged) in zip(right, attacked, strict=True):
+            found[a] = replace(found[a], ways=open_at, results=tuple(judged))
+        return found
+    if not isinstance(defense, PatchCleanser):
+        raise ConfigError(f"attack: expected a defense that it knows, found {defense.name}")
     ways = _open_ways(defense, pixels, labels, [records[a].certified for a in right])
     seeds = [derived_seed(config.seed, records[a].index) for a in right]
     results = attack_images(opened.network, Harness(defense, pixels), labels, ways, config, seeds)
     for a, open_ways, judged in zip(right, ways, results, strict=True):
         found[a] = replace(found[a], ways=len(open_ways), results=tuple(judged))
-    by_place = [(records[a].index, records[a].proven or "") for a in right]
+    by_place = [(records[a].index, getattr(records[a], "proven", None) or "") for a in right]
     if by_place[0][1]:
         at_places = attack_places(opened.network, Harness(defense, pixels), labels, ways, config, by_place)
         for a, one in zip(right, at_places, strict=True):
@@ -164,12 +178,12 @@ def _attack_block(
     return found
 
 
-def _clean_answers(defense: PatchCleanser, items: list[Item]) -> list[Found]:
+def _clean_answers(opened: Opened, defense: CertifiedDefense, items: list[Item]) -> list[Found]:
     """What the defended model answers on the clean images; nothing for those that cannot be read."""
     readable = [a for a, item in enumerate(items) if item.pixels is not None]
     found = [Found(None) for _ in items]
     if readable:
-        device = next(defense.model.parameters()).device
+        device = next(opened.network.parameters()).device
         pixels = torch.stack([items[a].readable() for a in readable]).to(device)
         for a, verdict in zip(readable, defense.examine(as_float(pixels)), strict=True):
             found[a] = Found(verdict)

@@ -24,7 +24,9 @@ disagrees with all its pairs wins there too, and one that is outvoted may lose a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +35,12 @@ from torch import Tensor, nn
 
 from ..config import Frozen
 from ..data.source import as_float
+from ..defenses.contract import Verdict
 from ..defenses.patchcleanser.defense import PatchCleanser
-from ..defenses.patchcleanser.examination import PatchCleanserVerdict
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size
 from ..views.losses import gradients
-from ..views.masked import Masked, window_tensor
+from ..views.masked import Look, Masked, window_tensor
 from .goals import Goal, shown
 from .harness import Harness, Proposal
 
@@ -112,13 +114,13 @@ class Result:
 
     attempt: Attempt
     patched: Tensor
-    verdict: PatchCleanserVerdict
+    verdict: Verdict
     broken: bool
 
 
 def attack_images(
     model: nn.Module,
-    harness: Harness,
+    harness: Harness[PatchCleanser],
     labels: Tensor,
     ways: list[list[Goal]],
     config: AttackConfig,
@@ -135,28 +137,54 @@ def attack_images(
     Returns:
         for each image everything that was judged, in order.
     """
-    masks, victim = harness.defense.masks, _Victim(model, harness, as_float(harness.pixels), labels)
-    results: list[list[Result]] = [[] for _ in ways]
+    defense = harness.defense
+    masks, device = defense.masks, labels.device
+    victim = Victim(
+        harness,
+        labels,
+        Masked(model, defense.fill.to(device)),
+        defense.batch_size,
+        lambda attempts: _views_to_fool(defense, labels, attempts),
+    )
     starts = [_starts(masks, image, ways[image], config, seed) for image, seed in enumerate(seeds)]
+    return climb(victim, starts, config.steps)
+
+
+def climb(victim: Victim, starts: list[list[list[Attempt]]], steps: int) -> list[list[Result]]:
+    """Let starts climb, in heats of 2, 4, 8 ... on each image until its answer is wrong or they are used up.
+
+    Args:
+        starts: for each image and start the draws, of which the nearest climbs on.
+    """
+    results: list[list[Result]] = [[] for _ in starts]
     heat = 2
     while drawn := [start for image in _unbroken(results) for start in starts[image][:heat]]:
-        _run_heat(victim, _nearest(victim, drawn), config.steps, results)
+        _run_heat(victim, _nearest(victim, drawn), steps, results)
         starts, heat = [of_image[heat:] for of_image in starts], 2 * heat
     return results
 
 
 @dataclass(frozen=True)
-class _Victim:
-    """What is attacked: a model, the harness around its defense, and images (N, 3, H, W) with labels."""
+class Victim:
+    """What is attacked, and how it looks at what is proposed.
 
-    model: nn.Module
-    harness: Harness
-    images: Tensor
+    Attributes:
+        harness: around the defense, with the images (N, 3, H, W).
+        labels: (N,) int64, the true labels.
+        look: (images, windows) -> logits of views, with gradients; ``batch_size`` views at once.
+        views: the views that attempts must fool.
+    """
+
+    harness: Harness[Any]
     labels: Tensor
+    look: Look
+    batch_size: int
+    views: Callable[[list[Attempt]], Views]
 
     @property
-    def defense(self) -> PatchCleanser:
-        return self.harness.defense
+    def images(self) -> Tensor:
+        """(N, 3, H, W) float in [0, 1]."""
+        return as_float(self.harness.pixels)
 
     def judge(self, attempts: list[Attempt]) -> list[Result]:
         """What the defense says of each attempt."""
@@ -172,7 +200,7 @@ def _unbroken(results: list[list[Result]]) -> list[int]:
     return [image for image, of_image in enumerate(results) if not any(each.broken for each in of_image)]
 
 
-def _run_heat(victim: _Victim, attempts: list[Attempt], steps: int, results: list[list[Result]]) -> None:
+def _run_heat(victim: Victim, attempts: list[Attempt], steps: int, results: list[list[Result]]) -> None:
     """Let attempts climb in rounds, and add what the harness says of them to the results of their images.
 
     After each round the better half of the attempts on each image that is not broken goes on.
@@ -193,13 +221,13 @@ def _better_half(attempts: list[Attempt]) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.shortfall)[: len(attempts) // 2]
 
 
-def _climb_in_parts(victim: _Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
+def _climb_in_parts(victim: Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
     """As :func:`_climb`, of any number of attempts."""
     parts = [attempts[start : start + CLIMB_AT_ONCE] for start in range(0, len(attempts), CLIMB_AT_ONCE)]
     return [attempt for part in parts for attempt in _climb(victim, part, steps, step)]
 
 
-def _nearest(victim: _Victim, drawn: list[list[Attempt]]) -> list[Attempt]:
+def _nearest(victim: Victim, drawn: list[list[Attempt]]) -> list[Attempt]:
     """Of the draws for each start the one that misses its goal by least."""
     looked_at = iter(_climb_in_parts(victim, [draw for draws in drawn for draw in draws], 1, STEP))
     return [min([next(looked_at) for _ in draws], key=lambda draw: draw.shortfall) for draws in drawn]
@@ -247,35 +275,29 @@ def _anywhere(masks: MaskSet, seed: int) -> list[Goal]:
 
 
 @dataclass(frozen=True)
-class _Views:
+class Views:
     """The views that attempts must fool.
 
     Attributes:
         which: (V,) the number of the attempt that each view belongs to.
-        windows: (V, windows, 4) what is hidden in it.
-        label: (V, 1) the label that the view must no longer have, or must get.
-        outvote: (V,) bool, True where it must no longer have the label, False where it must get it.
+        windows: (V, ...) of each view what the victim's ``look`` takes.
+        shortfall: logits of some views (v, classes), and the slice of all views which they are -> (v,) how
+            many logits each of them misses by.
     """
 
     which: Tensor
     windows: Tensor
-    label: Tensor
-    outvote: Tensor
+    shortfall: Callable[[Tensor, slice], Tensor]
 
     def left(self, missing: Tensor) -> list[tuple[float, float]]:
         """The shortfall of each attempt, from that of each view."""
         of_attempts = torch.split(missing.cpu(), self.which.bincount().tolist())
         return [(float((each > MARGIN).float().mean()), float(each.mean())) for each in of_attempts]
 
-    def shortfall(self, logits: Tensor, part: slice) -> Tensor:
-        """How many logits views miss by: the label must trail another one, or lead all, by ``MARGIN``."""
-        its = logits.gather(1, self.label[part])[:, 0]
-        others = logits.scatter(1, self.label[part], -torch.inf).amax(1)
-        return torch.relu(torch.where(self.outvote[part], its - others, others - its) + MARGIN)
 
-
-def _views_to_fool(victim: _Victim, attempts: list[Attempt]) -> _Views:
-    masks, device, none = victim.defense.masks, victim.images.device, -1
+def _views_to_fool(defense: PatchCleanser, labels: Tensor, attempts: list[Attempt]) -> Views:
+    """A label must no longer lead to be outvoted, and must lead all others to disagree, by ``MARGIN``."""
+    masks, device, none = defense.masks, labels.device, -1
     views = [
         (a, *pair, none if attempt.target is None else attempt.target)
         for a, attempt in enumerate(attempts)
@@ -284,28 +306,34 @@ def _views_to_fool(victim: _Victim, attempts: list[Attempt]) -> _Views:
     which, first, second, target = torch.tensor(views, device=device).T
     windows = window_tensor(masks, device)
     image = torch.tensor([attempt.image for attempt in attempts], device=device)
-    label = torch.where(target == none, victim.labels[image[which]], target)[:, None]
-    return _Views(which, torch.cat([windows[first], windows[second]], dim=1), label, target == none)
+    label = torch.where(target == none, labels[image[which]], target)[:, None]
+
+    def shortfall(logits: Tensor, part: slice) -> Tensor:
+        its = logits.gather(1, label[part])[:, 0]
+        others = logits.scatter(1, label[part], -torch.inf).amax(1)
+        return torch.relu(torch.where(target[part] == none, its - others, others - its) + MARGIN)
+
+    return Views(which, torch.cat([windows[first], windows[second]], dim=1), shortfall)
 
 
-def _climb(victim: _Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
+def _climb(victim: Victim, attempts: list[Attempt], steps: int, step: float) -> list[Attempt]:
     """The attempts with the best contents on their ways: projected sign gradient with momentum.
 
     The step falls along a cosine. What is looked at is what the harness will judge, rounded to 8 bits.
     """
-    views, device = _views_to_fool(victim, attempts), victim.images.device
-    clean = victim.images[[attempt.image for attempt in attempts]]
+    views, images = victim.views(attempts), victim.images
+    device, clean = images.device, images[[attempt.image for attempt in attempts]]
     pasted = clean.clone()
     outside = torch.ones(len(pasted), 1, *pasted.shape[2:], dtype=torch.bool, device=device)
     for a, attempt in enumerate(attempts):
         outside[a, :, *attempt.box] = False
         pasted[a, :, *attempt.box] = attempt.content
-    momentum, look = torch.zeros_like(pasted), Masked(victim.model, victim.defense.fill.to(device))
+    momentum = torch.zeros_like(pasted)
     best = [replace(attempt, shortfall=(1.0, math.inf)) for attempt in attempts]
     for t in range(steps):
         rounded = torch.where(outside, clean, (pasted * 255).round() / 255)
         gradient, missing = gradients(
-            look, rounded, views.which, views.windows, views.shortfall, batch_size=victim.defense.batch_size
+            victim.look, rounded, views.which, views.windows, views.shortfall, batch_size=victim.batch_size
         )
         best = [
             _better(one, rounded[a], left)

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.source import Item, pixels_sha256
-from ..defenses.patchcleanser.examination import PatchCleanserVerdict
+from ..defenses.contract import Verdict
 from ..errors import BrokenCertificateError
 from ..records.files import write_atomically
-from ..records.schema import AttackRecord, PatchCleanserRecord, PlacesAttacked
+from ..records.schema import AttackRecord, PatchCleanserRecord, PlacesAttacked, Record
 from .climb import Result
 from .places import AtPlaces
 
@@ -36,7 +36,7 @@ class Found:
             anyway, or if it was not certified by place.
     """
 
-    clean: PatchCleanserVerdict | None
+    clean: Verdict | None
     ways: int = 0
     results: tuple[Result, ...] = ()
     places: AtPlaces | None = None
@@ -61,7 +61,7 @@ class Found:
         return self.clean.defended_label if self.clean else None
 
 
-def save(out: Path, record: PatchCleanserRecord, found: Found) -> AttackRecord:
+def save(out: Path, record: Record, found: Found) -> AttackRecord:
     """The record of an attack; the patched image goes into a file of its own."""
     best = found.best
     common: dict[str, Any] = {
@@ -72,7 +72,7 @@ def save(out: Path, record: PatchCleanserRecord, found: Found) -> AttackRecord:
         "ways": found.ways,
         "defended_label": found.answer,
     }
-    if record.proven is not None:
+    if isinstance(record, PatchCleanserRecord) and record.proven is not None:
         common["places"] = _at_places(found)
     if best is None:
         vanilla = found.clean.vanilla_label if found.clean else None
@@ -104,9 +104,7 @@ def _at_places(found: Found) -> PlacesAttacked:
     return PlacesAttacked(proven_share=one.share, broken=one.broken, proven_attempts=len(one.proven), **drawn)
 
 
-def check_certificate(
-    out: Path, item: Item, record: PatchCleanserRecord, found: Found, manifests: dict[str, Any]
-) -> None:
+def check_certificate(out: Path, item: Item, record: Record, found: Found, manifests: dict[str, Any]) -> None:
     """Stop if a certified image was broken, or another at a proven place, with all that is needed to replay
     it in a folder of its own.
 

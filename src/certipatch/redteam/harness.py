@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..data.source import as_float
-from ..defenses.patchcleanser.defense import PatchCleanser
-from ..defenses.patchcleanser.examination import PatchCleanserVerdict
+from ..defenses.contract import CertifiedDefense, Verdict
 from ..errors import ConfigError
-from ..geometry.masks import MaskSet
-from ..geometry.patch import by
+from ..geometry.patch import Threat, by
+
+D = TypeVar("D", bound=CertifiedDefense)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Proposal:
     Attributes:
         image: the number of the image.
         top, left: the place of the patch.
-        content: (3, h, w) float in [0, 1]; (h, w) is one of the shapes that the masks are against.
+        content: (3, h, w) float in [0, 1]; (h, w) is one of the shapes of the threat.
     """
 
     image: int
@@ -31,7 +32,7 @@ class Proposal:
     content: Tensor
 
 
-class Harness:
+class Harness(Generic[D]):
     """Pastes what an attack proposes, checks that it is one patch, and asks the defense.
 
     Args:
@@ -40,11 +41,11 @@ class Harness:
     Raises ConfigError for a defense against two patches.
     """
 
-    def __init__(self, defense: PatchCleanser, pixels: Tensor) -> None:
-        check_one_patch(defense.masks)
+    def __init__(self, defense: D, pixels: Tensor) -> None:
+        check_one_patch(defense.threat)
         self.defense, self.pixels = defense, pixels
 
-    def judge(self, proposals: list[Proposal]) -> list[tuple[Tensor, PatchCleanserVerdict]]:
+    def judge(self, proposals: list[Proposal]) -> list[tuple[Tensor, Verdict]]:
         """For each proposal the patched image (3, H, W) uint8, and what the defense says of it.
 
         The image is rounded to 8 bits before it is judged.
@@ -76,8 +77,8 @@ class Harness:
         return patched
 
     def _check_place(self, proposal: Proposal) -> None:
-        """Raises ConfigError for a patch of another shape than the masks cover, or not within the image."""
-        shapes, (height, width) = self.defense.masks.patch_sizes, self.defense.masks.image_size
+        """Raises ConfigError for a patch of another shape than the threat has, or not within the image."""
+        shapes, (height, width) = self.defense.threat.patch_sizes, self.pixels.shape[2:]
         found, top, left = tuple(proposal.content.shape), proposal.top, proposal.left
         known = found in [(3, *size) for size in shapes]
         if not known or not (0 <= top <= height - found[1] and 0 <= left <= width - found[2]):
@@ -87,10 +88,10 @@ class Harness:
             )
 
 
-def check_one_patch(masks: MaskSet) -> None:
-    """Raises ConfigError for masks against two patches: goals, places and harness know of one only."""
-    if masks.patches != 1:
+def check_one_patch(threat: Threat) -> None:
+    """Raises ConfigError for a defense against two patches: goals, places and harness know of one only."""
+    if threat.patches != 1:
         raise ConfigError(
-            f"attack: expected masks against one patch, found those against {masks.patches}; there is no "
+            f"attack: expected masks against one patch, found those against {threat.patches}; there is no "
             "attack with more yet"
         )

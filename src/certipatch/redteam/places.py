@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..defenses.patchcleanser.defense import PatchCleanser
 from ..geometry.masks import MaskSet
 from ..geometry.places import proven_places
 from ..runtime.devices import derived_seed
@@ -42,7 +43,7 @@ class AtPlaces:
 
 def attack_places(
     model: nn.Module,
-    harness: Harness,
+    harness: Harness[PatchCleanser],
     labels: Tensor,
     ways: list[list[Goal]],
     config: AttackConfig,
@@ -83,7 +84,7 @@ class _Target:
     """What is attacked, as of :func:`attack_places`, and the seed of each image."""
 
     model: nn.Module
-    harness: Harness
+    harness: Harness[PatchCleanser]
     labels: Tensor
     seeds: list[int]
 

@@ -27,6 +27,11 @@ CAPTION = (
 )
 
 
+SIZE_KNOWN = (
+    "size known: the defense answers by the size of the patch that it reckons with; without, one answer is "
+    "certified against every size."
+)
+
 BY_PLACE = (
     "certified share of places: of an image, the places of the patch where it stays right under any content, "
     "proven; the mean over the images, for a place that is not the attacker's choice."
@@ -97,6 +102,7 @@ class Summary:
             "data": self.folder.manifest.stated["data"],
             **self.threat,
             "masks_per_axis": self.experiment.masks_per_axis,
+            **_defense(self.experiment),
             "vanilla_accuracy": self.vanilla_accuracy.to_json(),
             "clean_accuracy": self.clean_accuracy.to_json(),
             "certified_robust_accuracy": self.certified_robust_accuracy.to_json(),
@@ -108,6 +114,13 @@ class Summary:
             "below_min_margin": self.below,
             **environments(self.folder.manifest),
         }
+
+
+def _defense(experiment: Certification) -> dict[str, Any]:
+    """For JSON: which defense it is, where it is not PatchCleanser."""
+    if experiment.defense == "patchcleanser":
+        return {}
+    return {"defense": experiment.defense, "patch_size_known": experiment.knows_patch_size}
 
 
 def environments(manifest: Manifest) -> dict[str, Any]:
@@ -206,15 +219,21 @@ def table(summaries: Sequence[Summary]) -> Table:
     """The table of several certifications, 80 columns wide."""
     out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     out.caption = escape(" ".join([CAPTION, *_remarks(summaries)]))
-    out.add_column("run, model, training", overflow="fold", min_width=22)
     by_place = any(summary.certified_share_of_places for summary in summaries)
-    headings = ["patch", "k", "vanilla", "clean", "certified\nrobust"]
+    kinds = _of_several_defenses(summaries)
+    out.add_column("run, model, training", overflow="fold", min_width=16 if kinds else 22)
+    headings = ["patch", *(["size\nknown"] if kinds else []), "k", "vanilla", "clean", "certified\nrobust"]
     headings += ["certified\nshare of\nplaces"] if by_place else []
     for heading in [*headings, "passes/\nimage"]:
         out.add_column(heading, justify="right")
     for summary in summaries:
-        out.add_row(*_row(summary, by_place))
+        out.add_row(*_row(summary, by_place, kinds))
     return out
+
+
+def _of_several_defenses(summaries: Sequence[Summary]) -> bool:
+    """Whether some of them are of another defense than PatchCleanser."""
+    return any(summary.experiment.defense != "patchcleanser" for summary in summaries)
 
 
 def _remarks(summaries: Sequence[Summary]) -> list[str]:
@@ -223,7 +242,9 @@ def _remarks(summaries: Sequence[Summary]) -> list[str]:
     manifests = [summary.folder.manifest for summary in summaries]
     by_place = [BY_PLACE] if any(summary.certified_share_of_places for summary in summaries) else []
     proofs = [f"{summary.name}: {summary.proofs}." for summary in summaries if summary.proofs]
+    kinds = [SIZE_KNOWN] if _of_several_defenses(summaries) else []
     return [
+        *kinds,
         *by_place,
         *map(one_line, proofs),
         *other_images([summary.experiment for summary in summaries]),
@@ -248,23 +269,29 @@ def other_images(experiments: Sequence[Certification]) -> list[str]:
     return [] if same else ["These runs are not of the same images."]
 
 
-def _row(summary: Summary, by_place: bool) -> list[str]:
+def _row(summary: Summary, by_place: bool, kinds: bool) -> list[str]:
     experiment = summary.experiment
     asked = experiment.data.images
     state = "" if summary.complete else f" (incomplete: {summary.images} of {asked} images)"
     what = [f"{summary.name}{state}", experiment.model.arch, strategy(experiment)]
     what += ["challenger masking"] if experiment.inference == "challenger" else []
-    what += [f"defense: {experiment.defense}"] if experiment.defense != "patchcleanser" else []
+    what += [f"defense: {in_words(experiment)}"] if experiment.defense != "patchcleanser" else []
     shares = summary.vanilla_accuracy, summary.clean_accuracy, summary.certified_robust_accuracy
     places = summary.certified_share_of_places
     return [
         "\n".join(escape(one_line(text)) for text in what),
         against(experiment),
+        *([{True: "yes", False: "no", None: ""}[experiment.knows_patch_size]] if kinds else []),
         str(experiment.masks_per_axis or ""),
         *(share.stacked() for share in shares),
         *([places.stacked() if places else ""] if by_place else []),
         f"{summary.passes / summary.images:.0f}",
     ]
+
+
+def in_words(experiment: Certification) -> str:
+    """The defense and its windows: ``ds columns:4``, ``patchcleanser``."""
+    return " ".join([experiment.defense, *([experiment.windows_shown] if experiment.windows_shown else [])])
 
 
 def against(experiment: Certification) -> str:

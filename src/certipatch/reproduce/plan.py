@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..geometry.masks import MaskSet
 from ..training.config import TrainConfig, default_lr, train_config
 from ..training.strategies import BACKWARD, FORWARD, STRATEGIES, forward_equivalents
-from .recipe import Recipe, Setup
+from .recipe import PATCHCLEANSER, Published, Recipe, Setup
 
 # Options of a training that a setup may set, besides those that decide on the rows of its table.
 TRAINED = ("optimizer", "schedule", "weight_decay", "momentum", "augment", "ema", "keep")
@@ -131,13 +131,10 @@ class Run:
         return self.test_images * (1 + n * (n + 1) // 2)
 
 
-def published(recipe: Recipe, run: Run, patch: str, masks_per_axis: int) -> float | None:
-    """The paper's certified robust accuracy for a cell, in %.
-
-    None if it is not known, as for rows that the paper does not have.
-    """
-    cell = (run.setup.data, run.arch.partition(".")[0], run.row, patch, masks_per_axis)
-    return next((value.certified_robust_accuracy for value in recipe.paper if value.cell == cell), None)
+def published(recipe: Recipe, run: Run, patch: str, masks_per_axis: int) -> Published | None:
+    """What the paper prints in a cell; None for rows that it does not have."""
+    model = run.arch.partition(".")[0]
+    return recipe.published.get((PATCHCLEANSER, run.setup.data, model, run.row, patch, masks_per_axis))
 
 
 def plan(recipe: Recipe, *, only: str | None = None, scale: float = 1.0) -> list[Run]:

@@ -7,6 +7,7 @@ and the paper's numbers to compare with. ``plan.py`` makes runs out of it.
 from __future__ import annotations
 
 import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,8 @@ from ..records.manifest import first_problem
 FOLDER = Path(__file__).with_name("recipes")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 NAME = r"^[\w.-]+$"  # what can be part of the name of a folder
+PATCHCLEANSER = "patchcleanser"
+Where = tuple[str, str, str, str, str, int | None]  # defense, data, model, strategy, patch, masks per axis
 
 
 class Base(Frozen):
@@ -108,36 +111,64 @@ class Setup(Frozen):
 
 
 class Published(Frozen):
-    """A value of the paper: certified robust accuracy in %."""
+    """A cell of the paper's tables, in %.
+
+    Attributes:
+        defense: PatchCleanser, or a comparator, which has no model, strategy or masks per axis in the paper.
+        clean_accuracy: of the defended model; None where the table does not print it.
+    """
 
     data: str
-    model: str
-    strategy: str
     patch: str
-    masks_per_axis: int
+    defense: str = PATCHCLEANSER
+    model: str = ""
+    strategy: str = ""
+    masks_per_axis: int | None = None
+    clean_accuracy: float | None = None
     certified_robust_accuracy: float
 
     @property
-    def cell(self) -> tuple[str, str, str, str, int]:
-        """Where it stands: data set, model, row of the table, patch and masks per axis."""
-        return self.data, self.model, self.strategy, self.patch, self.masks_per_axis
+    def cell(self) -> Where:
+        """Where it stands: defense, data set, model, row of the table, patch and masks per axis."""
+        return self.defense, self.data, self.model, self.strategy, self.patch, self.masks_per_axis
+
+    def __str__(self) -> str:
+        """``clean / certified robust`` as the paper prints it, or the latter alone."""
+        clean = "" if self.clean_accuracy is None else f"{self.clean_accuracy:.1f} / "
+        return f"{clean}{self.certified_robust_accuracy:.1f}"
 
 
 class Recipe(Frozen):
-    """A table or figure of the paper: the claim that it examines, its setups, and the paper's numbers."""
+    """A table or figure of the paper: the claim that it examines, its setups, and the paper's numbers.
+
+    Attributes:
+        paper: the paper's numbers. paper_of: shipped recipes whose numbers are compared with too, so that
+            each stands in one place.
+        search_passes: the forward passes that the paper counts for the search of a strategy.
+    """
 
     title: str
     claim: str
     figure: bool = False
     setup: tuple[Setup, ...]
     paper: tuple[Published, ...] = ()
+    paper_of: tuple[str, ...] = ()
+    search_passes: dict[str, int] = Field(default={})
 
     @model_validator(mode="after")
     def _named_once(self) -> Recipe:
         names = [(setup.data, model) for setup in self.setup for model in setup.models]
         if len(set(names)) < len(names):
             raise ValueError("two setups of the same data and model; give the data another name")
+        if len({value.cell for value in self.paper}) < len(self.paper):
+            raise ValueError("paper: the same cell twice")
         return self
+
+    @cached_property
+    def published(self) -> dict[Where, Published]:
+        """All numbers of the paper to compare with, by their cell. Raises ConfigError for no such recipe."""
+        others = [value for name in self.paper_of for value in read_recipe(name).paper]
+        return {value.cell: value for value in (*others, *self.paper)}
 
 
 def read_recipe(name: str, *, precision: str | None = None) -> Recipe:

@@ -16,8 +16,9 @@ from ..records.files import write_atomically
 from ..report.certification import Summary, summarize, training_cost
 from ..report.shares import Share
 from .done import certification
+from .paper import comparators, not_run, search_passes
 from .plan import Run, published
-from .recipe import Recipe
+from .recipe import Published, Recipe
 
 HOW_TO_READ = (
     "vanilla: the undefended model is right; clean: the defended model is right; certified robust: it stays "
@@ -39,7 +40,7 @@ class Cell:
         folder: where it is, relative to ``--out``.
         summary: what it says, without its records, of which a recipe may have millions.
         cost: forward-equivalents of fine-tuning for one image, over all epochs.
-        published: the paper's certified robust accuracy in %.
+        published: what the paper prints there.
         problem: why what is there is not shown.
     """
 
@@ -49,7 +50,7 @@ class Cell:
     folder: str
     summary: Summary | None = None
     cost: float | None = None
-    published: float | None = None
+    published: Published | None = None
     problem: str | None = None
 
     @property
@@ -121,7 +122,9 @@ def to_json(cell: Cell) -> dict[str, Any]:
         **{name: measured.get(name) for name in ACCURACIES},
         **({PLACES: measured.get(PLACES)} if run.setup.places else {}),
         "passes_per_image": cell.passes,
-        "paper_certified_robust_accuracy_percent": cell.published,
+        "paper_clean_accuracy_percent": cell.published and cell.published.clean_accuracy,
+        "paper_certified_robust_accuracy_percent": cell.published
+        and cell.published.certified_robust_accuracy,
         "records": cell.folder if summary else None,
     }
 
@@ -164,7 +167,10 @@ def markdown(recipe: Recipe, cells: list[Cell]) -> str:
         if any(cell.summary for cell in of_table):
             lines += _table(of_table)
         else:
-            missing.append(f"- {of_table[0].run.setup.data}, {arch}, patch {patch}")
+            known = [(cell.run.row, cell.masks_per_axis, cell.published) for cell in of_table]
+            place = f"{of_table[0].run.setup.data}, {arch}, patch {patch}"
+            missing += not_run(place, known)
+    lines += comparators(recipe) + search_passes(recipe)
     if missing:
         lines += ["## Not run", "", *missing, ""]
     lines += [HOW_TO_READ, "", "<details><summary>Fractions and records of each run</summary>", ""]
@@ -253,9 +259,9 @@ def _with_k(cells: list[Cell], k: int) -> list[Summary]:
 
 
 def _paper(cells: list[Cell], k: int) -> str:
-    """The paper's value in %, which is the same for all seeds."""
+    """What the paper prints, which is the same for all seeds."""
     (value,) = {cell.published for cell in cells if cell.masks_per_axis == k}
-    return "" if value is None else f"{value:.1f}"
+    return str(value or "")
 
 
 def _mean(shares: Sequence[Share]) -> str:

@@ -9,6 +9,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from ..config import Frozen
 from ..errors import ConfigError
 
+LOSSES = ("cross-entropy", "best-window-removed", "region-margin", "interval")
+Loss = Literal["best-window-removed", "region-margin", "interval"]
 # The paper's choices as the command line calls them. Each has one value in a manifest, None: runs from before
 # there was a choice have no other.
 PAPERS: dict[str, Any] = {"optimizer": "momentum", "schedule": "step", "augment": "none", "keep": "last"}
@@ -41,6 +43,9 @@ class TrainConfig(Frozen):
         search_every: a strategy that searches does so in every so many epochs, and uses again in between what
             it found last; None: in each epoch.
         search_precision: the precision of the search; None: that of the training.
+        loss: what a step minimises (:mod:`certipatch.training.losses`); None: cross-entropy.
+        windows: which bands or blocks random-band shows one of, as ``certify --windows`` takes them; None:
+            columns of an eighth of the width.
     """
 
     strategy: str
@@ -62,7 +67,15 @@ class TrainConfig(Frozen):
     gradcam_layer: str | None = None
     search_every: int | None = Field(default=None, ge=1)
     search_precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
+    windows: str | None = None
+    loss: Loss | None = None
     seed: int = 0
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _plain(cls, loss: Any) -> Any:
+        """Cross-entropy has one value, None: runs from before there was a choice have no other."""
+        return None if loss == LOSSES[0] else loss
 
     @field_validator("search_every")
     @classmethod

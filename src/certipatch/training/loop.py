@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ from .curves import Curves
 from .depthwise import Layer, in_float32, slow_layers
 from .held_out import certified
 from .kept import HELD_OUT, Kept
+from .losses import Objective
 from .masking import Masking
 from .memory import say_memory
 from .optimization import make_optimizer, make_schedule
@@ -80,7 +80,8 @@ def fit(
     checkpoint.float32 = start.float32 if start.float32 is not None else []
     if start.float32 is None and not config.compile_step:
         checkpoint.float32 = slow_layers(model, masks.image_size, at_once, fabric)
-    wrapped, opt = fabric.setup(_compiled(model) if config.compile_step else model, optimizer)
+    objective: nn.Module = Objective(model, config, masks.image_size)
+    wrapped, opt = fabric.setup(_compiled(objective) if config.compile_step else objective, optimizer)
     loader = Loader(images, fabric, workers)
     masking = Masking(model, masks, config, fabric, len(images))
     masking.prepare(compile)
@@ -105,7 +106,8 @@ def fit(
                 with together(fabric):
                     views, targets, searched = masking(loaded, epoch, derived_seed(config.seed, epoch, step))
                 masking.share(loaded)
-                logits, loss = _step(wrapped, opt, views, targets, fabric, checkpoint.float32)
+                part = (epoch + (step / steps)) / config.epochs
+                logits, loss = _step(wrapped, opt, views, targets, part, fabric, checkpoint.float32)
                 _share_statistics(model, fabric)
                 step += 1
                 kept.update(epoch * steps + step)
@@ -123,20 +125,21 @@ def fit(
 
 
 def _step(
-    model: nn.Module,
+    objective: nn.Module,
     optimizer: Optimizer,
     views: Tensor,
     targets: Tensor,
+    part: float,
     fabric: Fabric,
     float32: list[Layer],
 ) -> tuple[Tensor, Tensor]:
     """One gradient step on the mean loss of the views; their logits before it, and the loss.
 
-    The gradients of the layers of ``float32`` are computed so, whatever the precision.
+    ``part``: how much of the training is over, from 0 to 1, by which some losses go. The gradients of the
+    layers of ``float32`` are computed so, whatever the precision.
     """
-    model.train()
-    logits = model(views)
-    loss = F.cross_entropy(logits, targets)
+    objective.train()
+    logits, loss = objective(views, targets, part)
     optimizer.zero_grad()
     with in_float32(float32):
         fabric.backward(loss)

@@ -84,6 +84,7 @@ class Masking:
             part=part,
             look=self.look,
             layer=self.config.gradcam_layer,
+            windows=self.config.windows,
         )
         return torch.stack(hidden, dim=1)
 

@@ -1,6 +1,7 @@
 """The masking strategies for fine-tuning, one row each: what chooses the masks, and what that costs.
 
-Source: Greedy Cutout, whose Table 3 compares them and whose cost model this is. What a strategy does stands
+Source: Greedy Cutout, whose Table 3 compares them and whose cost model this is; random-band is that of the
+defenses by windows, De-randomized Smoothing and Smoothed ViT. What a strategy does stands
 in ``hiding.py``, under the name in its row. This table needs no torch, so that the command line can name
 strategies and their costs at once.
 """
@@ -63,6 +64,7 @@ class Strategy:
         part: BatchPart | None = None,
         look: Look | None = None,
         layer: str | None = None,
+        windows: str | None = None,
     ) -> list[Tensor]:
         """The windows to hide from each image, one tensor (N, windows, 4) of int64 for each masked copy.
 
@@ -78,11 +80,20 @@ class Strategy:
 
         colour = find_mean(model) if fill is None else fill
         batch = hiding.Batch(
-            model, images, labels, masks, fill=colour, generator=generator, part=part, look=look, layer=layer
+            model,
+            images,
+            labels,
+            masks,
+            fill=colour,
+            generator=generator,
+            part=part,
+            look=look,
+            layer=layer,
+            windows=windows,
         )
-        windows: list[Tensor] = getattr(hiding, self.function)(batch)
+        hidden: list[Tensor] = getattr(hiding, self.function)(batch)
         check_finite(batch.finite)
-        return windows
+        return hidden
 
 
 def _no_search(_masks: MaskSet) -> int:
@@ -119,6 +130,7 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy("random-coarse", "random_coarse", by="chance", copies=1, passes=_no_search),
         Strategy("random-fine", "random_fine", by="chance", copies=1, passes=_no_search),
         Strategy("random-both", "random_both", by="chance", copies=2, passes=_no_search),
+        Strategy("random-band", "random_band", by="chance", copies=1, passes=_no_search),
         Strategy("gutout-coarse", "gutout_coarse", by="heat", copies=1, passes=lambda _: 4),
         Strategy("gutout-fine", "gutout_fine", by="heat", copies=1, passes=lambda _: 4),
         Strategy("gutout-both", "gutout_both", by="heat", copies=2, passes=lambda _: 8),

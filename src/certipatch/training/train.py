@@ -18,6 +18,7 @@ from ..config import ModelSpec
 from ..data.source import Images, Source, check_training_classes
 from ..errors import ConfigError, DataError
 from ..geometry.masks import MaskSet
+from ..geometry.sights import sights_of
 from ..models.weights import weights_sha256
 from ..records.manifest import begin_manifest
 from ..records.schema import EPOCHS
@@ -34,6 +35,7 @@ from .gradcam import saliency
 from .held_out import hold_out
 from .kept import kept_line
 from .loop import fit
+from .losses import check_loss
 from .optimization import make_optimizer
 from .strategies import STRATEGIES
 
@@ -175,6 +177,7 @@ def _describe_data(source: Source, validation: Source, data: str, fabric: Fabric
 
 def _check_strategy(model: nn.Module, spec: ModelSpec, config: TrainConfig) -> None:
     """Raise ConfigError for an option that the strategy cannot use, or a layer that Grad-CAM cannot use."""
+    check_loss(model, config, spec.image_size)
     strategy = STRATEGIES[config.strategy]
     if strategy.by == "heat":
         # One Grad-CAM of a black image, so that such a layer is refused before anything is written.
@@ -187,6 +190,10 @@ def _check_strategy(model: nn.Module, spec: ModelSpec, config: TrainConfig) -> N
             f"gradcam layer {config.gradcam_layer!r}: expected one of the gutout strategies, found "
             f"{config.strategy}"
         )
+    if config.windows is not None:
+        if strategy.name != "random-band":
+            raise ConfigError(f"windows {config.windows}: expected random-band, found {config.strategy}")
+        sights_of(config.windows, spec.image_size)  # refuses those that do not fit
     options = {"search every": config.search_every, "search precision": config.search_precision}
     for option, value in options.items():
         if value is not None and not strategy.searches:

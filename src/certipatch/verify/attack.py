@@ -20,13 +20,16 @@ from pydantic_core import to_json
 from ..config import differences
 from ..data.decode import UNREADABLE, decode, open_image
 from ..data.source import Images, Source
+from .evidence import kind_of
 from .findings import Experiment, Given, Record, Verification, place
 from .geometry import Masks
 from .goals import Goals, compare_goal
-from .patchcleanser import PATCHCLEANSER, WILD, Table, View, inference_of, table_of
+from .methods import restatement_of
+from .patchcleanser import WILD, Table, View, inference_of, table_of
 from .record import check_labels, is_sha256
 from .restatement import Line, Restatement, Sighting
 from .views import look_again
+from .windows import compare_attacked
 
 PLACE = ("top", "left", "height", "width")
 PICTURE = ("image", "pixels")
@@ -36,16 +39,24 @@ GOAL = ("row", "target")
 def _flaws(experiment: Experiment) -> Iterator[str]:
     """What is wrong with how an attack says that it was made, beside the experiment of its certification."""
     certification = experiment["certification"]
-    odd = PATCHCLEANSER.odd_entries(certification)
-    if odd or certification.get("defense", PATCHCLEANSER.defense) != PATCHCLEANSER.defense:
-        yield f"certification has other entries than those of {PATCHCLEANSER.defense}: {', '.join(odd)}"
-    if certification["masks"].get("patches", 1) != 1:
-        yield "certification.masks.patches: expected 1, which is what attacks have"
+    restated = restatement_of("certify", certification)
+    odd = restated.odd_entries(certification)
+    if odd or restated.compare is None:
+        yield f"certification has other entries than those of {restated.defense}: {', '.join(odd)}"
+        return
+    if against(certification).get("patches", 1) != 1:
+        yield "certification: expected 1 patch, which is what attacks have"
     if experiment["precision"] != certification["precision"]:
         yield f"precision is {experiment['precision']!r}, certification.precision another"
     if not isinstance(experiment["device"], str):
         yield f"device is {experiment['device']!r}"
     yield from _odd_numbers(experiment, certification["data"]["images"])
+
+
+def against(certification: Experiment) -> dict[str, Any]:
+    """What a certification is against: its masks say it, or without masks its threat."""
+    found: dict[str, Any] = certification["masks" if "masks" in certification else "threat"]
+    return found
 
 
 def _odd_numbers(experiment: Experiment, images: Any) -> Iterator[str]:
@@ -97,15 +108,16 @@ def _check_without_patch(line: Line) -> None:
 
 def _check_patch(line: Line) -> None:
     """There is a patch of one of the shapes within the image, with a picture, a goal, and attempts."""
-    record, masks = line.record, Masks.of(line.experiment["masks"])
+    record, threat = line.record, against(line.experiment)
+    size, shapes = threat["image_size"], [threat["patch_size"], *threat.get("other_patch_sizes", [])]
     check_labels(line, record["defended_label"], record["vanilla_label"])
     top, left, height, width = (record[name] for name in PLACE)
     line.expect(
         all(type(record[name]) is int for name in PLACE)
-        and [height, width] in masks.shapes
-        and 0 <= top <= masks.size[0] - height
-        and 0 <= left <= masks.size[1] - width,
-        f"the patch of {height!r} x {width!r} at ({top!r}, {left!r}) is not {masks.against} in {masks.size}",
+        and [height, width] in shapes
+        and 0 <= top <= size[0] - height
+        and 0 <= left <= size[1] - width,
+        f"the patch of {height!r} x {width!r} at ({top!r}, {left!r}) is not one of {shapes} in {size}",
     )
     none_open = record["broken"] is True and record["ways"] == 0
     line.expect(not none_open, "is broken by a patch, and yet no way is open")
@@ -113,6 +125,10 @@ def _check_patch(line: Line) -> None:
     line.expect(named, f"image {record['image']!r} is not the picture of image {record['index']}")
     line.expect(is_sha256(record["pixels"]), "pixels is not a sha256")
     row, target = (record[name] for name in GOAL)
+    if "masks" not in line.experiment:
+        aims = row is None and line.is_class(target) and target != record["label"]
+        line.expect(aims, f"row {row!r}, target {target!r} are no goal against windows")
+        return
     known = type(row) is int and 0 <= row < line.masks and line.is_class(target)
     outvotes = row is None and target is None
     line.expect(
@@ -267,7 +283,9 @@ def replay(
 ) -> None:
     """Let the defense answer again on each picture, by views that are looked at one at a time."""
     certification = experiment["certification"]
-    images, goals = Images(source, model.spec), Goals(Masks.of(certification["masks"]))
+    images = Images(source, model.spec)
+    kind = None if "masks" in certification else kind_of(certification["defense"], certification)
+    goals = Goals(Masks.of(certification["masks"])) if kind is None else None
 
     def beside(index: int, record: Record) -> Record:
         """The line with what ``look_again`` compares the clean image with."""
@@ -277,13 +295,18 @@ def replay(
         return {**record, "error": unread, "pixels": seen_as}
 
     def compare(sighting: Sighting) -> None:
+        patched = pictures.found.get(sighting.record["index"])
+        if kind is not None:
+            on_patched = None if patched is None else patched_sighting(sighting, patched)
+            compare_attacked(kind, sighting, on_patched)
+            return
+        assert goals is not None  # of masks
         clean = table_of(sighting)
         if sighting.record["top"] is None:
             _compare_answers(sighting, clean, sighting.record["defended_label"])
             return
         _compare_answers(sighting, clean, sighting.record["label"], vanilla=False)
         compare_goal(sighting, clean, goals)
-        patched = pictures.found.get(sighting.record["index"])
         if patched is not None:
             _compare_patched(sighting, patched)
 
@@ -291,8 +314,9 @@ def replay(
     look_again(again, certification, compare, model=model, source=source, device=device, found=found)
 
 
-def _compare_patched(sighting: Sighting, patched: np.ndarray) -> None:
-    """The picture is the clean image but for the patch, and the defense answers on it what the line says."""
+def patched_sighting(sighting: Sighting, patched: np.ndarray) -> Sighting | None:
+    """The picture in place of the image; None if it is not the clean image but for the patch, which is
+    noted."""
     record, clean = sighting.record, (sighting.image * 255).round().to(torch.uint8).numpy()
     top, left, height, width = (record[name] for name in PLACE)
     same = patched.shape == clean.shape
@@ -302,9 +326,15 @@ def _compare_patched(sighting: Sighting, patched: np.ndarray) -> None:
         same = np.array_equal(clean[outside], patched[outside])
     if not same:
         sighting.differs("its picture differs from the image outside the patch", surely=True)
-        return
-    on_patched = replace(sighting, image=torch.from_numpy(patched.copy()).float() / 255)
-    _compare_answers(on_patched, table_of(on_patched), record["defended_label"])
+        return None
+    return replace(sighting, image=torch.from_numpy(patched.copy()).float() / 255)
+
+
+def _compare_patched(sighting: Sighting, patched: np.ndarray) -> None:
+    """The picture is the clean image but for the patch, and the defense answers on it what the line says."""
+    on_patched = patched_sighting(sighting, patched)
+    if on_patched is not None:
+        _compare_answers(on_patched, table_of(on_patched), sighting.record["defended_label"])
 
 
 def _compare_answers(sighting: Sighting, table: Table, stated: int, *, vanilla: bool = True) -> None:

@@ -25,7 +25,6 @@ from .findings import Experiment, Given, Record, Verification, place
 from .folder import Manifest, check_images, read_manifests, read_records
 from .geometry import flaws as mask_flaws
 from .methods import restatement_of
-from .patchcleanser import PATCHCLEANSER
 from .record import LEAST_MARGIN, check_line, is_below
 from .restatement import Line, Restatement
 from .views import TOLERANCE, look_again
@@ -126,7 +125,7 @@ def _check_attack(
     pictures, certified = Pictures(folder), experiment["certification"]
     try:
         sound = _check_experiment(experiment, ATTACK, found)
-        sound = _check_experiment(certified, PATCHCLEANSER, found) and sound
+        sound = sound and _check_experiment(certified, restatement_of("certify", certified), found)
         records = read_records(manifests, ATTACK, found)
         found.images, found.certified = len(records), sum(map(ATTACK.is_certified, records.values()))
         consistent = check_lines(records, experiment, found) if sound else []
@@ -158,7 +157,7 @@ def _certified(folder: Path, found: Verification) -> tuple[Experiment, dict[int,
         raise ConfigError(f"records {folder}: expected a folder that certify wrote")
     experiment = _experiment(manifests, unnoted)
     found.counted = f"certified, as in {folder}"
-    return experiment, read_records(manifests, PATCHCLEANSER, unnoted)
+    return experiment, read_records(manifests, restatement_of("certify", experiment), unnoted)
 
 
 def _experiment(manifests: dict[Path, Manifest], found: Verification) -> Experiment:

@@ -11,10 +11,12 @@ from .minority_reports import MINORITY_REPORTS
 from .patchcleanser import PATCHCLEANSER
 from .record import check_answer
 from .restatement import ENTRIES, FIELDS, Restatement
+from .windows import BY_WINDOWS
 
 RESTATEMENTS = {
     ("certify", "patchcleanser"): PATCHCLEANSER,
     ("detect", "minority-reports"): MINORITY_REPORTS,
+    **{("certify", one.defense): one for one in BY_WINDOWS},
 }
 
 # The commands whose folders can be verified.

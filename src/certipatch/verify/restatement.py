@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .findings import Experiment, Record, Verification
 
@@ -61,6 +61,7 @@ class Sighting:
     Attributes:
         image: (3, H, W) float32 in [0, 1], as the model sees it.
         logits: (3, H, W) view of the image -> (classes,) logits.
+        network: what they come from.
         tolerance: two margins that differ by less may differ by rounding only.
         differences: what differs from the record, and whether it does so surely or by rounding only.
     """
@@ -70,6 +71,7 @@ class Sighting:
     image: Tensor
     logits: Callable[[Tensor], np.ndarray]
     tolerance: float
+    network: nn.Module
     differences: list[tuple[str, bool]] = field(default_factory=list)
 
     @property

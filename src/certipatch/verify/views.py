@@ -72,7 +72,8 @@ def look_again(
             if mismatch is not None:
                 found.add(where, mismatch)
             elif item.pixels is not None:
-                sighting = Sighting(record, experiment, item.pixels.float() / 255, logits, tolerance)
+                image = item.pixels.float() / 255
+                sighting = Sighting(record, experiment, image, logits, tolerance, function)
                 compare(sighting)
                 _tell(sighting, where, found)
 

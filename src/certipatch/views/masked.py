@@ -10,16 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SoundnessError
-from ..geometry.masks import MaskSet
+from ..geometry.coverage import Mask
 from ..geometry.patch import Size
 
 # (V, 3, H, W) images in [0, 1] and their windows (V, windows, 4) -> (V, classes) logits of the masked views.
 Look = Callable[[Tensor, Tensor], Tensor]
+
+
+class Hiding(Protocol):
+    """Rectangles of images of one size that are hidden, for one view after the other: those of a
+    :class:`~certipatch.MaskSet`, or all but a window (:class:`~certipatch.views.ablated.Ablated`)."""
+
+    @property
+    def image_size(self) -> Size: ...
+
+    @property
+    def windows(self) -> tuple[Mask, ...]: ...
+
+    def __len__(self) -> int: ...
 
 
 def find_mean(model: nn.Module) -> Tensor | float:
@@ -35,20 +49,20 @@ def default_batch_size(image_size: Size, *, pixels: int = 2**21) -> int:
     return max(16, min(512, pixels // (image_size[0] * image_size[1]) // 8 * 8))
 
 
-def window_tensor(masks: MaskSet, device: torch.device) -> Tensor:
+def window_tensor(masks: Hiding, device: torch.device) -> Tensor:
     """The windows of each mask as a tensor (masks, windows, 4) int64: top, left, bottom, right.
 
     Masks with fewer windows than others are padded with empty ones.
     """
-    return _window_tensor(masks, torch.device(device))
+    return _window_tensor(masks.windows, torch.device(device))
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
-def _window_tensor(masks: MaskSet, device: torch.device) -> Tensor:
+def _window_tensor(masks: tuple[Mask, ...], device: torch.device) -> Tensor:
     """Kept, for to bring it to an accelerator is to wait for it."""
-    most = max(len(mask) for mask in masks.windows)
-    rows = [[(w.top, w.left, w.top + w.height, w.left + w.width) for w in mask] for mask in masks.windows]
+    most = max(len(mask) for mask in masks)
+    rows = [[(w.top, w.left, w.top + w.height, w.left + w.width) for w in mask] for mask in masks]
     return torch.tensor([row + [(0, 0, 0, 0)] * (most - len(row)) for row in rows], device=device)
 
 

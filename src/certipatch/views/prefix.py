@@ -31,9 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
-from ..geometry.masks import MaskSet
 from ..runtime.console import stderr
-from .masked import mask_images, visible, window_tensor
+from .masked import Hiding, mask_images, visible, window_tensor
 
 LEAST_SAVED = 0.05  # The share of the time of all pairs that a prefix must save to be used.
 TRIAL_BATCH_SIZE = 16  # Views in a forward pass while a prefix is looked for and tried.
@@ -86,7 +85,7 @@ class SharedPrefix:
 
 
 @torch.inference_mode()
-def find(model: nn.Module, masks: MaskSet, *, layer: str | None = None) -> SharedPrefix | None:
+def find(model: nn.Module, masks: Hiding, *, layer: str | None = None) -> SharedPrefix | None:
     """The model cut where that saves most; None if it cannot be traced, or has no local layers worth it.
 
     Args:
@@ -105,7 +104,7 @@ def find(model: nn.Module, masks: MaskSet, *, layer: str | None = None) -> Share
     return found
 
 
-def _find(model: nn.Module, masks: MaskSet, layer: str | None) -> SharedPrefix | None:
+def _find(model: nn.Module, masks: Hiding, layer: str | None) -> SharedPrefix | None:
     parameter = next(model.parameters(), torch.zeros(()))
     noise = torch.rand(1, 3, *masks.image_size, generator=torch.Generator().manual_seed(0)).to(parameter)
     least = LEAST_SAVED if layer is None else -inf
@@ -135,7 +134,7 @@ class _Cut:
     saved: float
 
 
-def _local_cuts(model: nn.Module, masks: MaskSet, noise: Tensor, layer: str | None) -> list[_Cut]:
+def _local_cuts(model: nn.Module, masks: Hiding, noise: Tensor, layer: str | None) -> list[_Cut]:
     """The cuts behind local layers where some masks are apart; only that behind ``layer``, if one is given.
 
     There is none if the model cannot be traced or measured, or has hooks, which tracing does not see.
@@ -145,7 +144,7 @@ def _local_cuts(model: nn.Module, masks: MaskSet, noise: Tensor, layer: str | No
     try:
         graph = _Tracer().trace(model)
         module = torch.fx.GraphModule(model, graph)
-        _refuse_numbers_out_of_sight(module, noise)
+        refuse_numbers_out_of_sight(module, noise)
         reach = _Reach(module, _cuts(graph))
         for windows in torch.split(window_tensor(masks, noise.device), TRIAL_BATCH_SIZE):
             reach.look(_views(noise, windows, masks, torch.nan))
@@ -165,7 +164,7 @@ def _local_cuts(model: nn.Module, masks: MaskSet, noise: Tensor, layer: str | No
     return cuts
 
 
-def _refuse_numbers_out_of_sight(module: nn.Module, noise: Tensor) -> None:
+def refuse_numbers_out_of_sight(module: nn.Module, noise: Tensor) -> None:
     """Raises an exception of torch's if the network takes numbers out of tensors, into numpy for example.
 
     What is computed there, no operation of torch's tells. Tensors without numbers (fake ones) bring it to
@@ -181,7 +180,7 @@ def _apart(reach: Tensor) -> Tensor:
     return flat @ flat.T == 0
 
 
-def _equal(prefix: SharedPrefix, model: nn.Module, masks: MaskSet, noise: Tensor) -> bool:
+def _equal(prefix: SharedPrefix, model: nn.Module, masks: Hiding, noise: Tensor) -> bool:
     """Whether pasting gives what the model computes on noise, in the activations and in the logits.
 
     Each mask that can be pasted is, into the view under a mask that is apart from it.
@@ -210,7 +209,7 @@ def _close(found: Any, expected: Any) -> bool:
     return torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def _views(image: Tensor, windows: Tensor, masks: MaskSet, fill: float) -> Tensor:
+def _views(image: Tensor, windows: Tensor, masks: Hiding, fill: float) -> Tensor:
     """(V, 3, H, W): the image (1, 3, H, W) under each of the windows (V, windows, 4)."""
     return mask_images(image.expand(len(windows), -1, -1, -1), visible(windows, masks.image_size), fill)
 
@@ -279,7 +278,7 @@ class _Reach(torch.fx.Interpreter):
             self.run(views)
 
     def run_node(self, node: torch.fx.Node) -> Any:
-        with _Watch() as watch:  # type: ignore[no-untyped-call]
+        with Watch() as watch:  # type: ignore[no-untyped-call]
             value = super().run_node(node)
         if not watch.carried:
             raise _NotLocal
@@ -303,7 +302,7 @@ class _NotLocal(Exception):  # noqa: N818, no error
     """What follows in the network is not local, or is not known to be."""
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether every operation of torch's within the context, in whatever module, carries NaN on."""
 
     carried = True

@@ -19,7 +19,7 @@ from worlds import WORLDS, World, random_classifier
 ROW = Method(
     kind="certify",
     build=lambda model, masks, way, **options: ToyDefense(model, masks.image_size, masks.threat, **options),
-    views=lambda _masks: 8,
+    views=lambda _masks, **_options: 8,
     options=("bands",),
 )
 

@@ -20,6 +20,7 @@ from matplotlib.transforms import ScaledTranslation
 from ...geometry.patch import Size, by
 from ..certification import Summary, strategy
 from ..shares import Share
+from .places import draw_places
 from .style import COLOURS, COLUMN, DASHES, MARKERS, STYLE, new_figure, percents
 
 ACCURACIES = {  # name, colour, marker, filled
@@ -42,6 +43,7 @@ NEEDED = {
         "one model certified for two k against the same patch (certify --masks-per-axis 3,6)"
     ),
     "strategies": "two models certified against the same patch with the same k",
+    "places": "a run that was certified by place, against one patch (certify --places)",
 }
 
 Model = tuple[str, ...]
@@ -61,6 +63,7 @@ def draw_comparisons(summaries: list[Summary]) -> tuple[dict[str, Figure], list[
         ),
         "certified-against-k": _drawn(_against_k, _grouped(shown, _file), names),
         "strategies": _drawn(_strategies, _grouped(shown, _file_and_k), names),
+        "places": draw_places(_by_name(_grouped(shown, _file_and_k), names)),
     }
     notes += [f"skipped {kind}: needs {NEEDED[kind]}" for kind, found in drawn.items() if not found]
     figures = {f"{kind}-{name}": figure for kind, found in drawn.items() for name, figure in found.items()}
@@ -87,6 +90,15 @@ def _grouped(summaries: Sequence[Summary], name: Callable[[Summary], str]) -> di
     for summary in summaries:
         groups.setdefault(name(summary), []).append(summary)
     return groups
+
+
+def _by_name(groups: Mapping[str, list[Summary]], names: dict[Model, str]) -> dict[str, dict[str, Summary]]:
+    """The runs of each group by the name of their model; of two runs of one model the first."""
+    found: dict[str, dict[str, Summary]] = {kind: {} for kind in groups}
+    for kind, group in groups.items():
+        for one in group:
+            found[kind].setdefault(_wrapped(names[_model(one)], 22), one)
+    return found
 
 
 def _drawn(

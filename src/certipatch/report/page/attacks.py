@@ -39,7 +39,7 @@ def attack_of(attack: AttackSummary, runs: Sequence[Shown], pictures: Mapping[st
         "run": run,
         "proven": "certificates_as_stated" not in attack.summary,
         "name": run.name if run else None,
-        "size": experiment.certification.masks.image_size,
+        "size": experiment.certification.against.image_size,
         "broken": sum(record.broken and record.top is not None for record in records),
         "withstood": sum(not record.broken for record in records),
         "settings": experiment.attack,

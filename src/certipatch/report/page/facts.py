@@ -8,7 +8,7 @@ from typing import Any
 
 from ...records.schema import Record
 from ..advice import near
-from ..certification import below_the_margin, percent_of_image, strategy
+from ..certification import below_the_margin, in_words, percent_of_image, strategy
 from ..findings import outcome
 from .shown import Shown
 
@@ -21,7 +21,9 @@ def facts_of(run: Shown) -> dict[str, Any]:
         **_provenance(run),
         "summary": summary,
         "name": run.name,
-        "defense": experiment.defense,
+        "defense": in_words(experiment),
+        "knows_patch_size": experiment.knows_patch_size,
+        "windows": experiment.windows_shown,
         "model": experiment.model.arch,
         "training": strategy(experiment),
         "threat": threat.text,

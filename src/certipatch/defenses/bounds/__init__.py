@@ -1,0 +1,1 @@
+"""Bounds through the network: every content of a patch at once, as a box of images."""
