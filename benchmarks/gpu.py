@@ -40,6 +40,7 @@ from certipatch.reproduce.run import run as reproduce
 from certipatch.runtime.devices import autocast, environment, make_fabric
 from certipatch.training import loop
 from certipatch.training.config import train_config
+from certipatch.training.losses import Objective
 from certipatch.training.masking import Masking
 from certipatch.training.optimization import make_optimizer
 from certipatch.views.masked import frozen
@@ -154,13 +155,14 @@ def _step(bench: Bench, name: str, strategy: str) -> Callable[[], object]:
     asked = {"patch_size": masks.patch_size, "masks_per_axis": 6, "lr": 1e-4}
     config = train_config(strategy=strategy, batch_size=bench.batch_size, **asked)
     loop._prepare(model, fabric)
-    wrapped, optimizer = fabric.setup(model, make_optimizer(model, config))
+    objective = Objective(model, config, masks.image_size)
+    wrapped, optimizer = fabric.setup(objective, make_optimizer(model, config))
     masking, loaded = Masking(model, masks, config, fabric, bench.batch_size), _loaded(bench)
     masking.prepare(compile=False)
 
     def once() -> None:
         views, targets, _ = masking(loaded, 0, seed=0)
-        loop._step(wrapped, optimizer, views, targets, fabric, [])
+        loop._step(wrapped, optimizer, views, targets, 0.0, fabric, [])
 
     return once
 

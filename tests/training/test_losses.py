@@ -162,10 +162,10 @@ def test_a_training_that_is_interrupted_ends_with_the_same_weights(
     how += typed(loss=loss, batch_size=8, lr=0.02, device="cpu")
     whole = cli(*how, out=tmp_path / "whole")
     assert whole.code == 0, whole.err
-    from certipatch.training import loop
+    from certipatch.training.counts import Unseen
 
     steps = []
-    count = loop.count_step
+    count = Unseen.add
 
     def killed(*args, **kwargs):
         steps.append(1)
@@ -174,7 +174,7 @@ def test_a_training_that_is_interrupted_ends_with_the_same_weights(
         return count(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "count_step", killed)
+        patch.setattr(Unseen, "add", killed)
         assert cli(*how, out=tmp_path / "killed").code == 130
     assert cli(*how, "--resume", out=tmp_path / "killed").code == 0
     ended = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "killed")]

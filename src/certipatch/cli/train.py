@@ -92,9 +92,7 @@ def train(
         recipe={name: given[name] for name in RECIPE},
         out=out,
     )
-    machine = {"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes}
-    log = log or ("tensorboard" if tensorboard else None)
-    _train(asked, machine, {"workers": workers, "compile": compile, "resume": resume, "log": log}, as_json)
+    _train(asked, *_machine_and_way(given), as_json)
 
 
 @dataclass(frozen=True)
@@ -132,6 +130,14 @@ def _validation(data: DataAsked, val_data: str | None, val_split: str | None) ->
         )
     own_split = None if data.place == "digits" else data.split
     return DataAsked(val_data or data.place, val_split or own_split)
+
+
+def _machine_and_way(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of all options those that are arguments of ``make_fabric``, and those that are of ``train``."""
+    machine = {name: given[name] for name in ("device", "precision", "nodes")}
+    how = {name: given[name] for name in ("workers", "compile", "resume")}
+    log = given["log"] or ("tensorboard" if given["tensorboard"] else None)
+    return {**machine, "devices": parse_devices(given["devices"])}, {**how, "log": log}
 
 
 def _train(asked: TrainingAsked, machine: dict[str, Any], how: dict[str, Any], as_json: bool) -> None:

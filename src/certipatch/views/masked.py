@@ -35,8 +35,6 @@ class Hiding(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __hash__(self) -> int: ...
-
 
 def find_mean(model: nn.Module) -> Tensor | float:
     """The mean of a model's first Normalize layer (ours, torchvision's, kornia's ...); 0.5 if it has none."""
@@ -56,15 +54,15 @@ def window_tensor(masks: Hiding, device: torch.device) -> Tensor:
 
     Masks with fewer windows than others are padded with empty ones.
     """
-    return _window_tensor(masks, torch.device(device))
+    return _window_tensor(masks.windows, torch.device(device))
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
-def _window_tensor(masks: Hiding, device: torch.device) -> Tensor:
+def _window_tensor(masks: tuple[Mask, ...], device: torch.device) -> Tensor:
     """Kept, for to bring it to an accelerator is to wait for it."""
-    most = max(len(mask) for mask in masks.windows)
-    rows = [[(w.top, w.left, w.top + w.height, w.left + w.width) for w in mask] for mask in masks.windows]
+    most = max(len(mask) for mask in masks)
+    rows = [[(w.top, w.left, w.top + w.height, w.left + w.width) for w in mask] for mask in masks]
     return torch.tensor([row + [(0, 0, 0, 0)] * (most - len(row)) for row in rows], device=device)
 
 
