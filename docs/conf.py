@@ -10,7 +10,6 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 project = "CertiPatch"
-copyright = "Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
 myst_enable_extensions = ["dollarmath"]
@@ -36,15 +35,14 @@ html_title = "CertiPatch"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
-html_show_search_summary = (
-    False  # which a page opened from a folder may not fetch; titles and sections are found
-)
+html_show_copyright = False
+html_show_search_summary = False  # a page opened from a folder may not fetch it
 html_search_scorer = str(Path(__file__).parent / "static/scorer.js")
 html_math_renderer = "mathml"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-NAMES = re.compile(r"^( *)(\w+(?:, \w+)+): (.*)")
+NAMES = re.compile(r"^( {4,})(\w+(?:, \w+)+): (.*)")
 
 
 def one_name_a_line(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
