@@ -114,7 +114,7 @@ def test_resume_with_another_batch_size_and_more_threads(
     certify(tmp_path / "whole", 64, 1)
     for folder, batch_size, threads in ((tmp_path / "same", 64, 1), (tmp_path / "other", 7, 2)):
         with monkeypatch.context() as patch:
-            patch.setattr("certipatch.certification.certify.look", killed_in_the_second_block)
+            patch.setattr("certipatch.certification.work.look", killed_in_the_second_block)
             with pytest.raises(Killed):
                 certify(folder, 64, 1)
         certify(folder, batch_size, threads, resume=True)

@@ -244,7 +244,7 @@ class DefenseContract(ABC):
             return list(look(defense, device, items))
 
         with monkeypatch.context() as patch:
-            patch.setattr("certipatch.certification.certify.look", dies)
+            patch.setattr("certipatch.certification.work.look", dies)
             with pytest.raises(Killed):
                 self._certify(opened, photos, masks, tmp_path / "killed")
         lines = tmp_path / "killed" / "records.jsonl"

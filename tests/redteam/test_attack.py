@@ -308,7 +308,7 @@ def test_an_image_that_was_unreadable_when_certified_and_is_not_now_stops_the_at
     folder = read_folder(tmp_path / "c")
     was = folder.records[3].model_copy(update={"pixels": None, "certified": False})
     folder = replace(folder, records=[*folder.records[:3], was, *folder.records[4:]])
-    monkeypatch.setattr("certipatch.redteam.attack.attack_images", None)
+    monkeypatch.setattr("certipatch.redteam.work.attack_images", None)
     with pytest.raises(SoundnessError, match=r"^image 3 .* is not the one that was certified"):
         attack_certified(
             opened,

@@ -186,9 +186,9 @@ def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(
             raise KeyboardInterrupt
         return look(*arguments)
 
-    monkeypatch.setattr("certipatch.certification.certify.look", dies)
+    monkeypatch.setattr("certipatch.certification.work.look", dies)
     assert cli(*options).code == 130
-    monkeypatch.setattr("certipatch.certification.certify.look", look)
+    monkeypatch.setattr("certipatch.certification.work.look", look)
     done = cli(*options, "--resume")
     folder = read_folder(out)
     share = summarize(folder).certified_robust_accuracy

@@ -79,9 +79,7 @@ def attack(
         done, broken = {record.index for record in before}, sum(record.broken for record in before)
         progress.resume(len(done))
         manifests = {"attack": store.manifest, "certification": certified.manifest.written}
-        blocks = _blocks(chosen, done)
-        results = _attacked(here, blocks, source, store)
-        for block, (items, found) in zip(blocks, results, strict=True):
+        for block, (items, found) in _attacked(here, _blocks(chosen, done), source, store):
             new = _saved(out, items, block, found, manifests, done)
             store.append(record.model_dump(mode="json") for record in new)
             broken += sum(record.broken for record in new)
@@ -135,9 +133,9 @@ def _blocks(chosen: Records, done: set[int]) -> list[Records]:
 
 def _attacked(
     here: Attacker | AttackersOnTeam, blocks: list[Records], source: Source, store: Store
-) -> Iterator[Attacked]:
-    """The images of each block and what became of them, in order."""
+) -> Iterator[tuple[Records, Attacked]]:
+    """Each block with its images and what became of them, in order."""
     if isinstance(here, AttackersOnTeam):
-        return here.attack(blocks, store)
+        return zip(blocks, here.attack(blocks, store), strict=True)
     images = Images(source, here.opened.spec)
-    return (here.attack(block, [images[record.index] for record in block]) for block in blocks)
+    return ((block, here.attack(block, [images[record.index] for record in block])) for block in blocks)
