@@ -109,9 +109,9 @@ class CellWindows(Remembering):
         return found.cpu(), found.mean(dim=1).argmax(dim=1).cpu()
 
     def _logits(self, images: Tensor) -> Tensor:
-        """(N, windows, classes) float32."""
+        """(N, windows, classes) float32. The network gets a copy, in which it may work in place."""
         with torch.inference_mode(), autocast(self.precision, images.device):
-            logits: Tensor = self.cells(images.contiguous(memory_format=torch.channels_last))
+            logits: Tensor = self.cells(images.clone(memory_format=torch.channels_last))
         return logits.float()
 
     def trace(self, images: Tensor, which: Tensor, windows: Tensor) -> Tensor:
