@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-gpu test-lowest dist docs docs-commands fuzz faults lint bench clean
+.PHONY: demo test test-slow test-gpu test-lowest dist docs docs-commands fuzz faults lint bench gpu clean
 
 demo: .venv/installed
 	$(BIN)/certipatch demo --out demo-out
@@ -30,9 +30,9 @@ test-lowest:
 dist:
 	$(PYTHON) scripts/dist.py
 
-# The documentation site; any warning is an error. (The variable hushes Material's note that its support ends in 2027.)
+# The documentation site; any warning is an error.
 docs: .venv/installed-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python scripts/docs_site.py site
 	@echo "open site/index.html"
 
 # The commands of README.md and docs/ that want real weights and ../shared: an hour or two on two cores, each once, resumable. The tests run the rest.
@@ -66,6 +66,11 @@ bench: .venv/installed-dev
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
+
+# A GPU that is at hand for minutes: make gpu OUT=DIR [SECONDS=480] [DATA=FOLDER]. The same command goes on.
+SECONDS ?= 480
+gpu: .venv/installed-dev
+	$(BIN)/python benchmarks/gpu.py --out $(OUT) --seconds $(SECONDS) $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf .venv .venv-lowest dist demo-out site .pytest_cache .mypy_cache .ruff_cache

@@ -81,7 +81,7 @@ def blocks(pages: list[Path] = PAGES) -> list[Block]:
     found = []
     for page in pages:
         text = page.read_text()
-        for fence in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+        for fence in re.finditer(r"^```(\S*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
             found.append(Block(page, text.count("\n", 0, fence.start()) + 1, fence[1], fence[2]))
     return found
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,6 +77,11 @@ class ModelAsked:
     def bare(self) -> bool:
         """Whether nothing was asked for besides the name, as it must be for a training run."""
         return not (self.has_weights or self.image_size or self.crop_pct)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide on numbers."""
+    return {name: metadata.version(name) for name in ("certipatch", "torch", "timm", "numpy")}
 
 
 def is_path(text: str) -> bool:

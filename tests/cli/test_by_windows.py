@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inputs import refused, typed, write_photos
-from tampering import lines_of
+from tampering import forge, lines_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -167,6 +167,55 @@ class TestFoldersOfOtherDefenses:
         assert defense.predict(images).shape == (2,)
         assert [one.passes for one in defense.certify(images, torch.tensor([0, 1]))] == [33, 33]
         assert defense.threat.patch_size == (5, 5)
+
+
+def test_a_transformer_drops_tokens_and_verify_does_so_too(cli, tmp_path: Path):
+    """Trained on bands and certified without the tokens that show nothing; who says that they were filled is
+    found out."""
+    photos = write_photos(tmp_path / "photos", each=4, size=64)
+    run, out = tmp_path / "run", tmp_path / "c"
+    trained = cli(
+        *typed("train", model="test_vit", image_size=64, data=photos, val_data=photos, patch=4, device="cpu"),
+        *typed(strategy="random-band", windows="columns:20/5", epochs=6, lr=0.02, batch_size=4, out=run),
+    )
+    assert trained.code == 0, trained.err
+    given = typed(model=run, data=photos, device="cpu")
+    done = cli("certify", *given, patch=4, defense="smoothed-vit", windows="columns:20/5", out=out)
+    assert done.code == 0, done.err
+    manifest, lines = json.loads((out / "manifest.json").read_text()), lines_of(out)
+    assert manifest["experiment"]["tokens"] == "dropped"
+    assert cli("verify", out, *given, "--all").code == 0
+    filled = {**manifest, "experiment": {**manifest["experiment"], "tokens": "filled"}}
+    forge(out, lines, filled)
+    found = cli("verify", out, *given, "--all")
+    assert found.code == 1
+    assert "slack" in found.out
+
+
+def test_crosscert_is_a_join_of_two_folders(cli, banded: Path, photos: Path, tmp_path: Path):
+    """PatchCleanser answers, and a warning is where the windows answer otherwise; counted here by hand."""
+    given = typed(model=banded, data=photos, device="cpu")
+    masks, windows, other = tmp_path / "pc", tmp_path / "ds", tmp_path / "other"
+    assert cli("certify", *given, patch=7, masks_per_axis=3, out=masks).code == 0
+    assert cli("certify", *given, patch=7, defense="ds", windows="columns:10", out=windows).code == 0
+    assert cli("certify", *given, patch=9, defense="ds", windows="columns:8", out=other).code == 0
+    pairs = list(zip(lines_of(masks), lines_of(windows), strict=True))
+
+    def held(line) -> bool:
+        return line["certified"] and line["margin"] >= 1e-3
+
+    both = sum(held(one) and held(two) for one, two in pairs)
+    either = sum(held(one) or held(two) for one, two in pairs)
+    quiet = sum(one["defended_label"] == two["defended_label"] == one["label"] for one, two in pairs)
+    assert both < either
+    (line,) = (one for one in cli("report", masks, windows, other).out.splitlines() if "CrossCert" in one)
+    words = [f"{masks} with a warning where {windows}", f"right without a warning {100 * quiet / 24:.1f} %"]
+    words += [f"under every patch, proven, {100 * both / 24:.1f} % ({both}/24"]
+    words += [f"right or with a warning under every patch, proven, {100 * either / 24:.1f} % ({either}/24"]
+    for word in words:
+        assert word in line
+    assert "CrossCert" not in cli("report", masks, other).out, "they are against other patches"
+    assert "CrossCert" not in cli("report", windows, other).out
 
 
 class TestTraining:

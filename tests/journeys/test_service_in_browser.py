@@ -96,7 +96,17 @@ def test_a_photograph_is_dropped(tab, photos: Path, certified: Path):
         assert tab.locator("#show").is_visible() != proven
         assert tab.get_attribute("#seen", "src").startswith("data:image/png")
         assert tab.locator("#over rect.patch").count() == 1
+    tab.click("#where")
+    share = float(tab.inner_text("#caption").split("proven there: ")[1].split(" %")[0]) / 100
+    drawn = tab.evaluate(
+        """() => { const map = document.getElementById("map"), pen = map.getContext("2d");
+        const dots = pen.getImageData(0, 0, map.width, map.height).data; let blue = 0;
+        for (let i = 0; i < dots.length; i += 4) blue += dots[i + 3] > 0 && dots[i + 2] > dots[i];
+        return blue; }"""
+    )
+    assert share == pytest.approx(drawn / 17**2, abs=6e-4)  # 16x16 in 32x32: 17 places an axis
     tab.click("#show")
+    assert tab.locator("#map").is_hidden()
     assert 1 <= tab.locator("#over rect.mask").count() <= 2
     assert "With these parts hidden" in tab.inner_text("#caption")
     tab.locator("#grid button").nth(4).focus()

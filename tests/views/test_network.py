@@ -610,7 +610,7 @@ def test_a_large_run_is_fast_and_predict_follows(monkeypatch, cli, trained, phot
     asked = []
     monkeypatch.setattr(torch, "compile", lambda module, **_options: (asked.append(module), module)[1])
     monkeypatch.setattr("certipatch.certification.certify.LARGE", 0)
-    monkeypatch.setattr("certipatch.certification.certify.fastest_batch_size", lambda *_: 11)
+    monkeypatch.setattr("certipatch.certification.work.fastest_batch_size", lambda *_: 11)
     certify = typed("certify", model=trained, data=photos, patch=5, masks_per_axis=3, out=tmp_path)
     assert cli(*certify).code == 0
     way = read_manifest(tmp_path).environment["network"]

@@ -30,40 +30,47 @@ def blocks_of(images: int, shard: tuple[int, int]) -> list[range]:
 Examine = Callable[[list[Item]], list[Line]]
 
 
-def examine_blocks(
-    parts: Sequence[tuple[Examine, Store]],
-    images: Images,
+def examined(looks: Sequence[Examine], images: Images, blocks: list[range]) -> Iterator[list[list[Line]]]:
+    """What each of some defenses says of each block, which is looked at in this process."""
+    for items in _read_ahead(images, blocks):
+        yield [look(items) for look in looks]
+
+
+def write_blocks(
+    lines_of: Callable[[list[range]], Iterator[list[list[Line]]]],
     blocks: list[range],
+    stores: Sequence[Store],
     progress: Progress,
     method: Method,
 ) -> None:
-    """Append a record for each image of ``blocks`` that has none yet to each of some stores, and show the
-    share of certificates so far, in the first.
+    """Append a record for each image of ``blocks`` that has none yet, in their order, to each of some stores,
+    and show the share of certificates so far, in the first.
 
     A block shares its forward passes, so it is always computed as a whole: an interrupted run that is
     resumed, or a shard, computes the very same numbers.
 
     Args:
-        parts: what examines images, and where the records go: one for each size of the patch.
+        lines_of: finds of each block the lines for each store.
+        stores: one for each size of the patch.
     """
     mine = {index for block in blocks for index in block}
-    written = [read_folder(store.folder) for _, store in parts]
-    before = [[record for record in one.records if record.index in mine] for one in written]
-    done = [{record.index for record in of_part} for of_part in before]
+    written = [read_folder(store.folder) for store in stores]
+    done = [{record.index for record in folder.records} & mine for folder in written]
     least = written[0].manifest.rounding
-    kept = sum(method.keeps(record, least) for record in before[0])
-    progress.resume(len(before[0]))
+    kept = sum(method.keeps(record, least) for record in written[0].records if record.index in mine)
+    progress.resume(len(done[0]))
 
     everywhere = set.intersection(*done)
-    for items in _read_ahead(images, [block for block in blocks if not everywhere.issuperset(block)]):
-        for part, (examine, store) in enumerate(parts):
-            if done[part].issuperset(item.index for item in items):
-                continue
-            new = [record for record in examine(items) if record.index not in done[part]]
-            store.append(record.model_dump(mode="json") for record in new)
-            if part == 0:
-                kept += sum(method.keeps(record, least) for record in new)
-                progress.advance(len(new), f"{method.promise} {percent(kept, progress.done + len(new))}")
+    for lines in lines_of([block for block in blocks if not everywhere.issuperset(block)]):
+        new = [_missing(of_store, known) for of_store, known in zip(lines, done, strict=True)]
+        for store, records in zip(stores, new, strict=True):
+            store.append(record.model_dump(mode="json") for record in records)
+        kept += sum(method.keeps(record, least) for record in new[0])
+        progress.advance(len(new[0]), f"{method.promise} {percent(kept, progress.done + len(new[0]))}")
+
+
+def _missing(lines: list[Line], known: set[int]) -> list[Line]:
+    return [record for record in lines if record.index not in known]
 
 
 def _read_ahead(images: Images, blocks: list[range]) -> Iterator[list[Item]]:

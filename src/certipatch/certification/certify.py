@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -9,34 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from torch import nn
 
 from ..data.source import Images, Source
 from ..defenses.contract import CertifiedDefense
 from ..geometry.masks import MaskSet
 from ..models.runs import Opened
 from ..records.manifest import begin_manifest, network_used
-from ..records.schema import RECORDS
+from ..records.schema import RECORDS, Line
 from ..records.store import Store
-from ..runtime.devices import environment, precision_of
+from ..runtime.devices import precision_of
 from ..runtime.progress import progress_bar
-from ..views.network import LARGE, fastest_batch_size, usable_precision
-from .blocks import blocks_of, examine_blocks, look
+from ..runtime.team import Team
+from ..views.network import LARGE
+from .blocks import blocks_of, examined, look, write_blocks
 from .experiment import experiment_of
-from .methods import Method, Way, check_options, method_of
-
-
-@dataclass(frozen=True)
-class WayAsked:
-    """How the network shall be run. None: as in the run that is resumed, or else what is fastest.
-
-    That is: in a large run compiled and with a shared prefix, with the batch size that a quick trial finds
-    best; in a small one neither. All of this changes rounding only; the manifest states it.
-    """
-
-    batch_size: int | None = None
-    compile: bool | None = None
-    shared_prefix: bool | None = None
+from .methods import Method, check_options, method_of
+from .work import Examiner, OnTeam, WayAsked, Work
 
 
 def certify(
@@ -49,6 +38,7 @@ def certify(
     defense: str = "patchcleanser",
     data: str = "",
     way: WayAsked | None = None,
+    team: Team | None = None,
     shard: tuple[int, int] = (1, 1),
     resume: bool = False,
     **options: Any,
@@ -61,6 +51,7 @@ def certify(
         defense: a name in :data:`certipatch.certification.methods.METHODS`; with "minority-reports" the
             records are of detection, for every threshold at once.
         data: how the data set is called in tables.
+        team: workers that do it, each on a device of its own, and have the model sent; None: this process.
         shard: (i, n): only the i-th of n parts, 1 <= i <= n, with files of its own. Parts need no
             communication, may run in any order and anywhere, and have the records that one process would
             write.
@@ -79,6 +70,7 @@ def certify(
         defense=defense,
         data=data,
         way=way,
+        team=team,
         shard=shard,
         resume=resume,
         **options,
@@ -94,6 +86,7 @@ def certify_sizes(
     defense: str = "patchcleanser",
     data: str = "",
     way: WayAsked | None = None,
+    team: Team | None = None,
     shard: tuple[int, int] = (1, 1),
     resume: bool = False,
     **options: Any,
@@ -105,74 +98,77 @@ def certify_sizes(
     """
     method, options = method_of(defense), check_options(defense, options)
     name = "" if shard == (1, 1) else f"{shard[0]}-of-{shard[1]}"
-    model = opened.network.to(fabric.device).eval()
-    groups = [folders] if method.against else [{out: masks} for out, masks in folders.items()]
+    run = _Run(source, fabric, team, method, data, (name, shard), resume)
+    shared = method.against is not None and team is None
+    groups = [folders] if shared else [{out: masks} for out, masks in folders.items()]
     for group in groups:
         out, masks = next(iter(group.items()))
         pixels = len(source) * method.views(masks, **options) * masks.image_size[0] * masks.image_size[1]
-        how = _way(way or WayAsked(), network_used(out, name), model, masks, fabric, large=pixels >= LARGE)
-        first = method.build(model, masks, how, **options)
-        others = (
-            [method.against(first, each.threat) for each in [*group.values()][1:]] if method.against else []
+        work = Work(
+            *(opened, masks, defense, options, precision_of(fabric)),
+            asked=way or WayAsked(),
+            earlier=network_used(out, name),
+            large=pixels >= LARGE,
         )
-        title = " ".join([method.kind, *(_against(method, each) for each in group.values()), name]).strip()
-        _certify_group(
-            dict(zip(group, [first, *others], strict=True)),
-            _Run(opened, source, fabric, method, data, (name, shard), resume),
-            title,
-        )
+        _certify_group(group, work, run)
 
 
 @dataclass(frozen=True)
 class _Run:
     """What is the same for all sizes of the patch; ``part`` is the shard, by name and as (i, n)."""
 
-    opened: Opened
     source: Source
     fabric: Fabric
+    team: Team | None
     method: Method
     data: str
     part: tuple[str, tuple[int, int]]
     resume: bool
 
 
-def _certify_group(defenses: dict[Path, CertifiedDefense], run: _Run, title: str) -> None:
-    """Write the records of some defenses, block by block for all of them."""
-    name, shard = run.part
+def _certify_group(group: dict[Path, MaskSet], work: Work, run: _Run) -> None:
+    """Write the records of some sizes of the patch, block by block for all of them."""
+    (name, shard), method = run.part, run.method
+    here = OnTeam(run.team, work, run.source, run.fabric) if run.team else Examiner(work, run.fabric)
+    stated: list[Any] = [here.lead] if isinstance(here, OnTeam) else _defenses(here, group, method)
+    device = here.lead.device if isinstance(here, OnTeam) else run.fabric.device.type
     blocks = blocks_of(len(run.source), shard)
+    title = " ".join([method.kind, *(_against(method, each) for each in group.values()), name]).strip()
     with ExitStack() as stack:
-        parts = []
-        for out, built in defenses.items():
-            experiment = experiment_of(run.opened, run.source, built, run.fabric.device.type)
-            run_on = {"network": built.describe_network(), **environment(run.fabric)}
-            about = {**begin_manifest(run.method.kind, experiment, **run_on), "data": run.data}
-            store = stack.enter_context(Store(out, about, RECORDS, shard=name, resume=run.resume))
-            parts.append((partial(look, built, run.fabric.device), store))
+        stores = []
+        for out, one in zip(group, stated, strict=True):
+            experiment = experiment_of(work.opened, run.source, one, device)
+            about = {**begin_manifest(method.kind, experiment, **here.run_on), "data": run.data}
+            stores.append(stack.enter_context(Store(out, about, RECORDS, shard=name, resume=run.resume)))
         progress = stack.enter_context(progress_bar(sum(map(len, blocks)), title))
-        if len(defenses) > 1:
-            stack.enter_context(run.method.remembering(next(iter(defenses.values()))))
-        examine_blocks(parts, Images(run.source, run.opened.spec), blocks, progress, run.method)
-        for _, store in parts:
+        if len(group) > 1:
+            stack.enter_context(method.remembering(stated[0]))
+        lines = _on_team(here, stores[0]) if isinstance(here, OnTeam) else _here(stated, work, run)
+        write_blocks(lines, blocks, stores, progress, method)
+        for store in stores:
             store.finish()
+
+
+def _defenses(here: Examiner, group: dict[Path, MaskSet], method: Method) -> list[CertifiedDefense]:
+    """The defense against the first size of the patch, and the same against the others."""
+    first, others = here.defense, [*group.values()][1:]
+    return [first, *(method.against(first, masks.threat) for masks in others if method.against)]
+
+
+Lines = Callable[[list[range]], Iterator[list[list[Line]]]]  # what finds the lines of blocks, in order
+
+
+def _here(defenses: Sequence[CertifiedDefense], work: Work, run: _Run) -> Lines:
+    """This process."""
+    looks = [partial(look, defense, run.fabric.device) for defense in defenses]
+    return partial(examined, looks, Images(run.source, work.opened.spec))
+
+
+def _on_team(here: OnTeam, store: Store) -> Lines:
+    """A team, which certifies one size of the patch at a time."""
+    return lambda blocks: ([lines] for lines in here.lines(blocks, store))
 
 
 def _against(method: Method, masks: MaskSet) -> str:
     """What is certified against, for the progress: with k where the method has masks."""
     return masks.name if method.masks else masks.threat.file_name
-
-
-def _way(
-    asked: WayAsked, earlier: dict[str, Any], model: nn.Module, masks: MaskSet, fabric: Fabric, *, large: bool
-) -> Way:
-    """What was asked for; else what an earlier attempt of the run did; else what is fastest."""
-    precision = usable_precision(model, masks, precision_of(fabric))
-    batch_size = asked.batch_size or earlier.get("batch_size")
-    if batch_size is None and large:
-        batch_size = fastest_batch_size(model, masks, precision)
-    prefix = asked.shared_prefix
-    return Way(
-        precision=precision,
-        batch_size=batch_size,
-        compile=earlier.get("compiled", large) if asked.compile is None else asked.compile,
-        shared_prefix=earlier.get("shared_prefix", large) or False if prefix is None else prefix,
-    )

@@ -3,16 +3,24 @@ compares."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from ..data.source import Source
-from ..defenses.contract import CertifiedDefense
 from ..models.runs import Opened
 from ..records.experiment import MASKED
 from ..records.store import BLOCK
 
 
-def experiment_of(opened: Opened, source: Source, defense: CertifiedDefense, device: str) -> dict[str, Any]:
+class Described(Protocol):
+    """A defense, or what it says of itself."""
+
+    @property
+    def name(self) -> str: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+def experiment_of(opened: Opened, source: Source, defense: Described, device: str) -> dict[str, Any]:
     """The experiment as JSON: the model, the images, the device, and all that the defense says of itself.
 
     The defenses from before there was a choice are not named: the folders of both kinds stay what they were.

@@ -214,8 +214,8 @@ METHODS: dict[str, Method] = {
 
 Defended = PatchCleanser | WindowDefense | IntervalDefense  # what a folder of ``certify`` can be about
 
-# What answers, so that ``predict`` and ``attack`` take its folders.
-ANSWERING = tuple(name for name, method in METHODS.items() if method.kind == "certify")
+# What ``predict`` and ``attack`` take the folders of. With interval bounds the network answers as it is.
+ANSWERING = tuple(name for name, method in METHODS.items() if method.kind == "certify" and name != "ibp")
 
 
 def method_of(defense: str) -> Method:

@@ -19,8 +19,8 @@ from ..models.runs import Opened, open_run, run_folder
 from ..records.read import read_records
 from ..records.schema import PatchCleanserRecord
 from ..runtime.devices import make_fabric
-from .certify import WayAsked
 from .certify import certify as certify_source
+from .work import WayAsked
 
 
 class Pictures(Protocol):

@@ -104,8 +104,10 @@ def certified_spec(manifest: Manifest) -> ModelSpec:
         ) from error
 
 
-def restore(manifest: Manifest, opened: Opened, fabric: Fabric) -> Defended:
+def restore(manifest: Manifest, opened: Opened, fabric: Fabric, *, plain: bool = False) -> Defended:
     """The defense that a certification is about, around the model that it is of, on the device of ``fabric``.
+
+    ``plain``: neither compiled nor with a shared prefix, for one that is only asked what it is.
 
     Raises SoundnessError if it is of another model, or does not run here in its precision.
     """
@@ -115,8 +117,8 @@ def restore(manifest: Manifest, opened: Opened, fabric: Fabric) -> Defended:
     way = Way(
         precision=certified.precision,
         batch_size=used.get("batch_size"),
-        compile=used.get("compiled", False),
-        shared_prefix=used.get("shared_prefix") or False,
+        compile=not plain and used.get("compiled", False),
+        shared_prefix=False if plain else used.get("shared_prefix") or False,
     )
     options = {name: manifest.stated[name] for name in method.options if name in manifest.stated}
     defense: Any = method.build(opened.network.to(fabric.device).eval(), masks, way, **options)

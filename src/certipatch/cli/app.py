@@ -26,6 +26,7 @@ from .export import export
 from .help import epilog
 from .masks import masks
 from .predict import predict
+from .push import push
 from .report import report
 from .reproduce import reproduce
 from .serve import serve
@@ -39,6 +40,7 @@ COMMANDS = (
     detect,
     predict,
     export,
+    push,
     serve,
     attack,
     verify,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..config import DataAsked, ModelAsked
 from ..runtime.console import stdout
 from . import options as ask
+from .engine import check_engine, own_device, team_of
 from .open import open_both, resumable
 from .parse import check_out
+
+if TYPE_CHECKING:
+    from ..records.read import Folder
 
 
 def attack(
@@ -36,6 +41,9 @@ def attack(
     ] = 2,
     seed: ask.Seed = 0,
     device: ask.Device = "auto",
+    engine: ask.Engine = None,
+    address: ask.Address = None,
+    devices_per_node: ask.DevicesPerNode = None,
     resume: ask.Resume = False,
     as_json: ask.AsJson = False,
 ) -> None:
@@ -44,27 +52,36 @@ def attack(
     from ..certification.methods import ANSWERING
     from ..certification.restore import read_certification, restore
     from ..records.read import read_folder
-    from ..records.schema import ATTACKS
     from ..redteam.attack import attack as attack_certified
     from ..redteam.climb import AttackConfig
-    from ..redteam.found import PICTURES
-    from ..report.attack import attack_text, certification_of, summarize_attack
     from ..runtime.devices import make_fabric
 
     check_out(out, data, str(records))
+    check_engine(engine, address, devices_per_node)
     asked = ModelAsked(model, weights, pretrained, image_size, crop_pct)
     manifest = read_certification(records, ANSWERING)
     folder = read_folder(records, manifest)
     source, opened = open_both(asked, DataAsked(data, split, class_map), as_in=manifest)
     config = AttackConfig(steps=steps, restarts=restarts, certified_restarts=certified_restarts, seed=seed)
     with resumable(out):
-        fab = make_fabric(device=device, precision=manifest.certification.precision)
-        defense = restore(manifest, opened, fab)
-        attack_certified(
-            opened, source, defense, folder, out, fabric=fab, config=config, limit=limit, resume=resume
-        )
+        own, precision = own_device(engine, device), manifest.certification.precision
+        fab = make_fabric(device=own, precision=precision)
+        how: dict[str, Any] = {"fabric": fab, "config": config, "limit": limit, "resume": resume}
+        with team_of(engine, address, devices_per_node, device) as team:
+            defense = restore(manifest, opened, fab, plain=team is not None)
+            how |= {"team": team, "restored": partial(restore, manifest)}
+            attack_certified(opened, source, defense, folder, out, **how)
+    _show(out, folder, as_json)
+
+
+def _show(out: Path, certified: Folder[Any], as_json: bool) -> None:
+    from ..records.read import read_folder
+    from ..records.schema import ATTACKS
+    from ..redteam.found import PICTURES
+    from ..report.attack import attack_text, certification_of, summarize_attack
+
     attacked = read_folder(out)
-    found = summarize_attack(attacked, certification_of(attacked, [folder]))
+    found = summarize_attack(attacked, certification_of(attacked, [certified]))
     if as_json:
         print(json.dumps(found))
         return

@@ -14,6 +14,8 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..runtime.console import print_table, stdout
 from . import options as ask
+from .engine import check_engine, own_device, team_of
+from .jobs import SubmitAsked, jobs_asked
 from .open import open_both, resumable
 from .parse import check_out, geometries, parse_devices, parse_inference, parse_shard
 
@@ -50,12 +52,21 @@ def certify(
     windows: ask.WindowsShown = None,
     theta: ask.Theta = None,
     tokens: ask.TokensShown = None,
+    engine: ask.Engine = None,
+    address: ask.Address = None,
+    devices_per_node: ask.DevicesPerNode = None,
     shard: ask.Shard = "1/1",
+    submit: ask.Submit = None,
+    partition: ask.Partition = None,
+    gpus: ask.Gpus = None,
+    time: ask.Time = None,
     resume: ask.Resume = False,
     as_json: ask.AsJson = False,
 ) -> None:
     """Certify a model on labelled images, one record each."""
     check_out(out, data)
+    if jobs_asked(SubmitAsked(submit, partition, gpus, time), out):
+        return
     asked = CertificationAsked(
         model=ModelAsked(model, weights, pretrained, image_size, crop_pct),
         data=DataAsked(data, split, class_map),
@@ -63,13 +74,10 @@ def certify(
         geometry=(patch, _masks_per_axis(defense, masks_per_axis), patches),
         out=out,
         machine={"device": device, "precision": precision, "devices": parse_devices(devices), "nodes": nodes},
+        engine=(engine, address, devices_per_node),
         way={"batch_size": batch_size, "compile": compile, "shared_prefix": shared_prefix},
         defense=defense,
-        options=_options(
-            defense,
-            **{"exhaustive": exhaustive, "inference": inference, "places": places, "prove": prove},
-            **{"windows": windows, "theta": theta, "tokens": tokens},
-        ),
+        options=_options(defense, exhaustive, inference, places, prove, windows, theta, tokens),
         resume=resume,
     )
     written = run(asked, parse_shard(shard))
@@ -83,7 +91,7 @@ class CertificationAsked:
 
     Attributes:
         geometry: ``--patch``, ``--masks-per-axis`` (None: without masks) and ``--patches``.
-        machine, way: arguments of ``make_fabric`` and of ``WayAsked``.
+        machine, way: arguments of ``make_fabric`` and of ``WayAsked``. engine: those of ``team_of``.
         defense, options: a certified defense by name, and its own options.
     """
 
@@ -93,6 +101,7 @@ class CertificationAsked:
     geometry: tuple[str, str | None, int]
     out: Path
     machine: dict[str, Any]
+    engine: tuple[str | None, str | None, int | None]
     way: dict[str, Any]
     defense: str
     options: dict[str, Any]
@@ -111,13 +120,17 @@ class Written:
 
 def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | None:
     """Certify for each patch and k; None on a process that has nothing to say."""
-    from ..certification.certify import WayAsked, certify_sizes
+    from ..certification.certify import certify_sizes
+    from ..certification.work import WayAsked
     from ..runtime.devices import make_fabric
     from ..runtime.processes import alone, in_turn, launched, together
 
+    _check_machine(asked)
+    device = asked.machine["device"]
     # Processes that certify meet at the end only: who is first must not give up on the others.
-    fab = make_fabric(**asked.machine, patience=timedelta(days=30))
-    with resumable(asked.out), launched(fab):
+    machine = {**asked.machine, "device": own_device(asked.engine[0], device), "patience": timedelta(days=30)}
+    fab = make_fabric(**machine)
+    with resumable(asked.out), launched(fab), team_of(*asked.engine, device) as team:
         source, opened = in_turn(
             fab, lambda: open_both(asked.model, asked.data, limit=asked.limit, every_class=True)
         )
@@ -129,6 +142,7 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
             "defense": asked.defense,
             "data": asked.data.place,
             "way": WayAsked(**asked.way),
+            "team": team,
             "shard": mine,
             "resume": asked.resume,
             **asked.options,
@@ -136,6 +150,16 @@ def run(asked: CertificationAsked, part: tuple[int, int] = (1, 1)) -> Written | 
         with together(fab):
             certify_sizes(opened, source, folders, fabric=alone(fab), **how)
     return Written(list(folders), mine, len(source)) if fab.is_global_zero else None
+
+
+def _check_machine(asked: CertificationAsked) -> None:
+    """Raises ConfigError for an engine beside processes of this command."""
+    check_engine(*asked.engine)
+    if asked.engine[0] is not None and (asked.machine.get("devices", 1), asked.machine.get("nodes", 1)) != (
+        1,
+        1,
+    ):
+        raise ConfigError("--devices and --nodes: start processes without an engine; drop them or --engine")
 
 
 def _masks_per_axis(defense: str, asked: str | None) -> str | None:
@@ -149,11 +173,14 @@ def _masks_per_axis(defense: str, asked: str | None) -> str | None:
     return None
 
 
-def _options(defense: str, **asked: Any) -> dict[str, Any]:
-    """The defense's own options, of those that were given."""
+OPTIONS = ("exhaustive", "inference", "places", "prove", "windows", "theta", "tokens")
+
+
+def _options(defense: str, *values: Any) -> dict[str, Any]:
+    """The defense's own options, of those that were given: the values of ``OPTIONS``, in their order."""
     from ..certification.methods import check_options
 
-    given = check_options(defense, asked)
+    given = check_options(defense, dict(zip(OPTIONS, values, strict=True)))
     if "theta" in given and not 0 <= given["theta"] <= 1:  # NaN is not either
         raise ConfigError(f"theta {given['theta']:g}: expected a confidence from 0 to 1")
     return {**given, **({"inference": parse_inference(given["inference"])} if "inference" in given else {})}

@@ -32,6 +32,9 @@ def detect(
     device: ask.Device = "auto",
     precision: ask.Precision = "32-true",
     compile: ask.Compile = None,
+    engine: ask.Engine = None,
+    address: ask.Address = None,
+    devices_per_node: ask.DevicesPerNode = None,
     resume: ask.Resume = False,
     as_json: ask.AsJson = False,
 ) -> None:
@@ -49,6 +52,7 @@ def detect(
         geometry=(patch, masks_per_axis, patches),
         out=out,
         machine=machine,
+        engine=(engine, address, devices_per_node),
         way={"batch_size": batch_size, "compile": compile},
         defense="minority-reports",
         options={},

@@ -18,8 +18,9 @@ GROUPS = {
     "Recipe": "only scale dry_run tflops",
     "Measure": "what repeats full only_certified strategies train_batch_size",
     "Speed": "batch_size device devices nodes precision compile compile_step shared_prefix workers threads "
-    "shard",
+    "shard engine address devices_per_node submit partition gpus time",
     "Service": "host port max_bytes queue",
+    "Hub": "to license private names dry_run_to yes",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
@@ -46,6 +47,10 @@ EXAMPLES = {
     "export": (
         "runs/mine --certified runs/mine-certified --data photos/val --out deployed",
         "package.module:function --certified runs/mine-certified --data photos/val --out deployed",
+    ),
+    "push": (
+        "runs/mine runs/mine-certified --to me/mine --dry-run hub",
+        "runs/mine runs/mine-certified --to me/mine --license apache-2.0 --no-names",
     ),
     "serve": (
         "--model runs/mine --certified runs/mine-certified",

@@ -20,6 +20,7 @@ from ..config import DataAsked, ModelAsked, ModelSpec
 from ..errors import ConfigError, DataError, one_line
 from ..geometry.patch import Size
 from ..runtime.console import stderr
+from ..runtime.signals import SIGNALS, stopped_by
 from .parse import parse_size
 
 if TYPE_CHECKING:
@@ -246,19 +247,33 @@ def _refuse_address(model: str) -> None:
         )
 
 
+def place_of(folder: Path) -> Path:
+    """A folder of records; of ``hf-hub:user/name@revision/certificates/...`` the one that is fetched."""
+    from ..models.hub import HUB, folder_of
+
+    text = str(folder)
+    if not text.startswith(HUB):
+        return folder
+    address = text.removeprefix(HUB).split("/")
+    return folder_of(HUB + "/".join(address[:2])).joinpath(*address[2:])
+
+
 def folders_of_records(folder: Path) -> list[Path]:
-    """The folder, or those in it that certify has written for several patches or k."""
+    """The folder, or those in it that certify has written for several patches or k; of one for the hub its
+    certificates."""
     from ..records.manifest import folders_inside
 
-    return folders_inside(folder) or [folder]
+    certificates = folder / "certificates"
+    return folders_inside(certificates if certificates.is_dir() else folder) or [folder]
 
 
 @contextmanager
 def resumable(out: Path, advice: str = "run the same command with --resume") -> Iterator[None]:
-    """A block that may be interrupted: then a line says what is kept and how to go on, and the exit code is
-    130."""
+    """A block that may be interrupted, by Ctrl-C or a scheduler: then a line says what is kept and how to go
+    on, and the exit code is 130."""
     try:
-        yield
+        with stopped_by(*SIGNALS):
+            yield
     except KeyboardInterrupt:
         print(f"interrupted; what is done is kept in {out}: {advice}", file=sys.stderr)
         raise typer.Exit(130) from None

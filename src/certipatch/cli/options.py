@@ -65,6 +65,17 @@ WorkersOfDevice = Annotated[
 ]
 Devices = Annotated[str, typer.Option(help="how many of each machine, or auto: all; one process each")]
 Nodes = Annotated[int, typer.Option(min=1, help="how many machines; start the command on each")]
+Engine = Annotated[
+    str | None, typer.Option(help="ray: workers of a Ray cluster do it, one a device; default: this process")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="of the Ray cluster: auto or host:port; default: one at hand, else this machine"),
+]
+DevicesPerNode = Annotated[
+    int | None,
+    typer.Option(min=1, help="with --engine: workers on each machine; default: all GPUs, or one on its CPUs"),
+]
 Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="run the network compiled; default: in large runs"),
@@ -171,8 +182,16 @@ SharedPrefix = Annotated[
     ),
 ]
 Shard = Annotated[
-    str, typer.Option(help="i/n: only the i-th of n parts, into files of its own in the same folder")
+    str,
+    typer.Option(
+        help="i/n: only the i-th of n parts, into files of its own in the same folder; auto, auto/n: as the "
+        "scheduler numbers its jobs"
+    ),
 ]
+Submit = Annotated[int | None, typer.Option(min=1, help="have Slurm run so many shards as jobs")]
+Partition = Annotated[str | None, typer.Option(help="with --submit: Slurm's; local: on this machine")]
+Gpus = Annotated[int | None, typer.Option(min=0, help="with --submit: of each job; default 1")]
+Time = Annotated[str | None, typer.Option(help="with --submit: of each job: minutes, 2h, 1d; default 2h")]
 
 # Of predict and bench, which take a geometry or a folder that has one.
 CertifiedFolder = Annotated[
@@ -253,7 +272,10 @@ SharedPrefixToTime = Annotated[bool, typer.Option(help="share a CNN's local laye
 
 # Of reproduce.
 Recipe = Annotated[
-    str, typer.Argument(help="table1, table2, table3, tableA1, figure5, lite0, or a .toml file like those")
+    str,
+    typer.Argument(
+        help="table1, table2, table3, tableA1, figure5, lite0, comparators, or a .toml file like those"
+    ),
 ]
 OutShared = Annotated[Path, typer.Option(help="folder to write; tables share the runs in it")]
 Only = Annotated[

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ..defenses.patchcleanser.algorithms import INFERENCES, Inference
 from ..errors import ConfigError
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size, parse_patches
+from .jobs import shard_of_job
 
 
 def model_name(text: str | None) -> str | None:
@@ -53,14 +54,17 @@ def parse_inference(name: str | None) -> Inference:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
+    """``3/8`` -> (3, 8); ``auto`` and ``auto/8`` as the scheduler says in the environment."""
     number, slash, shards = text.partition("/")
+    if number == "auto" and (not slash or (shards.isdecimal() and int(shards))):
+        return shard_of_job(os.environ, int(shards) if slash else None)
     if not (slash and number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards)):
         raise ConfigError(f"shard {text!r}: expected i/n with 1 <= i <= n, such as 1/8")
     return int(number), int(shards)
 
 
-def parse_locations(data: list[str], runs: list[Any]) -> dict[str, str]:
-    names = sorted({run.setup.data for run in runs})
+def parse_locations(data: list[str], known: Iterable[str]) -> dict[str, str]:
+    names = sorted(set(known))
     found = {}
     for entry in data:
         name, equals, place = entry.partition("=")

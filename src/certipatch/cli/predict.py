@@ -15,7 +15,7 @@ import typer
 from ..config import ModelAsked
 from ..errors import ConfigError, DataError
 from . import options as ask
-from .open import is_run, open_deployed, open_run_asked
+from .open import is_run, open_deployed, open_run_asked, place_of
 from .parse import mask_set, parse_inference
 
 if TYPE_CHECKING:
@@ -51,9 +51,11 @@ def predict(
     asked = ModelAsked(model, weights, pretrained)
     if deployed := open_deployed(asked, device):
         given = (certified, patch, masks_per_axis, patches, precision, inference, class_names)
-        if any(given) or places:
-            raise ConfigError(f"model {model}: an export has all of its own; drop the options but --prove")
-        answers = deployed.prove if prove else deployed.answer
+        if any(given):
+            raise ConfigError(
+                f"model {model}: an export has all of its own; drop the options but --prove, --places"
+            )
+        answers = partial(deployed.prove, places=places) if prove else deployed.answer
         failed = print_answers(images, deployed.preprocess, answers, at_once=1)
     else:
         opened, defense, least = _opened(
@@ -144,7 +146,7 @@ def as_certified(
     from ..report.certification import in_other_environments
     from ..runtime.devices import make_fabric
 
-    manifest = read_certification(certified, ANSWERING if answering else ANSWERING[:1])
+    manifest = read_certification(place_of(certified), ANSWERING if answering else ANSWERING[:1])
     for line in in_other_environments([manifest]):
         print(f"{line} This runs as the first part did.", file=sys.stderr)
     opened = open_certified(asked, manifest)

@@ -144,10 +144,13 @@ def _write(
 def _show(compared: Compared) -> None:
     from ..report.attack import attack_text
     from ..report.certification import in_other_environments, table
+    from ..report.crosscert import crosscert
     from ..report.detection import detection_table
 
     if compared.summaries:
         print_table(table(compared.summaries))
+    for line in crosscert(compared.summaries):
+        stdout.print(line, markup=False, soft_wrap=True)
     if compared.sweeps:
         print_table(detection_table(compared.sweeps))
     for line in in_other_environments(attack.folder.manifest for attack in compared.attacks):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CertiPatchError
 from ..runtime.console import print_table, stderr
@@ -46,8 +46,12 @@ def reproduce(
     from ..runtime.devices import make_fabric
 
     wanted = read_recipe(recipe, precision=precision)
+    if wanted.comparison is not None:
+        how = {"device": device, "precision": precision or "32-true"}
+        _compare(recipe, wanted, out, {"only": only, "scale": scale}, data or [], how, workers, dry_run)
+        return
     runs, every = plan(wanted, only=only, scale=scale), plan(wanted, scale=scale)
-    locations = parse_locations(data or [], every)
+    locations = parse_locations(data or [], (run.setup.data for run in every))
     fab = cache(lambda precision: make_fabric(device=device, precision=precision))
     if dry_run:
         _show_plan(runs, out, fab, tflops, as_json)
@@ -60,6 +64,42 @@ def reproduce(
     tables.show(as_json)
     if failures:
         raise CertiPatchError(f"{len(failures)} of {len(runs)} runs failed; the first: {failures[0]}")
+
+
+def _compare(
+    recipe: str,
+    wanted: Recipe,
+    out: Path,
+    part: dict[str, Any],
+    data: list[str],
+    how: dict[str, str],
+    workers: int,
+    dry_run: bool,
+) -> None:
+    """Certified defenses side by side: plan, or run and print the table."""
+    from ..reproduce.compare import compared, plan_lines, run, write
+    from ..runtime.devices import make_fabric
+
+    assert wanted.comparison is not None  # as asked
+    runs, every = (compared(wanted.comparison, **{**part, "only": only}) for only in (part["only"], None))
+    if dry_run:
+        print("\n".join(plan_lines(runs)))
+        return
+    locations = parse_locations(data, [wanted.comparison.data])
+    scale = part["scale"]
+    stem = out / f"{Path(recipe).name.removesuffix('.toml')}{'' if scale == 1 else f'-x{scale:g}'}"
+    with resumable(out, "run the same command again"):
+        failures = run(
+            runs,
+            out,
+            locations=locations,
+            fabric=make_fabric(device=how["device"], precision=how["precision"]),
+            workers=workers,
+            after_each=lambda: write(wanted, every, out, stem),
+        )
+    print(write(wanted, every, out, stem))
+    if failures:
+        raise CertiPatchError(f"{len(failures)} of {len(runs)} rows failed; the first: {failures[0]}")
 
 
 def _show_plan(

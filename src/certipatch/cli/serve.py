@@ -13,7 +13,7 @@ from ..config import ModelAsked
 from ..errors import ConfigError, MachineError
 from ..runtime.console import stdout
 from . import options as ask
-from .open import open_deployed
+from .open import open_deployed, place_of
 from .predict import as_certified
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def about(certified: Path) -> dict[str, Any]:
     from ..records.read import read_folder
     from ..report.certification import summarize
 
-    folder = read_folder(certified)
+    folder = read_folder(place_of(certified))
     summary = summarize(folder)
     shares = ("vanilla_accuracy", "clean_accuracy", "certified_robust_accuracy")
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,8 @@ from ..config import DataAsked, ModelAsked
 from ..errors import ConfigError
 from ..runtime.console import stdout
 from . import options as ask
-from .open import folders_of_records, is_export, is_run, open_both, open_data, open_run_asked
+from .engine import check_engine, own_device, team_of
+from .open import folders_of_records, is_export, is_run, open_both, open_data, open_run_asked, place_of
 
 if TYPE_CHECKING:
     from ..data.source import Source
@@ -37,34 +38,31 @@ def verify(
         Path | None, typer.Option(help="of an attack: the folder that certify wrote which it is on")
     ] = None,
     device: ask.Device = "auto",
+    engine: ask.Engine = None,
+    address: ask.Address = None,
+    devices_per_node: ask.DevicesPerNode = None,
     as_json: ask.AsJson = False,
 ) -> None:
     """Check records with independent code: hashes, masks, flags, and images looked at again. Exit code 1 if
     anything is wrong or could not be confirmed."""
     from ..deploy.bundle import runner
+    from ..verify.card import check_card
     from ..verify.check import verify as check
     from ..verify.export import check_export
 
+    check_engine(engine, address, devices_per_node)
     source, given = _given(
         _model(model, weights, pretrained, image_size, crop_pct),
         DataAsked(data, split, class_map) if data else None,
     )
-    images = None if every else sample
-    flaws = check_export(certified, runner())
-    found = [
-        check(
-            folder,
-            model=given,
-            source=source,
-            sample=images,
-            seed=seed,
-            device=device,
-            certification=records,
-        )
-        for folder in folders_of_records(certified)
-    ]
+    certified = place_of(certified)
+    how: dict[str, Any] = {"model": given, "source": source, "certification": records}
+    how |= {"sample": None if every else sample, "seed": seed, "device": own_device(engine, device)}
+    again = engine if given is not None and source is not None else None
+    with team_of(again, *((address, devices_per_node) if again else (None, None)), device) as team:
+        found = [check(folder, **how, team=team) for folder in folders_of_records(certified)]
     if found:
-        found[0].findings[:0] = flaws
+        found[0].findings[:0] = [*check_export(certified, runner()), *check_card(certified, found)]
     _show(found, as_json, again=given is not None and source is not None)
     if not all(one.confirmed for one in found):
         raise typer.Exit(1)

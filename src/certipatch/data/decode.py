@@ -114,9 +114,14 @@ def open_image(path: str | Path) -> Image.Image:
 
     Raises one of UNREADABLE for a path that is no image file.
     """
+    return open_bytes(read_image(path))
+
+
+def read_image(path: str | Path) -> bytes:
+    """The bytes of one image file; raises OSError for what is no file."""
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise OSError("not a regular file")  # /dev/zero would be read without end
-    return open_bytes(Path(path).read_bytes())
+    return Path(path).read_bytes()
 
 
 def open_bytes(data: bytes) -> Image.Image:

@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..errors import ConfigError, DataError, brief
-from .decode import open_bytes, open_image
+from .decode import open_bytes, read_image
 from .names import (
     in_order,
     is_image,
@@ -37,14 +37,14 @@ class Listing:
     Attributes:
         root: the folder or tar.
         names: of each image its path below ``root``, in order.
-        open: the image at a position, or OSError, ValueError and the like.
+        encoded: the bytes of the file at a position, or OSError.
         folders: the paths of all folders below ``root``, also of those without images.
         remarks: lines that say what was left out, and what is there twice.
     """
 
     root: str
     names: Sequence[str]
-    open: Callable[[int], Image.Image]
+    encoded: Callable[[int], bytes]
     folders: frozenset[str]
     remarks: tuple[str, ...]
 
@@ -84,7 +84,8 @@ def folder_or_tar(
             f"{', '.join(empty[:5])}; fill or remove it"
         )
     remarks = listing.remarks + what_is_empty(root, empty)
-    return Source(classes or listing.classes, listing.names, labels, listing.open, remarks)
+    opened = partial(_open, listing.encoded)
+    return Source(classes or listing.classes, listing.names, labels, opened, remarks, listing.encoded)
 
 
 def read_class_map(path: str) -> tuple[str, ...]:
@@ -195,7 +196,7 @@ def _list_folder(root: str, known: frozenset[str]) -> Listing:
     paths = [found.images[name][0] for name in names]
     remarks = what_was_left_out(root, found.left_out) + what_is_twice(root, found.twice())
     folders = frozenset(found.walked.values())
-    return Listing(root, names, partial(_open_path, paths), folders, remarks)
+    return Listing(root, names, partial(_read_path, paths), folders, remarks)
 
 
 def _list_tar(root: str, known: frozenset[str]) -> Listing:
@@ -207,15 +208,19 @@ def _list_tar(root: str, known: frozenset[str]) -> Listing:
     return Listing(root, names, partial(_read_in_tar, root, places), frozenset(found.folders), remarks)
 
 
-def _open_path(paths: list[str], i: int) -> Image.Image:
-    return open_image(paths[i])
+def _open(encoded: Callable[[int], bytes], i: int) -> Image.Image:
+    return open_bytes(encoded(i))
 
 
-def _read_in_tar(root: str, places: list[tuple[int, int]], i: int) -> Image.Image:
+def _read_path(paths: list[str], i: int) -> bytes:
+    return read_image(paths[i])
+
+
+def _read_in_tar(root: str, places: list[tuple[int, int]], i: int) -> bytes:
     """Each read opens the tar anew: worker processes that shared a file offset would disturb each other."""
     with open(root, "rb") as file:
         file.seek(places[i][0])
-        return open_bytes(file.read(places[i][1]))
+        return file.read(places[i][1])
 
 
 def _labels_by_name(listing: Listing, classes: tuple[str, ...] | None) -> list[int]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import timm.data
 import torch
@@ -24,6 +24,8 @@ from ..errors import ConfigError, DataError
 from .decode import UNREADABLE, decode, why_unreadable
 from .pillow import middle
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -32,6 +34,7 @@ class Source:
     ``open(i)`` returns a PIL image, or raises one of ``decode.UNREADABLE`` for an image that cannot be read.
     It is no lambda: where processes that load images are spawned and not forked, it is sent to them.
     ``remarks`` are lines for the user: what lies among the images and was left out, or is there twice.
+    ``encoded(i)`` are the bytes of the file that ``open(i)`` opens, where it is one; it raises the same.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +42,7 @@ class Source:
     labels: Sequence[int]
     open: Callable[[int], Image.Image]
     remarks: tuple[str, ...] = ()
+    encoded: Callable[[int], bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,8 +100,9 @@ class Source:
             self.classes,
             [self.names[i] for i in chosen],
             [self.labels[i] for i in chosen],
-            partial(_open_chosen, self.open, chosen),
+            partial(_chosen, self.open, chosen),
             self.remarks,
+            None if self.encoded is None else partial(_chosen, self.encoded, chosen),
         )
 
     def refuse_missing_classes(self, what: str) -> None:
@@ -111,8 +116,8 @@ class Source:
             )
 
 
-def _open_chosen(open: Callable[[int], Image.Image], chosen: Sequence[int], i: int) -> Image.Image:
-    return open(chosen[i])
+def _chosen(of: Callable[[int], T], chosen: Sequence[int], i: int) -> T:
+    return of(chosen[i])
 
 
 def _is_plain(name: str) -> bool:
@@ -150,7 +155,7 @@ class Images(Dataset[Item]):
     """A source as a model sees it: a map-style data set of :class:`Item`, in the source's order."""
 
     def __init__(self, source: Source, spec: ModelSpec) -> None:
-        self.source, self.transform = source, evaluation_transform(spec)
+        self.source, self.spec, self.transform = source, spec, evaluation_transform(spec)
 
     def __len__(self) -> int:
         return len(self.source)

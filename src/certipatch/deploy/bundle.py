@@ -20,6 +20,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("geometry/patch.py", ()),
     ("geometry/coverage.py", ()),
     ("geometry/masks.py", ("MaskPair",)),
+    ("geometry/places.py", ("Places",)),
     ("records/seals.py", ("sha256", "seal", "unseal")),
     ("data/decode.py", ()),
     ("data/pillow.py", ()),

@@ -175,9 +175,9 @@ class Deployed:
     @cached_property
     def said(self) -> Said:
         """Its answers in words."""
-        keys = ("threat", "way", "least")
-        classes = self.stated["model"]["classes"]
-        return Said(classes, self.stated["shown"], *(self.stated[key] for key in keys))
+        keys = ("shown", "threat", "way", "least", "windows")
+        model, known = self.stated["model"], {key: self.stated[key] for key in keys}
+        return Said(classes=model["classes"], image_size=model["image_size"], **known)
 
     def check_probe(self) -> None:
         """Look at a picture that was looked at when it was exported.
@@ -232,13 +232,14 @@ class Deployed:
         """The answer to each image (3, H, W) uint8, as JSON."""
         return [self.said.plain(self.examine(each, prove=False)) for each in pixels]
 
-    def prove(self, pixels: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """The same, and what is proven of each answer."""
-        return [self.said.proven(self.examine(each, prove=True)) for each in pixels]
+    def prove(self, pixels: Sequence[np.ndarray], *, places: bool = False) -> list[dict[str, Any]]:
+        """The same, and what is proven of each answer: of all places of the patch, or by place too."""
+        return [self.said.proven(self.examine(each, prove=True, places=places)) for each in pixels]
 
     def look(self, pixels: np.ndarray, *, prove: bool) -> dict[str, Any]:
-        """The answer to one image, or its proof, with what a person wants to see of the views behind it."""
-        return self.said.seen(self.examine(pixels, prove=prove), prove=prove)
+        """The answer to one image, or its proof, also by place, with what a person wants to see of the views
+        behind it."""
+        return self.said.seen(self.examine(pixels, prove=prove, places=prove), prove=prove)
 
     def about(self) -> dict[str, Any]:
         """What does not depend on the image: classes, image size, threat, masks and certificate, as JSON."""
@@ -246,6 +247,7 @@ class Deployed:
         return {
             "model": stated["model"]["arch"],
             "classes": stated["model"]["classes"],
+            "shown": stated["shown"],
             "image_size": stated["model"]["image_size"],
             **self.said.threat,
             **self.said.way,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..certification.blocks import blocks_of, examine_blocks, look
+from ..certification.blocks import blocks_of, examined, look, write_blocks
 from ..certification.experiment import experiment_of
 from ..certification.methods import method_of
 from ..config import ROUNDING
@@ -179,7 +179,7 @@ def certify(original: Original, source: Source, out: Path, stated: dict[str, Any
         progress_bar(len(source), "certify the export") as progress,
     ):
         examine = partial(look, defense, torch.device("cpu"))
-        examine_blocks([(examine, store)], images, blocks, progress, method_of(defense.name))
+        write_blocks(partial(examined, [examine], images), blocks, [store], progress, method_of(defense.name))
         store.finish()
     return folder
 
@@ -190,29 +190,45 @@ def compare(original: Original, source: Source, out: Path, stated: dict[str, Any
     Raises SoundnessError, naming images, for other pixels, or another answer, case or certificate where
     rounding cannot be the reason.
     """
-    theirs = {record.index: record for record in read_folder(original.manifest.folder).records}
-    ours = read_folder(out / CERTIFICATE).records
-    if len(theirs) != len(ours):
-        raise RecordsError(f"{original.manifest.folder}: expected finished records; certify --resume first")
-    pairs = [(theirs[record.index], record) for record in ours]
-    _refuse(out, "pixels", [mine for its, mine in pairs if its.pixels != mine.pixels])
+    pairs = _pairs(original, out)
     least = max(original.manifest.rounding, stated["least"])
-    differing = [mine for its, mine in pairs if _answers(its) != _answers(mine)]
-    sure = [mine for its, mine in pairs if _answers(its) != _answers(mine) and _clear(its, mine, least)]
-    _refuse(out, "answers", sure)
-    vanilla = [mine for its, mine in pairs if its.vanilla_label != mine.vanilla_label]
+    _refuse(out, "pixels", _where(pairs, lambda its, mine: its.pixels != mine.pixels))
+    _refuse(out, "answers", _where(pairs, lambda its, mine: _differ(its, mine) and _clear(its, mine, least)))
+    vanilla = _where(pairs, lambda its, mine: its.vanilla_label != mine.vanilla_label)
     deployed = Deployed(stated, Graph.of(out / GRAPH, stated))
     _refuse(out, "undefended answers", [one for one in vanilla if _margin(deployed, source, one) >= least])
-    both = [abs(its.margin - mine.margin) for its, mine in pairs if its.certified and mine.certified]
-    return {
-        "images": len(ours),
-        "tolerance": least,
-        "answers_differ": [one.name for one in differing],
-        "undefended_answers_differ": [one.name for one in vanilla],
-        "certificates_lost": [mine.name for its, mine in pairs if its.certified and not mine.certified],
-        "certificates_won": [mine.name for its, mine in pairs if mine.certified and not its.certified],
-        "largest_change_of_a_margin": max(both, default=0.0),
+    both = [
+        (its.margin or 0.0, mine.margin or 0.0) for its, mine in pairs if its.certified and mine.certified
+    ]
+    listed = {
+        "answers_differ": _where(pairs, _differ),
+        "undefended_answers_differ": vanilla,
+        "certificates_lost": _where(pairs, lambda its, mine: its.certified and not mine.certified),
+        "certificates_won": _where(pairs, lambda its, mine: mine.certified and not its.certified),
     }
+    return {
+        "images": len(pairs),
+        "tolerance": least,
+        **{what: [one.name for one in images] for what, images in listed.items()},
+        "largest_change_of_a_margin": max((abs(a - b) for a, b in both), default=0.0),
+    }
+
+
+def _pairs(original: Original, out: Path) -> list[tuple[PatchCleanserRecord, PatchCleanserRecord]]:
+    """Of each image the model's record and the export's."""
+    theirs = {record.index: record for record in read_folder(original.manifest.folder).records}
+    return [(theirs[record.index], record) for record in read_folder(out / CERTIFICATE).records]
+
+
+def _where(
+    pairs: Sequence[tuple[PatchCleanserRecord, PatchCleanserRecord]], holds: Callable[[Any, Any], bool]
+) -> list[PatchCleanserRecord]:
+    """The export's records of the images on which something holds of both."""
+    return [mine for its, mine in pairs if holds(its, mine)]
+
+
+def _differ(one: PatchCleanserRecord, other: PatchCleanserRecord) -> bool:
+    return _answers(one) != _answers(other)
 
 
 def _answers(record: PatchCleanserRecord) -> tuple[Any, ...]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,8 +19,6 @@ from ..data.decode import decode, open_bytes
 from ..data.source import as_float, evaluation_transform
 from ..data.words import in_words
 from ..defenses.patchcleanser.defense import PatchCleanser
-from ..defenses.patchcleanser.examination import PatchCleanserVerdict
-from ..geometry.places import Places
 from .said import Said
 
 
@@ -68,17 +65,19 @@ class Predictor:
         network, masks = self.defense.network, self.defense.masks
         way = {"masks_per_axis": masks.masks_per_axis, "precision": network.precision}
         way |= {"inference": self.defense.inference}
-        return Said(self.spec.classes, self.shown, dict(self.defense.threat), way, self.least)
+        threat, windows = dict(self.defense.threat), masks.to_json()["windows"]
+        return Said(self.spec.classes, self.shown, threat, way, self.least, windows, self.spec.image_size)
 
     def about(self) -> dict[str, Any]:
         """What does not depend on the image: classes, image size, threat and masks, as JSON."""
         return {
             "model": self.spec.arch,
             "classes": list(self.spec.classes),
+            "shown": list(self.shown),
             "image_size": list(self.spec.image_size),
             **self._said.threat,
             **self._said.way,
-            "windows": self.defense.masks.to_json()["windows"],
+            "windows": self._said.windows,
             "min_margin": self.least,
         }
 
@@ -89,24 +88,15 @@ class Predictor:
     def prove(self, pixels: Sequence[Tensor], *, places: bool = False) -> list[dict[str, Any]]:
         """The same, and what is proven of each answer: of all places of the patch, or by place too."""
         verdicts = self.defense.examine_proven(self._images(pixels), places=places)
-        return [self._said.proven(verdict, **self._by_place(verdict)) for verdict in verdicts]
+        return [self._said.proven(verdict) for verdict in verdicts]
 
     def look(self, pixels: Tensor, *, prove: bool) -> dict[str, Any]:
-        """The answer to one image, or its proof, with what a person wants to see of the views behind it."""
+        """The answer to one image, or its proof, also by place, with what a person wants to see of the views
+        behind it."""
         images = self._images([pixels])
-        (verdict,) = self.defense.examine_proven(images) if prove else self.defense.examine(images)
+        found = self.defense.examine_proven(images, places=True) if prove else self.defense.examine(images)
+        (verdict,) = found
         return self._said.seen(verdict, prove=prove)
 
     def _images(self, pixels: Sequence[Tensor]) -> Tensor:
         return as_float(torch.stack(list(pixels)).to(self.defense.network.device))
-
-    def _by_place(self, verdict: PatchCleanserVerdict) -> dict[str, Any]:
-        """The masks whose rows are proven beyond rounding, and the share of places that they hide; nothing
-        if it was not asked for."""
-        if verdict.proven is None:
-            return {}
-        rows = np.array([bit == "1" for bit in verdict.proven])
-        rows[rows] = np.array(verdict.proven_margins) >= self.least
-        masks = self.defense.masks
-        share = Places.of(masks.windows, masks.image_size, masks.threat).share(rows)
-        return {"proven_share_of_places": share, "proven_masks": np.flatnonzero(rows).tolist()}

@@ -5,8 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
+from ..geometry.patch import Threat, Window
+from ..geometry.places import Places
 from .claims import proof_of, statement
 
 
@@ -18,6 +23,7 @@ class Said:
         classes: the name of each label; ``shown`` the same as people call it.
         threat: the shapes and the number of patches. ``way``: masks per axis, precision and inference.
         least: the least margin, in logits, of what counts as proven.
+        windows: of each mask its windows as [top, left, height, width]; ``image_size`` is (height, width).
     """
 
     classes: Sequence[str]
@@ -25,6 +31,8 @@ class Said:
     threat: Mapping[str, Any]
     way: Mapping[str, Any]
     least: float
+    windows: Sequence[Sequence[Sequence[int]]]
+    image_size: Sequence[int]
 
     def plain(self, verdict: Any) -> dict[str, Any]:
         """The answer."""
@@ -39,8 +47,8 @@ class Said:
             **words,
         }
 
-    def proven(self, verdict: Any, **by_place: Any) -> dict[str, Any]:
-        """The answer and what is proven of it; ``by_place`` are further entries."""
+    def proven(self, verdict: Any) -> dict[str, Any]:
+        """The answer and what is proven of it, by place too if that was looked at."""
         plain = self.plain(verdict)
         proof = proof_of(bool(verdict.unchangeable), verdict.margin, self.least)
         return {
@@ -48,9 +56,23 @@ class Said:
             "unchangeable": proof == "unchangeable",
             "min_margin": self.least,
             "passes": verdict.passes,
-            **by_place,
-            "statement": statement(proof, plain["class"], self.threat),
+            **self._by_place(verdict),
+            "statement": statement(proof, self.shown[verdict.defended_label], self.threat),
         }
+
+    def _by_place(self, verdict: Any) -> dict[str, Any]:
+        """The masks whose rows are proven beyond rounding, and the share of places that they hide."""
+        if verdict.proven is None:
+            return {}
+        rows = np.array([bit == "1" for bit in verdict.proven])
+        rows[rows] = np.array(verdict.proven_margins) >= self.least
+        share = self._places.share(rows)
+        return {"proven_share_of_places": share, "proven_masks": np.flatnonzero(rows).tolist()}
+
+    @cached_property
+    def _places(self) -> Places:
+        masks = [tuple(Window(*window) for window in mask) for mask in self.windows]
+        return Places.of(masks, (self.image_size[0], self.image_size[1]), Threat.of(self.threat))
 
     def seen(self, verdict: Any, *, prove: bool) -> dict[str, Any]:
         """The answer, or its proof, with what a person wants to see of the views behind it."""

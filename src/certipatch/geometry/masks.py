@@ -99,7 +99,8 @@ class MaskSet:
         other_patch_sizes: Iterable[Size] = (),
         patches: int = 1,
     ) -> MaskSet:
-        """The R-covering set of PatchCleanser: the product of :func:`axis_starts` of both axes, row by row.
+        """The R-covering set of PatchCleanser: the product of both axes'
+        :func:`~certipatch.geometry.masks.axis_starts`, row by row.
 
         Of several shapes it is the union of each one's set, the tallest shape first. For two patches a mask
         is the union of two different masks of the set for one. (PatchCleanser's code has each mask united

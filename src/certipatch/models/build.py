@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import ModelSpec
 from ..errors import ConfigError, ModelError, brief
 from .named import check_outputs, is_function, module_of, whole
-from .own import OWN, describe_own
+from .own import OWN, describe_own, network_of
 from .small import Normalize
 from .weights import LITE0_PACKAGE, bare_names, first_names, lite0_state, load_state, read_weights
 
@@ -228,10 +228,10 @@ def architecture(name: str, image_size: tuple[int, int]) -> nn.Module:
 
 def _network(spec: ModelSpec, pretrained: bool) -> nn.Module:
     """The bare network of a spec, with timm's weights or random ones."""
-    if own := OWN.get(spec.arch):
+    if spec.arch in OWN:
         if pretrained:
             raise ConfigError(f"model {spec.arch}: has no pretrained weights; drop --pretrained")
-        return own.build(spec.num_classes, spec.image_size)
+        return network_of(spec)
     _pretrained_cfg(spec.arch)  # refuses an unknown name
     try:
         return _timm_network(spec, pretrained)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..config import ModelSpec
@@ -45,15 +46,30 @@ def _small_bagnet(classes: int, _size: Size, *, strides: tuple[int, ...]) -> nn.
     return SmallBagNet(classes, strides)
 
 
+def _small_vit(classes: int, size: Size) -> nn.Module:
+    """timm's transformer with tokens of 4x4 pixels, 0.5 million weights."""
+    return VisionTransformer(
+        img_size=size, patch_size=4, embed_dim=96, depth=4, num_heads=3, num_classes=classes
+    )
+
+
 OWN: dict[str, Own] = {
     SMALL_CNN: Own(lambda classes, _: SmallCNN(classes), SmallCNN.HEAD, fixed=True),
-    IBP_SMALL: Own(small_ibp, "9"),
+    IBP_SMALL: Own(small_ibp, "7"),
+    "small-vit": Own(_small_vit, "head"),
     **{name: Own(partial(_small_bagnet, strides=strides), "fc") for name, strides in SMALL_STRIDES.items()},
     **{
         name: Own(partial(_bagnet, stages=stages), "fc", 224, normalisation=IMAGENET)
         for name, stages in STAGES.items()
     },
 }
+
+
+def network_of(spec: ModelSpec) -> nn.Module:
+    """The bare network of a spec, with random weights. Raises ConfigError for one that is not of ours."""
+    if spec.arch not in OWN:
+        raise ConfigError(f"model {spec.arch}: expected one of {', '.join(OWN)}")
+    return OWN[spec.arch].build(spec.num_classes, spec.image_size)
 
 
 def describe_own(

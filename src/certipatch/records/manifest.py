@@ -18,14 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ..config import ROUNDING, differences, parse_json
+from ..config import ROUNDING, differences, parse_json, versions
 from ..errors import RecordsError, brief
 from .experiment import (
     Attack,
@@ -174,7 +173,7 @@ def begin_manifest(kind: str, experiment: dict[str, Any], **environment: Any) ->
         "kind": kind,
         "experiment": json.loads(json.dumps(experiment)),  # tuples become lists, as they will when read back
         "environment": {
-            "versions": {name: metadata.version(name) for name in ("certipatch", "torch", "timm", "numpy")},
+            "versions": versions(),
             "python": platform.python_version(),
             "commit": _commit(),
             "command": shlex.join(["certipatch", *sys.argv[1:]]),
@@ -183,6 +182,14 @@ def begin_manifest(kind: str, experiment: dict[str, Any], **environment: Any) ->
         "started": now(),
         "finished": None,
     }
+
+
+def with_worker(manifest: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the environment of one more worker of the attempt under way."""
+    *earlier, attempt = [manifest, *_list(manifest.get("resumed"))]
+    here = _dict(attempt.get("environment"))
+    attempt = {**attempt, "environment": {**here, "workers": [*_list(here.get("workers")), environment]}}
+    return {**manifest, "resumed": [*earlier[1:], attempt]} if earlier else attempt
 
 
 def resumed(manifest: dict[str, Any], here: dict[str, Any], lines: int) -> dict[str, Any]:
@@ -332,10 +339,16 @@ def _attempts(written: dict[str, Any]) -> list[dict[str, Any]]:
     starts = [0, *(entry.get("lines") for entry in later), None]
     environments = [_dict(one.get("environment")) for one in (written, *later)]
     return [
-        environment
+        one
         for environment, (start, end) in zip(environments, pairwise(starts), strict=True)
         if start != end or written["kind"] == "train"  # whose steps come before its lines
+        for one in _workers(environment)
     ]
+
+
+def _workers(environment: dict[str, Any]) -> list[dict[str, Any]]:
+    """The environment of each worker that an attempt had; its own if it had none."""
+    return [_dict(one) for one in _list(environment.get("workers"))] or [environment]
 
 
 def _flat(environment: dict[str, Any]) -> dict[str, str]:

@@ -197,6 +197,36 @@ class WindowRecord(Record):
         return self
 
 
+class IntervalRecord(Record):
+    """One image of ``certify`` with interval bounds (ibp).
+
+    ``margin`` is the smallest lower bound of the lead of the true label, in logits; null where there is no
+    certificate. The patch against which it is lies in the mask ``weakest`` ([top, left, height, width] of
+    each rectangle), and the lead is over the class ``rival``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    ORDER = (
+        *("index", "name", "label", "pixels", "vanilla_label", "defended_label", "certified"),
+        *("weakest", "rival", "margin", "passes", "error"),
+    )
+
+    weakest: tuple[tuple[int, int, int, int], ...] | None
+    rival: int | None = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        """Certified is a bound above 0; the answer is the network's own."""
+        flaws = (
+            self.certified != (self.margin is not None),
+            self.error is None and (not self.weakest or self.rival is None or self.rival == self.label),
+            self.defended_label != self.vanilla_label,
+        )
+        if any(flaws):
+            raise ValueError("certified by bounds, but its other fields say something else")
+        return self
+
+
 class DetectionRecord(Line):
     """One image of ``detect``: what Minority Reports found, for every threshold at once.
 
@@ -313,6 +343,7 @@ SCHEMAS: dict[str, type[Line]] = {
     "clipped-bagnet": WindowRecord,
     "bagcert": WindowRecord,
     "patchcure-srf": WindowRecord,
+    "ibp": IntervalRecord,
 }
 
 

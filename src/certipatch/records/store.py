@@ -24,6 +24,7 @@ from .manifest import (
     read_manifest_files,
     resumed,
     shard_of,
+    with_worker,
 )
 from .read import check_written, read_lines
 from .seals import LineHashes, seal, sha256, write_through
@@ -186,6 +187,12 @@ class Store:
 
         guard(self.folder, write)
         self.lines += new
+
+    def note_worker(self, environment: dict[str, Any]) -> None:
+        """State the environment of a worker that has joined; a folder that is complete stays as it is."""
+        if self.finished is None:
+            self.manifest = with_worker(self.manifest, environment)
+            self.write_manifest()
 
     def finish(self, **facts: Any) -> None:
         """Mark the folder as complete: number of lines and their hash, besides ``facts``; once is enough.

@@ -3,33 +3,28 @@ everything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 
-from ..data.source import Images, Item, Source, as_float, pixels_sha256
+from ..data.source import Images, Item, Source
 from ..defenses.contract import CertifiedDefense, check_precision
 from ..defenses.patchcleanser.defense import PatchCleanser
-from ..errors import ConfigError, RecordsError, SoundnessError
+from ..errors import RecordsError
 from ..models.runs import Opened
 from ..records.manifest import begin_manifest
 from ..records.read import Folder, read_folder
-from ..records.schema import ATTACKS, AttackRecord, Record, digest
+from ..records.schema import ATTACKS, AttackRecord, digest
 from ..records.store import BLOCK, Store
-from ..runtime.devices import derived_seed, environment, precision_of
+from ..runtime.devices import precision_of
 from ..runtime.progress import percent, progress_bar
-from .climb import AttackConfig, attack_images
+from ..runtime.team import Team
+from .climb import AttackConfig
 from .found import Found, check_certificate, save
-from .goals import Goal, clean_tables, goals
-from .harness import Harness, check_one_patch
-from .places import attack_places
-from .windows import attack_windows, by_windows
-
-Records = Sequence[Record]
+from .harness import check_one_patch
+from .work import Attacked, Attacker, AttackersOnTeam, Records
 
 
 def attack(
@@ -43,6 +38,8 @@ def attack(
     config: AttackConfig,
     limit: int | None = None,
     resume: bool = False,
+    team: Team | None = None,
+    restored: Callable[[Opened, Fabric], CertifiedDefense] | None = None,
 ) -> None:
     """Attack the images of a certification, into ``out``: a manifest, ``attacks.jsonl``, the patched images.
 
@@ -51,6 +48,8 @@ def attack(
         defense: as :func:`certipatch.certification.restore.restore` gives it back from the certification.
         certified: the manifest and the records of the certification.
         limit: only this many of the images, spread over all.
+        team: workers that do it, each on a device of its own; None: this process.
+        restored: with a team, (the model, fabric) -> the defense on the device of a worker.
 
     Raises:
         SoundnessError: a certified image was broken (the folder that it names has all that is needed to
@@ -61,16 +60,17 @@ def attack(
     check_one_patch(defense.threat)
     check_precision(defense, precision_of(fabric))
     chosen = _chosen(certified, len(source), limit)
+    alone = Attacker(opened, defense, certified.path, config, fabric)
+    here = AttackersOnTeam(team, alone, source, restored) if team and restored else alone
     experiment = {
         "certification": certified.manifest.stated,
         "records_sha256": digest(certified.records),
         "attack": config.model_dump(),
         "images": len(chosen),
-        "device": fabric.device.type,
+        "device": here.device,
         "precision": precision_of(fabric),
     }
-    about = begin_manifest("attack", experiment, network=defense.describe_network(), **environment(fabric))
-    images = Images(source, opened.spec)
+    about = begin_manifest("attack", experiment, **here.run_on)
     with (
         Store(out, about, ATTACKS, resume=resume) as store,
         progress_bar(len(chosen), f"attack {_against(defense)}") as progress,
@@ -79,10 +79,9 @@ def attack(
         done, broken = {record.index for record in before}, sum(record.broken for record in before)
         progress.resume(len(done))
         manifests = {"attack": store.manifest, "certification": certified.manifest.written}
-        for block in _blocks(chosen, done):
-            items = [_as_certified(images[record.index], record, certified.path) for record in block]
-            with fabric.autocast():  # gradients of the function that is deployed
-                found = _attack_block(opened, defense, items, block, config)
+        blocks = _blocks(chosen, done)
+        results = _attacked(here, blocks, source, store)
+        for block, (items, found) in zip(blocks, results, strict=True):
             new = _saved(out, items, block, found, manifests, done)
             store.append(record.model_dump(mode="json") for record in new)
             broken += sum(record.broken for record in new)
@@ -134,70 +133,11 @@ def _blocks(chosen: Records, done: set[int]) -> list[Records]:
     return [block for block in blocks if not done.issuperset(record.index for record in block)]
 
 
-def _as_certified(item: Item, record: Record, certified: Path) -> Item:
-    """The image. Raises SoundnessError if its pixels or its label are not those that were certified."""
-    pixels = None if item.pixels is None else pixels_sha256(item.pixels)
-    if (pixels, item.label) != (record.pixels, record.label):
-        raise SoundnessError(
-            f"image {record.index} ({record.name!r}): is not the one that was certified; give the data of "
-            f"{certified}"
-        )
-    return item
-
-
-def _attack_block(
-    opened: Opened, defense: CertifiedDefense, items: list[Item], records: Records, config: AttackConfig
-) -> list[Found]:
-    """Attack those images of a block that the defended model is right on; a block is always attacked as a
-    whole."""
-    found = _clean_answers(opened, defense, items)
-    right = [a for a, one in enumerate(found) if one.clean and one.clean.defended_label == items[a].label]
-    if not right:
-        return found
-    device = next(opened.network.parameters()).device
-    pixels = torch.stack([items[a].readable() for a in right]).to(device)
-    labels = torch.tensor([items[a].label for a in right], device=device)
-    if by_windows(defense):
-        seeds = [derived_seed(config.seed, records[a].index) for a in right]
-        attacked = attack_windows(Harness(defense, pixels), labels, config, seeds)
-        for a, (open_at, judged) in zip(right, attacked, strict=True):
-            found[a] = replace(found[a], ways=open_at, results=tuple(judged))
-        return found
-    if not isinstance(defense, PatchCleanser):
-        raise ConfigError(f"attack: expected a defense that it knows, found {defense.name}")
-    ways = _open_ways(defense, pixels, labels, [records[a].certified for a in right])
-    seeds = [derived_seed(config.seed, records[a].index) for a in right]
-    results = attack_images(opened.network, Harness(defense, pixels), labels, ways, config, seeds)
-    for a, open_ways, judged in zip(right, ways, results, strict=True):
-        found[a] = replace(found[a], ways=len(open_ways), results=tuple(judged))
-    by_place = [(records[a].index, getattr(records[a], "proven", None) or "") for a in right]
-    if by_place[0][1]:
-        at_places = attack_places(opened.network, Harness(defense, pixels), labels, ways, config, by_place)
-        for a, one in zip(right, at_places, strict=True):
-            found[a] = replace(found[a], places=one)
-    return found
-
-
-def _clean_answers(opened: Opened, defense: CertifiedDefense, items: list[Item]) -> list[Found]:
-    """What the defended model answers on the clean images; nothing for those that cannot be read."""
-    readable = [a for a, item in enumerate(items) if item.pixels is not None]
-    found = [Found(None) for _ in items]
-    if readable:
-        device = next(opened.network.parameters()).device
-        pixels = torch.stack([items[a].readable() for a in readable]).to(device)
-        for a, verdict in zip(readable, defense.examine(as_float(pixels)), strict=True):
-            found[a] = Found(verdict)
-    return found
-
-
-def _open_ways(
-    defense: PatchCleanser, pixels: torch.Tensor, labels: torch.Tensor, certified: list[bool]
-) -> list[list[Goal]]:
-    """The goals of each image. The table of a certified image is in its certificate: it leaves none."""
-    ways: list[list[Goal]] = [[] for _ in certified]
-    uncertain = [a for a, proven in enumerate(certified) if not proven]
-    if uncertain:
-        tables = clean_tables(defense, as_float(pixels[uncertain]))
-        for a, table in zip(uncertain, tables, strict=True):
-            ways[a] = goals(defense.masks, table, int(labels[a]))
-    return ways
+def _attacked(
+    here: Attacker | AttackersOnTeam, blocks: list[Records], source: Source, store: Store
+) -> Iterator[Attacked]:
+    """The images of each block and what became of them, in order."""
+    if isinstance(here, AttackersOnTeam):
+        return here.attack(blocks, store)
+    images = Images(source, here.opened.spec)
+    return (here.attack(block, [images[record.index] for record in block]) for block in blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Found:
         clean: the answer without a patch; None for an image that cannot be read.
         ways: the number of goals that the clean table leaves open.
         results: everything that was judged; nothing if the answer was wrong anyway.
+        dropped: how many more were judged, none of which came nearer.
         places: what became of it at places that are not the attacker's choice; None if the answer was wrong
             anyway, or if it was not certified by place.
     """
@@ -40,6 +41,7 @@ class Found:
     ways: int = 0
     results: tuple[Result, ...] = ()
     places: AtPlaces | None = None
+    dropped: int = 0
 
     @property
     def broken_proof(self) -> Result | None:
@@ -53,12 +55,23 @@ class Found:
             self.results, key=lambda result: (not result.broken, result.attempt.shortfall), default=None
         )
 
+    def brief(self) -> Found:
+        """The same with the best attempt alone, to be sent from one machine to another."""
+        places = self.places and replace(self.places, proven=tuple(map(_on_cpu, self.places.proven)))
+        best = tuple(_on_cpu(one) for one in [self.best] if one)
+        return replace(self, results=best, places=places, dropped=len(self.results) - len(best))
+
     @property
     def answer(self) -> int | None:
         """The defended label under the best attempt, or without a patch if none was made."""
         if self.best:
             return self.best.verdict.defended_label
         return self.clean.defended_label if self.clean else None
+
+
+def _on_cpu(result: Result) -> Result:
+    attempt = replace(result.attempt, content=result.attempt.content.cpu())
+    return replace(result, attempt=attempt, patched=result.patched.cpu())
 
 
 def save(out: Path, record: Record, found: Found) -> AttackRecord:
@@ -89,7 +102,7 @@ def save(out: Path, record: Record, found: Found) -> AttackRecord:
         row=best.attempt.row,
         target=best.attempt.target,
         vanilla_label=best.verdict.vanilla_label,
-        attempts=len(found.results),
+        attempts=len(found.results) + found.dropped,
         image=name,
         pixels=pixels_sha256(best.patched),
     )

@@ -73,11 +73,25 @@ def _train(about: _About) -> Iterator[Advice]:
     if not one_patch or (trained is not None and trained.strategy == "greedy-multisize"):
         return
     before = "was not fine-tuned" if trained is None else f"was fine-tuned with {trained.strategy}"
+    if not about.experiment.masks:
+        if about.experiment.windows_shown and (trained is None or trained.strategy != "random-band"):
+            yield _train_on_windows(about, before)
+        return
     yield (
         f"The model {before}. Fine-tuning on the worst pairs of masks (greedy-multisize) makes more images "
         "certifiable.",
         f"certipatch train {about.typed[0]} --data TRAIN --val-data VALIDATION --strategy greedy-multisize "
         f"--patch {about.patch} --out RUN",
+    )
+
+
+def _train_on_windows(about: _About, before: str) -> Advice:
+    windows = about.experiment.windows_shown
+    return (
+        f"The model {before}, and sees little in one window. Fine-tuning on one window of each image "
+        "(random-band) makes more images certifiable.",
+        f"certipatch train {about.typed[0]} --data TRAIN --val-data VALIDATION --strategy random-band "
+        f"--windows {windows} --patch {about.patch} --out RUN",
     )
 
 
@@ -94,7 +108,7 @@ def _more_masks(about: _About) -> Iterator[Advice]:
 def _just_missed(about: _About) -> Iterator[Advice]:
     states = Counter(outcome(record, about.summary.min_margin) for record in about.records)
     missed, n = states["just missed"], len(about.records)
-    if missed >= about.some(20):
+    if about.experiment.masks and missed >= about.some(20):
         yield (
             f"{missed} of {n} images just miss: no single mask fools the model on them, only some pair does. "
             "They are what longer fine-tuning or a larger k (for more passes) can win.",

@@ -18,6 +18,7 @@ from ..errors import ConfigError, brief
 from ..geometry.masks import MaskSet
 from ..geometry.patch import Size, parse_patch
 from ..records.manifest import first_problem
+from .comparison import Comparison
 
 FOLDER = Path(__file__).with_name("recipes")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
@@ -142,6 +143,7 @@ class Recipe(Frozen):
     """A table or figure of the paper: the claim that it examines, its setups, and the paper's numbers.
 
     Attributes:
+        comparison: in place of setups, certified defenses side by side.
         paper: the paper's numbers. paper_of: shipped recipes whose numbers are compared with too, so that
             each stands in one place.
         search_passes: the forward passes that the paper counts for the search of a strategy.
@@ -150,13 +152,16 @@ class Recipe(Frozen):
     title: str
     claim: str
     figure: bool = False
-    setup: tuple[Setup, ...]
+    setup: tuple[Setup, ...] = ()
+    comparison: Comparison | None = None
     paper: tuple[Published, ...] = ()
     paper_of: tuple[str, ...] = ()
     search_passes: dict[str, int] = Field(default={})
 
     @model_validator(mode="after")
     def _named_once(self) -> Recipe:
+        if bool(self.setup) == bool(self.comparison):
+            raise ValueError("expected setups or a comparison, found neither or both")
         names = [(setup.data, model) for setup in self.setup for model in setup.models]
         if len(set(names)) < len(names):
             raise ValueError("two setups of the same data and model; give the data another name")

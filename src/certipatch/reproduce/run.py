@@ -29,7 +29,7 @@ from .done import finished, is_certified, is_done, training
 from .plan import Run
 from .recipe import Base, Setup
 
-_say = partial(stderr.print, markup=False, soft_wrap=True)
+say = partial(stderr.print, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def run(
             with FileLock(out / one.place / f".{one.slug}-seed{one.seed}.lock", timeout=0):
                 if is_done(one, out):
                     continue
-                _say(title)
+                say(title)
                 _do(one, Place(out, locations, fabric(one.setup.precision), workers))
         except Timeout:
-            _say(f"{title}: another process is at it")
+            say(f"{title}: another process is at it")
         except (CertiPatchError, OSError, torch.OutOfMemoryError) as error:
             failures.append(f"{one.name}: {brief(error, 300)}")
-            _say(failures[-1])
+            say(failures[-1])
         after_each()
     return failures
 
@@ -218,14 +218,14 @@ def _load(setup: Setup, locations: dict[str, str], part: str) -> Source:
     """The images of a setup to train on, or to test with."""
     location = locations.get(setup.data, setup.location)
     try:
-        train = _load_source(location, setup.train_split, None)
-        return train if part == "train" else _load_source(location, setup.test_split, train.classes)
+        train = load(location, setup.train_split, None)
+        return train if part == "train" else load(location, setup.test_split, train.classes)
     except ConfigError as error:
         raise ConfigError(f"{error} (--data {setup.data}=PLACE says where it is)") from None
 
 
 @cache
-def _load_source(location: str, split: str, classes: tuple[str, ...] | None) -> Source:
+def load(location: str, split: str, classes: tuple[str, ...] | None) -> Source:
     """A timm name, a folder with a sub-folder for each split, or a folder with a tar for each."""
     tar = os.path.join(location, f"{split}.tar")
     packed = os.path.isfile(tar)

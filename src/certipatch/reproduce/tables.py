@@ -232,11 +232,11 @@ def _row(cells: list[Cell], ks: list[int], known: bool) -> list[str]:
     run = cells[0].run
     seeds = sorted({cell.run.seed for cell in cells if cell.summary})
     shown = [run.row, ", ".join(map(str, seeds)), str(run.epochs), str(run.copies), _mean_cost(cells)]
-    shown.append(_mean([summary.vanilla_accuracy for summary in _with_k(cells, ks[-1])]))
+    shown.append(mean([summary.vanilla_accuracy for summary in _with_k(cells, ks[-1])]))
     for k in ks:
         summaries = _with_k(cells, k)
-        shown.append(_mean([summary.clean_accuracy for summary in summaries]))
-        shown.append(_mean([summary.certified_robust_accuracy for summary in summaries]))
+        shown.append(mean([summary.clean_accuracy for summary in summaries]))
+        shown.append(mean([summary.certified_robust_accuracy for summary in summaries]))
         shown += [_places(summaries)] if run.setup.places else []
         shown += [_paper(cells, k)] if known else []
     return shown
@@ -264,7 +264,7 @@ def _paper(cells: list[Cell], k: int) -> str:
     return str(value or "")
 
 
-def _mean(shares: Sequence[Share]) -> str:
+def mean(shares: Sequence[Share]) -> str:
     """``25.1 (22.5-27.9)``, the share in % and its interval.
 
     Of several seeds the mean, the interval at one seed's images, and each seed's share.

@@ -30,6 +30,7 @@ from ..runtime.console import say
 from ..runtime.devices import derived_seed
 from ..runtime.processes import together, total
 from ..runtime.progress import Progress
+from ..runtime.signals import SIGNALS
 from .batches import Loader, epoch_batches, load, spread
 from .checkpoint import Checkpoint
 from .config import TrainConfig
@@ -213,11 +214,9 @@ def _share_statistics(model: nn.Module, fabric: Fabric) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let the step under way end when Ctrl-C (or a scheduler's SIGTERM) comes, so that it can be saved."""
+    """Let the step under way end when Ctrl-C (or a scheduler's signal) comes, so that it can be saved."""
     asked = []
-    handlers = {
-        sig: signal.signal(sig, lambda *_: asked.append(True)) for sig in (signal.SIGINT, signal.SIGTERM)
-    }
+    handlers = {sig: signal.signal(sig, lambda *_: asked.append(True)) for sig in (signal.SIGINT, *SIGNALS)}
     try:
         yield lambda: bool(asked)
     finally:

@@ -20,6 +20,7 @@ from pydantic_core import to_json
 from ..config import differences
 from ..data.decode import UNREADABLE, decode, open_image
 from ..data.source import Images, Source
+from ..runtime.team import Team
 from .evidence import kind_of
 from .findings import Experiment, Given, Record, Verification, place
 from .geometry import Masks
@@ -279,6 +280,7 @@ def replay(
     model: Given,
     source: Source,
     device: str,
+    team: Team | None = None,
     found: Verification,
 ) -> None:
     """Let the defense answer again on each picture, by views that are looked at one at a time."""
@@ -311,7 +313,8 @@ def replay(
             _compare_patched(sighting, patched)
 
     again = {index: beside(index, record) for index, record in records.items()}
-    look_again(again, certification, compare, model=model, source=source, device=device, found=found)
+    on: dict[str, Any] = {"model": model, "source": source, "device": device, "team": team}
+    look_again(again, certification, compare, **on, found=found)
 
 
 def patched_sighting(sighting: Sighting, patched: np.ndarray) -> Sighting | None:

@@ -20,6 +20,7 @@ import numpy as np
 from ..config import differences
 from ..data.source import Source
 from ..errors import ConfigError, brief
+from ..runtime.team import Team
 from .attack import ATTACK, Pictures, check_certification, check_lines, replay
 from .findings import Experiment, Given, Record, Verification, place
 from .folder import Manifest, check_images, read_manifests, read_records
@@ -42,6 +43,7 @@ def verify(
     seed: int = 0,
     device: str = "auto",
     certification: Path | None = None,
+    team: Team | None = None,
 ) -> Verification:
     """Check the records that ``certify``, ``detect`` or ``attack`` wrote into ``folder``.
 
@@ -50,6 +52,7 @@ def verify(
         model, source: the model and the whole data set that were given to ``certify``, to be compared with
             what the folder says.
         sample: with model and source, how many images to look at again, drawn with ``seed``; None for all.
+        team: workers that look at them, each on a device of its own; None: this process.
 
     Raises:
         CertiPatchError: the stated precision is none, the model cannot be run, or ``certification`` is given
@@ -71,7 +74,7 @@ def verify(
         what = f"its experiment has other entries than those of a certification: {', '.join(odd)}"
         found.add("manifest", what)
         return found
-    given = Asked(model, source, sample, seed, device)
+    given = Asked(model, source, sample, seed, device, team)
     if attacked:
         _check_attack(folder, manifests, experiment, certification, given, found)
         return found
@@ -87,8 +90,8 @@ def verify(
     if model is not None and source is not None and restatement.compare is not None and sound:
         source = source.first(experiment["data"]["images"])
         again, moved = given.drawn(records, consistent, source), _stated_movement(manifests)
-        on: dict[str, Any] = {"model": model, "source": source, "device": device, "tolerance": moved}
-        look_again(again, experiment, restatement.compare, **on, found=found)
+        on: dict[str, Any] = {"model": model, "source": source, "device": device, "team": team}
+        look_again(again, experiment, restatement.compare, **on, tolerance=moved, found=found)
     found.asked = model is not None and source is not None
     return found
 
@@ -103,6 +106,7 @@ class Asked:
     sample: int | None
     seed: int
     device: str
+    team: Team | None = None
 
     def drawn(self, records: dict[int, Record], consistent: list[int], source: Source) -> dict[int, Record]:
         """The records of the images to look at again: as many of the consistent ones as the sample is to
@@ -142,9 +146,13 @@ def _check_attack(
     if given.model is not None and given.source is not None and sound:
         source = given.source.first(certified["data"]["images"])
         again = given.drawn(records, consistent, source)
-        replay(
-            again, experiment, pictures, model=given.model, source=source, device=given.device, found=found
-        )
+        on: dict[str, Any] = {
+            "model": given.model,
+            "source": source,
+            "device": given.device,
+            "team": given.team,
+        }
+        replay(again, experiment, pictures, **on, found=found)
 
 
 def _certified(folder: Path, found: Verification) -> tuple[Experiment, dict[int, Record]]:
@@ -258,8 +266,10 @@ def _stated_movement(manifests: dict[Path, Manifest]) -> float:
     least = 0.0
     resumed = [entry for manifest in manifests.values() for entry in manifest.get("resumed", [])]
     for attempt in (*manifests.values(), *resumed):
-        moved = attempt.get("environment", {}).get("network", {}).get("moved")
-        if moved is not None and not is_margin(moved):
-            raise ValueError(f"environment.network.moved {moved!r}")
-        least = max(least, moved or 0.0)
+        environment = attempt.get("environment", {})
+        for one in (environment, *environment.get("workers", [])):
+            moved = one.get("network", {}).get("moved")
+            if moved is not None and not is_margin(moved):
+                raise ValueError(f"environment.network.moved {moved!r}")
+            least = max(least, moved or 0.0)
     return least

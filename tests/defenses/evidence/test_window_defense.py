@@ -6,6 +6,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -191,6 +192,26 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=words):
             METHODS[defense].build(self.network(), self.masks, Way(), **options)
 
+    @pytest.mark.parametrize("arch", ["eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224"])
+    def test_smoothed_vit_drops_no_tokens_that_are_turned_or_windowed(self, arch):
+        """By default; asked to fill, it takes them as any network."""
+        model = timm.create_model(arch, num_classes=3).eval()
+        masks = MaskSet.covering(image_size=(224, 224), patch_size=(32, 32), masks_per_axis=1)
+        with pytest.raises(SoundnessError, match="take --tokens filled"):
+            METHODS["smoothed-vit"].build(model, masks, Way(), windows="columns:112/56")
+        filled = METHODS["smoothed-vit"].build(model, masks, Way(), windows="columns:112/56", tokens="filled")
+        assert filled.describe()["tokens"] == "filled"
+
+    @pytest.mark.parametrize(("arch", "tokens"), [("test_vit", "dropped"), ("test_resnet", "filled")])
+    def test_smoothed_vit_drops_tokens_where_there_are_some(self, arch, tokens):
+        model = timm.create_model(arch, num_classes=3).eval()
+        masks = MaskSet.covering(image_size=(160, 160), patch_size=(32, 32), masks_per_axis=1)
+        defense = METHODS["smoothed-vit"].build(
+            model, masks, Way(compile=tokens == "dropped"), windows="columns:20/10"
+        )
+        assert defense.describe()["tokens"] == tokens
+        assert defense.describe_network()["compiled"] is False  # compiled code is for one number of tokens
+
     def test_a_model_in_training_mode(self):
         with pytest.raises(SoundnessError, match="evaluation mode"):
             METHODS["ds"].build(self.network().train(), self.masks, Way(), windows="columns:4")
@@ -235,6 +256,29 @@ def test_what_the_windows_said_is_remembered_only_where_it_is_asked_for():
         network[0].weight += 1
     assert torch.equal(before, once)
     assert not torch.equal(source.look(images)[0], before)
+
+
+def test_a_stride_that_does_not_divide_the_image_is_reckoned_with_as_it_is():
+    """The smallest world in which the published count of windows is one too low: 5 pixels, bands of 2 at
+    every second, a patch of 1. The formula says 1; the bands are {0, 1}, {2, 3} and {4, 0}."""
+
+    class Votes(nn.Module):
+        """Class 1 if some pixel that is shown (not of the fill colour) is above 0.9, else class 0."""
+
+        def forward(self, images):
+            loud = ((images > 0.9) & (images < 1)).flatten(1).any(1)
+            return nn.functional.one_hot(loud.long(), 2).float() * 4
+
+    shown = ShownWindows(Votes().eval(), (1, 5), "columns:2/2", fill=1.0)
+    defense = WindowDefense("ds", shown, BEST_VOTE, summed, Threat((1, 1)))
+    assert defense.describe()["touched"] == {"windows": 3, "sets": 2, "most": 2}
+    image = torch.full((1, 3, 1, 5), 0.5)
+    (verdict,) = defense.certify(image, torch.tensor([0]))
+    assert (verdict.defended_label, verdict.certified) == (0, False)
+    image[..., 0] = 0.95
+    assert defense.predict(image).tolist() == [1], "a patch on pixel 0 turns two votes of three"
+    by_formula = BoundedSum(defense.reach._replace(touch=np.array([[True, False, False]])), 1)
+    assert by_formula.slack(np.array([[1, 0]] * 3), 0).slack >= 0, "the twin certifies it"
 
 
 def test_sets_that_a_patch_reaches_do_not_depend_on_the_height_of_a_patch_on_columns():

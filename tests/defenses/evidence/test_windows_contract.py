@@ -48,6 +48,7 @@ class OfWindows(DefenseContract):
     """What these suites share: a defense around a model, and twins that reckon with too little."""
 
     options: ClassVar[dict[str, Any]] = {"windows": "columns:8"}
+    small: ClassVar = ("columns:2", "blocks:2/2")  # of one row of pixels, and of several
     worlds = SMALL
     evidence: ClassVar[Evidence]
     rule: ClassVar[Callable[[Reach], Rule]]
@@ -58,9 +59,9 @@ class OfWindows(DefenseContract):
     def defense(
         self, model: nn.Module, masks: MaskSet, fill: float, rule: Callable[[Reach], Rule]
     ) -> WindowDefense:
-        small = max(masks.image_size) <= 6
-        kind = "columns:2" if masks.image_size[0] == 1 else "blocks:2/2" if small else "columns:8"
-        shown = ShownWindows(model, masks.image_size, kind, fill=fill)
+        height, width = masks.image_size
+        windows = self.options["windows"] if width == 32 else self.small[height > 1]
+        shown = ShownWindows(model, masks.image_size, windows, fill=fill)
         return WindowDefense(self.method, shown, self.evidence, rule, masks.threat)
 
     def twins(self, world: World, fill: float) -> Iterator[tuple[nn.Module, WindowDefense]]:
@@ -99,7 +100,8 @@ class OfWindows(DefenseContract):
             if line["certified"]:
                 assert any("margin" in one for one in findings(index, margin=line["margin"] + 1))
             other = 3 - line["rival"] - line["label"]
-            mirrored = [[26 - line["weakest"][0][0], 26 - line["weakest"][0][1], 6, 6]]
+            top, left, height, width = line["weakest"][0]
+            mirrored = [[32 - height - top, 32 - width - left, height, width]]
             found = findings(index, rival=other) + findings(index, weakest=mirrored)
             assert any("slack at" in one for one in found)
             for wrong in ({"weakest": [[0, 0, 6, 7]]}, {"weakest": None}, {"rival": line["label"]}):
@@ -117,7 +119,7 @@ class OfWindows(DefenseContract):
             "patch_size_known": None,
             "tokens": "burnt",
             "touched": {**manifest["experiment"]["touched"], "most": 1},
-            "threat": {**manifest["experiment"]["threat"], "patch_size": [5, 5]},
+            "threat": {**manifest["experiment"]["threat"], "patch_size": [9, 9]},
         }
         for name, value in changes.items():
             changed = {**manifest, "experiment": {**manifest["experiment"], name: value}}
@@ -136,6 +138,25 @@ class TestDeRandomizedSmoothing(OfWindows):
     options: ClassVar = {"windows": "columns:8", "theta": 0.4}
     evidence = threshold_votes(0.4)
     rule = staticmethod(summed)
+
+
+class TestTwoPatches(TestDeRandomizedSmoothing):
+    options: ClassVar = {"windows": "columns:4", "theta": 0.4}
+    small: ClassVar = ("columns:1", "blocks:1")
+    worlds = (
+        World((1, 6), (1, 1), 5, values=2, fill=2, patches=2),
+        World((1, 7), (1, 1), 6, values=2, fill=0, patches=2),
+    )
+    geometry: ClassVar = {"patch_size": (2, 1), "patches": 2, "masks_per_axis": 1}
+
+
+class TestSeveralShapes(TestDeRandomizedSmoothing):
+    small: ClassVar = ("columns:1", "blocks:1")
+    worlds = (
+        World((2, 3), (2, 1), 2, values=3, fill=3, others=((1, 2),)),
+        World((2, 4), (2, 1), 2, values=2, fill=0, others=((1, 3),)),
+    )
+    geometry: ClassVar = {"patch_size": (6, 3), "other_patch_sizes": [(3, 6)], "masks_per_axis": 1}
 
 
 class TestSmoothedViT(OfWindows):

@@ -17,9 +17,8 @@ from ...config import ROUNDING
 from ...errors import ConfigError, SoundnessError
 from ...geometry.patch import Size
 from ...geometry.sights import sights_of
-from ...runtime.devices import autocast
 from ...views.cells import CellLogits, check_sights
-from ...views.network import fingerprint
+from ...views.network import eager, fingerprint
 from ..alone import measure_cells
 from ..contract import check_model
 from ..masked import views_at_once
@@ -109,10 +108,10 @@ class CellWindows(Remembering):
         return found.cpu(), found.mean(dim=1).argmax(dim=1).cpu()
 
     def _logits(self, images: Tensor) -> Tensor:
-        """(N, windows, classes) float32. The network gets a copy, in which it may work in place."""
-        with torch.inference_mode(), autocast(self.precision, images.device):
-            logits: Tensor = self.cells(images.clone(memory_format=torch.channels_last))
-        return logits.float()
+        """(N, windows, classes) float32."""
+        with torch.inference_mode():
+            function = eager(self.cells, self.precision)
+            return function(images.contiguous(memory_format=torch.channels_last)).float()
 
     def trace(self, images: Tensor, which: Tensor, windows: Tensor) -> Tensor:
         """The logits (V, classes) of ``windows[v]`` of image ``which[v]``, with gradients."""

@@ -84,5 +84,5 @@ def covers(touch: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 def product(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """``rows @ columns.T`` of integers, exact and as fast as floats, for sums below 2^53."""
-    exact = rows.astype(np.float64) @ columns.astype(np.float64).T
+    exact = rows.astype(np.float64, copy=False) @ columns.astype(np.float64, copy=False).T
     return exact.astype(np.int64)

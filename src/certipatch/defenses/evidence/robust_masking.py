@@ -22,7 +22,9 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import SoundnessError
-from .integers import Weakest, check_evidence, check_masks, covers, product, weakest
+from .integers import Weakest, check_evidence, check_masks, covers, product
+
+AT_ONCE = 32  # sets of windows that are looked at together, those first that may have least
 
 
 def masked_label(evidence: np.ndarray, masks: np.ndarray) -> int:
@@ -31,7 +33,14 @@ def masked_label(evidence: np.ndarray, masks: np.ndarray) -> int:
     return int(product(~masks, evidence.T).min(axis=0).argmax())
 
 
-def masked_slack(evidence: np.ndarray, label: int, touch: np.ndarray, masks: np.ndarray) -> Weakest:
+def masked_slack(
+    evidence: np.ndarray,
+    label: int,
+    touch: np.ndarray,
+    masks: np.ndarray,
+    *,
+    over: np.ndarray | None = None,
+) -> Weakest:
     """What the label has to spare at the weakest place: certified if it is 0 or more.
 
     Args:
@@ -39,15 +48,31 @@ def masked_slack(evidence: np.ndarray, label: int, touch: np.ndarray, masks: np.
         label: the true class y.
         touch: (sets, windows) bool of :func:`certipatch.geometry.reach.touched`.
         masks: (masks, windows) bool, True = hidden; the rows of ``touch`` are the smallest choice.
+        over: ``covers(touch, masks)``, where it is known from before.
 
     Raises SoundnessError if evidence is negative or no integers, or a set of windows lies in no mask.
     """
     _check(evidence, label)
-    check_masks(touch, masks)
-    left = product(~masks, evidence.T)
-    upper = np.array([left[of_set].min(axis=0) for of_set in covers(touch, masks)])
-    lower = product(~touch * evidence[:, label], ~masks).min(axis=1)
-    return weakest(lower[:, None] - upper - (np.arange(evidence.shape[1]) < label), label)
+    if over is None:
+        check_masks(touch, masks)
+        over = covers(touch, masks)
+    shown = (~masks).astype(np.float64)
+    left = product(shown, evidence.T)
+    alone = (over.sum(axis=1) == 1).all()  # each set lies in one mask, as where they are the same
+    upper = left[over.argmax(axis=1)] if alone else np.array([left[of_set].min(axis=0) for of_set in over])
+    upper += np.arange(evidence.shape[1]) < label
+    rivals = np.where(np.arange(evidence.shape[1]) == label, np.iinfo(np.int64).min, upper)
+    rival, most = rivals.argmax(axis=1), rivals.max(axis=1)
+    own = evidence[:, label]
+    # What l and the best mask hold together is counted twice here, so that a set may have more than this.
+    at_least = left[:, label].min() - product(touch, own[None])[:, 0] - most
+    order, found = np.argsort(at_least, kind="stable"), np.full(len(touch), np.iinfo(np.int64).max)
+    for some in np.array_split(order, -(-len(order) // AT_ONCE)):
+        if at_least[some[0]] > found.min():
+            break  # no set that is left can have less
+        found[some] = product(~touch[some] * own, shown).min(axis=1) - most[some]
+    place = int(found.argmin())
+    return Weakest(int(found[place]), place, int(rival[place]))
 
 
 def _check(evidence: np.ndarray, label: int | None) -> None:

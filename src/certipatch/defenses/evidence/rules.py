@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from ...geometry.reach import Reach
-from .integers import Weakest, check_evidence, product
+from .integers import Weakest, check_evidence, check_masks, covers, product
 from .robust_masking import masked_label, masked_slack
 from .sums import sum_label, sum_slack, sum_slack_published
 from .two_masks import two_mask_table
@@ -99,7 +100,15 @@ class RobustMasking:
 
     def slack(self, evidence: np.ndarray, label: int, touch: np.ndarray | None = None) -> Weakest:
         masks = self.reach.touch
-        return masked_slack(evidence, label, masks if touch is None else touch, masks)
+        if touch is None:
+            return masked_slack(evidence, label, masks, masks, over=self._over)
+        return masked_slack(evidence, label, touch, masks)
+
+    @cached_property
+    def _over(self) -> np.ndarray:
+        """Which masks lie over which sets, found once for all images."""
+        check_masks(self.reach.touch, self.reach.touch)
+        return covers(self.reach.touch, self.reach.touch)
 
     def published(self, evidence: np.ndarray, label: int) -> int | None:
         return None
