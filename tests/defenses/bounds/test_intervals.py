@@ -296,7 +296,7 @@ def test_a_forward_that_was_set_on_a_module_is_refused(number):
 
 def test_the_twin_that_reads_types_only_breaks(monkeypatch):
     monkeypatch.setattr(IntervalDefense, "_check_bounds", lambda _: None)
-    monkeypatch.setattr("certipatch.defenses.bounds.intervals.vars", lambda _: {}, raising=False)
+    monkeypatch.setattr(intervals, "vars", lambda _: {}, raising=False)
     world = World((2, 3), (1, 1), 3, values=3, fill=0)
     assert broken(world, IntervalDefense(patched(None), world.masks))["broken"]
 

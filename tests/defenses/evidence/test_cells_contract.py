@@ -190,3 +190,16 @@ def test_evidence_that_is_no_number_is_refused() -> None:
         model[1].fc.bias[0] = torch.nan  # type: ignore[union-attr, index]
     with pytest.raises(SoundnessError):
         defense.predict(torch.zeros(1, 3, 14, 14))
+
+
+def test_a_network_that_works_in_place_leaves_the_images_as_they_are() -> None:
+    class Shifted(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.sub_(0.5)
+
+    spec = describe("small-bagnet", classes=("a", "b", "c"), num_classes=3, image_size=(16, 16))
+    cells = CellWindows(nn.Sequential(Shifted(), build(spec)[1]).eval(), (16, 16), "cells:5/1")
+    images = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    cells.look(images)
+    assert torch.equal(images, before)

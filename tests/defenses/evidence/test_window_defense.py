@@ -248,6 +248,10 @@ def test_what_the_windows_said_is_remembered_only_where_it_is_asked_for():
         assert source.look(images.clone())[0] is once
         other = source.look(1 - images)[0]
         assert not torch.equal(other, once)
+        written = torch.rand(2, 3, 32, 32)
+        of_before = source.look(written)[0]
+        written[:] = 0
+        assert not torch.equal(source.look(written)[0], of_before)
     with torch.no_grad():
         network[0].weight += 1
     assert torch.equal(before, once)

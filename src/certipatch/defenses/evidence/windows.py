@@ -104,7 +104,7 @@ class Remembering:
         if self._last is None:
             return self._look(images)
         if self._last[0].device != images.device or not torch.equal(self._last[0], images):
-            self._last = images, self._look(images)
+            self._last = images.clone(), self._look(images)  # the caller may write into his
         return self._last[1]
 
 
