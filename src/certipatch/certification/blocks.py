@@ -53,11 +53,10 @@ def write_blocks(
         lines_of: finds of each block the lines for each store.
         stores: one for each size of the patch.
     """
-    mine = {index for block in blocks for index in block}
-    written = [read_folder(store.folder) for store in stores]
-    done = [{record.index for record in folder.records} & mine for folder in written]
-    least = written[0].manifest.rounding
-    kept = sum(method.keeps(record, least) for record in written[0].records if record.index in mine)
+    folders = [read_folder(store.folder) for store in stores]
+    before = [_of_blocks(folder.records, blocks) for folder in folders]
+    done, least = [{record.index for record in records} for records in before], folders[0].manifest.rounding
+    kept = _kept(before[0], method, least)
     progress.resume(len(done[0]))
 
     everywhere = set.intersection(*done)
@@ -65,8 +64,18 @@ def write_blocks(
         new = [_missing(of_store, known) for of_store, known in zip(lines, done, strict=True)]
         for store, records in zip(stores, new, strict=True):
             store.append(record.model_dump(mode="json") for record in records)
-        kept += sum(method.keeps(record, least) for record in new[0])
+        kept += _kept(new[0], method, least)
         progress.advance(len(new[0]), f"{method.promise} {percent(kept, progress.done + len(new[0]))}")
+
+
+def _of_blocks(records: Sequence[Any], blocks: list[range]) -> list[Any]:
+    mine = {index for block in blocks for index in block}
+    return [record for record in records if record.index in mine]
+
+
+def _kept(records: Sequence[Any], method: Method, least: float) -> int:
+    """How many of the records have a certificate of the method."""
+    return sum(method.keeps(record, least) for record in records)
 
 
 def _missing(lines: list[Line], known: set[int]) -> list[Line]:

@@ -136,15 +136,18 @@ def submit(asked: SubmitAsked, words: list[str], out: Path) -> None:
     folder = out.parent / f"{out.name}-jobs"
     executor = submitit.AutoExecutor(folder=folder, cluster="local" if local else "slurm")
     gpus = 1 if asked.gpus is None else asked.gpus
-    executor.update_parameters(name=out.name, timeout_min=minutes, gpus_per_node=gpus)
-    if asked.partition and not local:
-        executor.update_parameters(slurm_partition=asked.partition)
+    partition = {"slurm_partition": asked.partition} if asked.partition and not local else {}
+    executor.update_parameters(name=out.name, timeout_min=minutes, gpus_per_node=gpus, **partition)
     with executor.batch():
         started = [executor.submit(Job(words, f"{i}/{jobs}")) for i in range(1, jobs + 1)]
     if local:
         _wait(started)
+    _say(started, "done" if local else "submitted", folder, out)
+
+
+def _say(started: list[Any], done: str, folder: Path, out: Path) -> None:
+    jobs = len(started)
     numbers = ", ".join(str(job.job_id) for job in started[:3]) + (" ..." if jobs > 3 else "")
-    done = "done" if local else "submitted"
     stdout.print(f"{done}: {jobs} jobs ({numbers}); what they say: {folder}", markup=False, soft_wrap=True)
     stdout.print(f"next: {shlex.join(['certipatch', 'report', str(out)])}", markup=False, soft_wrap=True)
 

@@ -82,8 +82,7 @@ def attack(
         for block, (items, found) in _attacked(here, _blocks(chosen, done), source, store):
             new = _saved(out, items, block, found, manifests, done)
             store.append(record.model_dump(mode="json") for record in new)
-            broken += sum(record.broken for record in new)
-            attacked = progress.done + len(new)
+            broken, attacked = broken + sum(one.broken for one in new), progress.done + len(new)
             progress.advance(len(new), f"attacked accuracy {percent(attacked - broken, attacked)}")
         store.finish()
 

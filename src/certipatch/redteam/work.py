@@ -170,16 +170,32 @@ def _attack_block(
         return found
     if not isinstance(defense, PatchCleanser):
         raise ConfigError(f"attack: expected a defense that it knows, found {defense.name}")
-    ways = _open_ways(defense, pixels, labels, [records[a].certified for a in right])
-    seeds = [derived_seed(config.seed, records[a].index) for a in right]
-    results = attack_images(opened.network, Harness(defense, pixels), labels, ways, config, seeds)
-    for a, open_ways, judged in zip(right, ways, results, strict=True):
-        found[a] = replace(found[a], ways=len(open_ways), results=tuple(judged))
-    by_place = [(records[a].index, getattr(records[a], "proven", None) or "") for a in right]
+    some = [records[a] for a in right]
+    for a, one in zip(right, _attacked(opened, Harness(defense, pixels), labels, some, config), strict=True):
+        found[a] = replace(found[a], **one)
+    return found
+
+
+def _attacked(
+    opened: Opened,
+    harness: Harness[PatchCleanser],
+    labels: torch.Tensor,
+    records: Sequence[Any],
+    config: AttackConfig,
+) -> list[dict[str, Any]]:
+    """What is found of images of PatchCleanser, by field of :class:`Found`; at proven places too, where the
+    records have them."""
+    ways = _open_ways(harness.defense, harness.pixels, labels, [record.certified for record in records])
+    seeds = [derived_seed(config.seed, record.index) for record in records]
+    results = attack_images(opened.network, harness, labels, ways, config, seeds)
+    found: list[dict[str, Any]] = [
+        {"ways": len(open_ways), "results": tuple(judged)}
+        for open_ways, judged in zip(ways, results, strict=True)
+    ]
+    by_place = [(record.index, getattr(record, "proven", None) or "") for record in records]
     if by_place[0][1]:
-        at_places = attack_places(opened.network, Harness(defense, pixels), labels, ways, config, by_place)
-        for a, one in zip(right, at_places, strict=True):
-            found[a] = replace(found[a], places=one)
+        at_places = attack_places(opened.network, harness, labels, ways, config, by_place)
+        found = [{**one, "places": places} for one, places in zip(found, at_places, strict=True)]
     return found
 
 

@@ -125,6 +125,12 @@ def _check_patch(line: Line) -> None:
     named = record["image"] == f"patched/{record['index']}.png"
     line.expect(named, f"image {record['image']!r} is not the picture of image {record['index']}")
     line.expect(is_sha256(record["pixels"]), "pixels is not a sha256")
+    _check_goal(line)
+
+
+def _check_goal(line: Line) -> None:
+    """What the patch was to do can be done against the masks, or the windows."""
+    record = line.record
     row, target = (record[name] for name in GOAL)
     if "masks" not in line.experiment:
         aims = row is None and line.is_class(target) and target != record["label"]

@@ -87,13 +87,28 @@ def verify(
         what = f"is damaged ({type(error).__name__}: {brief(error, 100)})"
         found.add("manifest", what)
         return found
-    if model is not None and source is not None and restatement.compare is not None and sound:
-        source = source.first(experiment["data"]["images"])
-        again, moved = given.drawn(records, consistent, source), _stated_movement(manifests)
-        on: dict[str, Any] = {"model": model, "source": source, "device": device, "team": team}
-        look_again(again, experiment, restatement.compare, **on, tolerance=moved, found=found)
     found.asked = model is not None and source is not None
+    if sound:
+        _look_again(given, records, consistent, experiment, restatement, _stated_movement(manifests), found)
     return found
+
+
+def _look_again(
+    given: Asked,
+    records: dict[int, Record],
+    consistent: list[int],
+    experiment: Experiment,
+    restatement: Restatement,
+    moved: float,
+    found: Verification,
+) -> None:
+    """Look at some of the images again, if model and images were given and the defense is restated."""
+    if given.model is None or given.source is None or restatement.compare is None:
+        return
+    source = given.source.first(experiment["data"]["images"])
+    on: dict[str, Any] = {"model": given.model, "source": source, "device": given.device, "team": given.team}
+    again = given.drawn(records, consistent, source)
+    look_again(again, experiment, restatement.compare, **on, tolerance=moved, found=found)
 
 
 @dataclass(frozen=True)

@@ -44,18 +44,24 @@ def _flaws(kind: Kind, experiment: Experiment) -> Iterator[str]:
         yield f"tokens is {experiment.get('tokens')!r}, fill {experiment.get('fill')!r}"
     if kind.cells and {"tokens", "fill"} & set(experiment):
         yield "tokens or fill: expected none, for cells see the whole image"
+    odd = _odd_threat(experiment)
+    if odd is not None:
+        yield odd
+    else:
+        yield from _odd_windows(experiment)
+
+
+def _odd_threat(experiment: Experiment) -> str | None:
+    """What is wrong with the threat; None if it can be reckoned with."""
     threat, size = experiment["threat"], experiment["model"]["image_size"]
     patches, shapes = threat.get("patches", 1), [threat["patch_size"], *threat.get("other_patch_sizes", [])]
     if type(patches) is not int or patches not in (1, 2):
-        yield f"threat.patches is {patches!r}, expected 1 or 2"
-        return
+        return f"threat.patches is {patches!r}, expected 1 or 2"
     if any(type(side) is not int for shape in shapes for side in shape):
-        yield f"threat: patches of {shapes} are not whole numbers of pixels"
-        return
+        return f"threat: patches of {shapes} are not whole numbers of pixels"
     if threat["image_size"] != size:
-        yield f"threat.image_size {threat['image_size']} is not the model's {size}"
-        return
-    yield from _odd_windows(experiment)
+        return f"threat.image_size {threat['image_size']} is not the model's {size}"
+    return None
 
 
 def _odd_windows(experiment: Experiment) -> Iterator[str]:

@@ -184,7 +184,7 @@ class TestRefusals:
             ("ds", {"windows": "columns:4", "theta": float("nan")}, "theta nan"),
             ("ds", {"windows": "columns:33"}, "expected 1 to 32 pixels"),
             ("ds", {"windows": "columns:4/8"}, "leave pixels that no window shows"),
-            ("ds", {"windows": "cells:17/8"}, "cells are those of a BagNet"),
+            ("ds", {"windows": "cells:17/8"}, "cells are for clipped-bagnet"),
             ("smoothed-vit", {"windows": "columns:4", "tokens": "burnt"}, "expected dropped or filled"),
         ],
     )
