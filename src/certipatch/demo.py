@@ -54,8 +54,8 @@ CAPTION = (
     "undefended model is right; clean: the defended model is right (k=6); certified robust: it stays right "
     "under every patch, proven. cost: forward passes worth of fine-tuning for one image, over all epochs, a "
     "backward pass counted as two.\n"
-    "Share of places: where a patch can do nothing, proven, if its place is not the attacker's choice; the "
-    "mean over the images.\n"
+    "certified share of places: where a patch can do nothing, proven, if its place is not the attacker's "
+    "choice; the mean over the images.\n"
     "On a set this easy greedy wins by epoch; given its compute, plain random cutout draws level."
 )
 
@@ -237,9 +237,9 @@ def _to_json(result: Result) -> dict[str, object]:
 
 def _table(results: list[Result]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left", caption=CAPTION)
-    table.add_column("fine-tuned with", overflow="fold", min_width=14)
+    table.add_column("fine-tuned with\nepochs (cost)", overflow="fold", min_width=16)
     robust = ("certified\nrobust\nk=3", "certified\nrobust\nk=6", "certified\nshare of\nplaces k=6")
-    for heading in ("cost", "vanilla", "clean", *robust):
+    for heading in ("vanilla", "clean", *robust):
         table.add_column(heading, justify="right", vertical="bottom")
     for result in results:
         small, large = result.summaries[3], result.summaries[6]
@@ -249,8 +249,8 @@ def _table(results: list[Result]) -> Table:
             small.certified_robust_accuracy,
             large.certified_robust_accuracy,
         )
-        name = "\n".join([*result.row.name.split(", "), f"{result.row.epochs} epochs"])
+        name = "\n".join([*result.row.name.split(", "), f"{result.row.epochs} ({result.cost:.0f})"])
         places = large.certified_share_of_places
         stacked = [share.stacked() for share in (*shares, places) if share is not None]
-        table.add_row(name, f"{result.cost:.0f}", *stacked)
+        table.add_row(name, *stacked)
     return table

@@ -75,6 +75,9 @@ class ProcessError(MachineError):
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 
+LIBRARIES = "operator torchvision::"  # torch says so of a torchvision that is of another torch
+
+
 def exit_code(error: Exception) -> int | None:
     """What the command line ends with after an error; None for one that is a mistake of ours.
 
@@ -82,8 +85,10 @@ def exit_code(error: Exception) -> int | None:
     """
     if isinstance(error, CertiPatchError):
         return error.exit_code
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):
         return None if str(error.name).startswith("certipatch") else 3
+    if isinstance(error, RuntimeError) and LIBRARIES in str(error):
+        return 3
     if isinstance(error, OSError):
         return 3 if error.errno in MACHINE else 2
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's

@@ -162,6 +162,9 @@ class TestExitCodes:
         assert exit_code(OSError(28, "no space left on device")) == 3
         assert exit_code(MemoryError()) == 3
         assert exit_code(RuntimeError("ours")) is None
+        assert exit_code(RuntimeError("operator torchvision::nms does not exist")) == 3
+        assert exit_code(ImportError("libcudart.so: cannot open", name="torch._C")) == 3
+        assert exit_code(ImportError("ours", name="certipatch.x")) is None
 
     def test_verify_finds_something(self, cli, trained: Path, photos: Path, tmp_path: Path):
         given = typed(model=trained, data=photos, patch=5, masks_per_axis=2, limit=6)

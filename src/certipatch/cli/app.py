@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import CertiPatchError, ConfigError, ProcessError, exit_code, one_line
+from ..errors import LIBRARIES, CertiPatchError, ConfigError, ProcessError, exit_code, one_line
 from ..runtime.progress import sign_of_life
 from .attack import attack
 from .bench import bench
@@ -104,7 +104,7 @@ def main() -> None:
         code = 130
     except typer.TyperException as error:
         code = _usage(error)
-    except (CertiPatchError, OSError, MemoryError, RuntimeError, ModuleNotFoundError) as error:
+    except (CertiPatchError, OSError, MemoryError, RuntimeError, ImportError) as error:
         code = _failed(error)
     sys.exit(code)
 
@@ -117,6 +117,10 @@ def _failed(error: Exception) -> int:
     said = one_line(str(error)) or "out of memory"
     if isinstance(error, ModuleNotFoundError):
         said += "; pip install certipatch installs it (records, report and masks do without torch)"
+    elif isinstance(error, ImportError) or LIBRARIES in said:
+        said += (
+            "; install torch and torchvision of the same release, such as pip install -U torch torchvision"
+        )
     print(f"certipatch: {said}", file=sys.stderr, flush=True)
     if isinstance(error, ProcessError):
         os._exit(code)  # threads that still talk to the process that is gone may abort an orderly exit

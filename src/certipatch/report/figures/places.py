@@ -55,7 +55,7 @@ def _draw(maps: Mapping[str, np.ndarray], summaries: Mapping[str, Summary]) -> F
     size, (h, w) = first.experiment.against.image_size, first.threat.patch_sizes[0]
     low = min(float(one.min()) for one in maps.values())
     with mpl.rc_context(STYLE):
-        figure = new_figure(PAGE if columns > 1 else PAGE / 2, 0.9 + rows * (1.9 if columns > 2 else 2.6))
+        figure = new_figure(PAGE if columns > 1 else PAGE / 2, 0.9 + rows * (1.7 if columns > 2 else 2.6))
         panels = figure.subplots(rows, columns, squeeze=False)
         for axes in islice(panels.flat, len(maps), None):
             axes.set_axis_off()
