@@ -20,7 +20,7 @@ GROUPS = {
     "Speed": "batch_size device devices nodes precision compile compile_step shared_prefix workers threads "
     "shard engine address devices_per_node submit partition gpus time",
     "Service": "host port max_bytes queue",
-    "Hub": "to license private names dry_run_to yes",
+    "Hub": "to license private names deployed dry_run_to yes",
     "Output": "out html figures seed resume as_json tensorboard log config like help",
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
