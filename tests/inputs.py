@@ -41,10 +41,10 @@ def write_photos(
     return folder
 
 
-def refused(outcome, *words: str) -> None:
-    """One line, exit code 2, no traceback, and the words a user needs."""
+def refused(outcome, *words: str, code: int = 2) -> None:
+    """One line, the exit code of bad input or another, no traceback, and the words a user needs."""
     lines = [line for line in outcome.err.strip().splitlines() if line.startswith("certipatch:")]
-    assert outcome.code == 2, outcome
+    assert outcome.code == code, outcome
     assert len(lines) == 1, outcome.err
     assert "Traceback" not in outcome.err
     for word in words:

@@ -238,7 +238,7 @@ def test_command_line_errors(cli, trained: Path, certified: Path, monkeypatch: p
     monkeypatch.delitem(sys.modules, "certipatch.deploy.service")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     done = cli("serve", model=trained, certified=certified, port=0)
-    refused(done, "expected the extra serve", "no fastapi", "certipatch[serve]")
+    refused(done, "expected the extra serve", "no fastapi", "certipatch[serve]", code=3)
 
 
 def test_a_folder_certified_for_another_model(cli, trained: Path, photos: Path, tmp_path: Path):
