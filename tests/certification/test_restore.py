@@ -132,7 +132,7 @@ class TestRefusals:
         path = folder / "manifest.json"
         whole = json.loads(path.read_text())
         write_manifest(path, {**whole, "experiment": {**whole["experiment"], "defense": "prayer"}})
-        any_known = "patchcleanser, ds, smoothed-vit or patchguard, found one of prayer"
+        any_known = "patchguard, clipped-bagnet, bagcert or patchcure-srf, found one of prayer"
         with pytest.raises(ConfigError, match=any_known):
             load_defense(trained, folder)
         for line, words in (

@@ -205,8 +205,12 @@ def wrong_answers(runner: ModuleType, worlds: int = 400) -> int:
         stated = {
             "windows": windows,
             "way": {"inference": "double-masking"},
-            "model": {"classes": ["a", "b", "c"]},
-            **{"threat": {"patch_size": [1, 1]}, "shown": ["a", "b", "c"], "least": 0.0},
+            "model": {"classes": ["a", "b", "c"], "image_size": [9, 9]},
+            **{
+                "threat": {"patch_size": [1, 1]},
+                "shown": ["a", "b", "c"],
+                "least": 0.0,
+            },
         }
         graph = runner.Graph(Lookup(table, 3), 3, runner.boxes_of(windows))
         verdict = runner.Deployed(stated, graph).examine(np.zeros((3, 9, 9), np.uint8), prove=True)

@@ -38,7 +38,7 @@ TINY = [
     (r"\$SLURM_ARRAY_TASK_ID/64", "1/1"),
     (r"--model mymodels:\w+", "--model runs/mine"),
     (r"--model vit_\S+ --pretrained", "--model test_vit --image-size 32"),
-    (r"--model (?!runs/|small-cnn)(?!test_vit)\S+", "--model test_resnet --image-size 32"),
+    (r"--model (?!runs/|small-|ibp-small)(?!test_vit)\S+", "--model test_resnet --image-size 32"),
     (r" --pretrained", " --weights tiny.safetensors"),
     (r"blocks\.8\.norm1", "blocks.1.norm1"),
     (r"--devices \d+", "--devices 1"),
@@ -138,7 +138,7 @@ def test_nothing_is_left_out():
     """Each block is text, or is executed here, by make docs-commands, or by make itself."""
     fences = sum(len(re.findall(r"^\s*```", page.read_text(), flags=re.MULTILINE)) for page in PAGES)
     assert fences == 2 * len(BLOCKS), "a fence that is indented, or does not end"
-    assert {block.kind for block in BLOCKS} == {"sh", "python", "text", "bibtex", "{eval-rst}"}
+    assert {block.kind for block in BLOCKS} == {"sh", "python", "text", "bibtex", "yaml", "{eval-rst}"}
     for block, command in COMMANDS:
         assert executed(command), f"{block}: nobody executes {command!r}"
     assert not [block for block in BLOCKS if block.kind == "sh" and not block.commands]

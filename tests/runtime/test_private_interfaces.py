@@ -6,6 +6,7 @@ test finds what is used and not listed.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
+from timm.models import _hub
 from torch import nn
 
 SRC = Path(__file__).parents[2] / "src" / "certipatch"
@@ -102,6 +104,13 @@ def bf16_of_the_processor():
     assert getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() in (True, False)
 
 
+def config_for_the_hub():
+    """deploy/push.py: timm writes the config.json by which it loads a model of the hub."""
+    assert {"model", "config_path", "model_config"} <= {
+        *inspect.signature(_hub.save_config_for_hf).parameters
+    }
+
+
 PRIVATE: dict[str, Callable[[], None]] = {
     "_precision": fabric_precision,
     "_inductor": inductor_config,
@@ -113,6 +122,7 @@ PRIVATE: dict[str, Callable[[], None]] = {
     "_python_dispatch": dispatch_mode_and_overload_names,
     "_overloadname": dispatch_mode_and_overload_names,
     "_pytree": leaves_of_a_tree,
+    "_hub": config_for_the_hub,
     "_orig_mod": compiled_module,
     "_is_avx512_bf16_supported": bf16_of_the_processor,
 }
@@ -131,6 +141,6 @@ def test_each_is_listed():
         name: path.name
         for path, text in texts.items()
         for name in re.findall(r"(?<!self)\.(_[a-z]\w*)", text)
-        if name not in ours | {"_exit", "_orig_mod"}
+        if name not in ours | {"_exit", "_orig_mod", "_replace"}
     }
     assert {*used} | {"_orig_mod", "_is_avx512_bf16_supported"} == {*PRIVATE}, used

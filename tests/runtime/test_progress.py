@@ -193,7 +193,7 @@ def test_certify_shows_the_share_of_all_that_are_done_and_what_to_open(
     folder = read_folder(out)
     share = summarize(folder).certified_robust_accuracy
     assert 0 < sum(record.certified for record in folder.records[:32]) <= share.count < share.images
-    first, *_, last = done.err.splitlines()
+    first, *_, last = [line for line in done.err.splitlines() if "at work" not in line]  # on a busy machine
     assert first == "certify 26x26-k2 32/48, done before"
     assert last.startswith("certify 26x26-k2 48/48, ")
     assert last.endswith(f", ETA 0:00:00, certified {100 * share.count / 48:.1f} % ({share.count}/48)")

@@ -22,7 +22,7 @@ from ..runtime.devices import precision_of
 from ..runtime.progress import progress_bar
 from ..runtime.team import Team
 from ..views.network import LARGE
-from .blocks import blocks_of, examined, look, write_blocks
+from .blocks import blocks_of, examined, write_blocks
 from .experiment import experiment_of
 from .methods import Method, check_options, method_of
 from .work import Examiner, OnTeam, WayAsked, Work
@@ -143,7 +143,7 @@ def _certify_group(group: dict[Path, MaskSet], work: Work, run: _Run) -> None:
         progress = stack.enter_context(progress_bar(sum(map(len, blocks)), title))
         if len(group) > 1:
             stack.enter_context(method.remembering(stated[0]))
-        lines = _on_team(here, stores[0]) if isinstance(here, OnTeam) else _here(stated, work, run)
+        lines = _on_team(here, stores[0]) if isinstance(here, OnTeam) else _here(here, stated, run.source)
         write_blocks(lines, blocks, stores, progress, method)
         for store in stores:
             store.finish()
@@ -158,10 +158,9 @@ def _defenses(here: Examiner, group: dict[Path, MaskSet], method: Method) -> lis
 Lines = Callable[[list[range]], Iterator[list[list[Line]]]]  # what finds the lines of blocks, in order
 
 
-def _here(defenses: Sequence[CertifiedDefense], work: Work, run: _Run) -> Lines:
+def _here(here: Examiner, defenses: Sequence[CertifiedDefense], source: Source) -> Lines:
     """This process."""
-    looks = [partial(look, defense, run.fabric.device) for defense in defenses]
-    return partial(examined, looks, Images(run.source, work.opened.spec))
+    return partial(examined, here.looks(defenses), Images(source, here.work.opened.spec))
 
 
 def _on_team(here: OnTeam, store: Store) -> Lines:

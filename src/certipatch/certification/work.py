@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -91,6 +91,10 @@ class Examiner:
 
     def look(self, items: list[Item]) -> list[Line]:
         return look(self.defense, self.fabric.device, items)
+
+    def looks(self, defenses: Sequence[CertifiedDefense]) -> list[Callable[[list[Item]], list[Line]]]:
+        """The same with other defenses around this network: against other sizes of the patch."""
+        return [partial(look, defense, self.fabric.device) for defense in defenses]
 
 
 class WorkingExaminer(Examiner):

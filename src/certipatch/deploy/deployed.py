@@ -191,7 +191,7 @@ class Deployed:
         if not moved.max() <= self.said.least:
             raise SoundnessError(
                 f"deployed: its margins move by {moved.max():.2g} logits from those where it was certified "
-                f"(rounding: {self.said.least:.2g}); onnxruntime {_version()} computes otherwise on this "
+                f"(rounding: {self.said.least:.2g}); onnxruntime {_runtime()} computes otherwise on this "
                 f"machine than {self.stated['versions']['onnxruntime']} there: export and certify here"
             )
 
@@ -254,7 +254,7 @@ class Deployed:
             "windows": stated["windows"],
             "min_margin": self.said.least,
             "onnx_sha256": stated["files"][GRAPH],
-            "onnxruntime": {"here": _version(), "certified": stated["versions"]["onnxruntime"]},
+            "onnxruntime": {"here": _runtime(), "certified": stated["versions"]["onnxruntime"]},
             **(stated["certificate"] or {"certificate": None}),
         }
 
@@ -271,5 +271,5 @@ def check_masks(stated: dict[str, Any]) -> None:
         )
 
 
-def _version() -> str:
+def _runtime() -> str:
     return str(getattr(sys.modules.get("onnxruntime"), "__version__", "?"))

@@ -137,7 +137,9 @@ class Team:
 
     def __enter__(self) -> Self:
         self._open = ExitStack()
-        self._open.enter_context(redirect_stdout(self._open.enter_context(open(os.devnull, "w"))))
+        self._open.enter_context(
+            redirect_stdout(self._open.enter_context(open(os.devnull, "w", encoding="utf-8")))
+        )
         with self._open:  # Ray writes there what becomes of its processes; results are for who asked
             self._enter()
             self._open = self._open.pop_all()

@@ -108,7 +108,7 @@ def fit(
                     views, targets, searched = masking(loaded, epoch, derived_seed(config.seed, epoch, step))
                 masking.share(loaded)
                 part = (epoch + step / steps) / config.epochs
-                logits, loss = _step(wrapped, opt, views, targets, part, checkpoint.float32, fabric)
+                logits, loss = _step(wrapped, opt, views, targets, part, fabric, checkpoint.float32)
                 _share_statistics(model, fabric)
                 step += 1
                 kept.update(epoch * steps + step)
@@ -131,8 +131,8 @@ def _step(
     views: Tensor,
     targets: Tensor,
     part: float,
-    float32: list[Layer],
     fabric: Fabric,
+    float32: list[Layer],
 ) -> tuple[Tensor, Tensor]:
     """One gradient step on the mean loss of the views; their logits before it, and the loss.
 

@@ -82,7 +82,7 @@ def _conv(layer: nn.Conv2d, lower: Tensor, upper: Tensor) -> Box:
         raise SoundnessError(f"bounds: expected a convolution padded with zeros, found {layer.padding_mode}")
 
     def through(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return layer._conv_forward(values, weight, bias)
+        return F.conv2d(values, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
     return _affine(through, layer.weight, layer.bias, lower, upper)
 
