@@ -55,7 +55,9 @@ class Progress:
         self._views += views
         self._decided += decided
         pace = self._views / max(time.monotonic() - self._began, 1e-6)
-        some = f"{self._decided} more decided, " if self._decided else ""
+        # An attack decides more patched images than there are images; these are no progress of it.
+        decided_here = 0 < self._decided <= self.total - self.done
+        some = f"{self._decided} more decided, " if decided_here else ""
         return f"{some}{self._views:,} views looked at for the next, {pace:,.0f} views/s"
 
     @property
