@@ -11,6 +11,8 @@ certificate rests on it, it is measured (:mod:`certipatch.views.cells`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ SMALL_STRIDES = {"small-bagnet": (1, 1), "small-bagnet-7": (1, 1, 1), "small-bag
 STAGES = {"bagnet9": 2, "bagnet17": 3, "bagnet33": 4}  # of four, how many have a 3x3 convolution
 
 
-class Local(nn.Module):
+class Local(nn.Module, ABC):
     """A network that has logits for each cell; the logits of an image are their mean.
 
     Attributes:
@@ -37,9 +39,9 @@ class Local(nn.Module):
         """A new last layer for another number of classes, as timm's models have it."""
         self.fc = nn.Linear(self.fc.in_features, num_classes)
 
+    @abstractmethod
     def cells(self, images: Tensor) -> Tensor:
         """(N, cells, classes) logits of images (N, 3, H, W), row by row."""
-        raise NotImplementedError
 
     def sights(self, image_size: Size) -> tuple[Sight, ...]:
         """What each cell sees. Raises ConfigError for images smaller than one field."""

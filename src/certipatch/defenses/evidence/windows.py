@@ -7,6 +7,7 @@ have limited sight by themselves, such as a BagNet: one forward pass for all. A 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -81,14 +82,14 @@ class Windows(Protocol):
         ...
 
 
-class Remembering:
+class Remembering(ABC):
     """What sources of evidence share: inside of ``remembering`` they look once at equal images."""
 
     _last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None  # images, and what was said of them
 
+    @abstractmethod
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What :meth:`look` answers, of any images."""
-        raise NotImplementedError
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
